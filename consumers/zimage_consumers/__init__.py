@@ -1,0 +1,1 @@
+"""What consumes: the image worker, and readers of results and dead letters."""

@@ -1,0 +1,203 @@
+"""From pixels to an object in the store, beside the engine and never in its way."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from PIL.Image import Image
+
+from zimage_stream.errors import (
+    IdConflictError,
+    StoreError,
+    StoreMisconfiguredError,
+    StoreRejectedError,
+    UnavailableError,
+)
+from zimage_stream.events.image_result import StoredImage
+from zimage_stream.events.prompt_request import PromptRequest
+from zimage_stream.imaging import Encoded, encode
+from zimage_stream.stores.base import ImageStore, StoredObject
+from zimage_stream.telemetry.health import Health
+from zimage_stream.telemetry.metrics import Metrics
+
+from zimage_consumers.image_worker.jobs import Failed, Job, Outcome, Stored
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_WAIT_S, _LONGEST_WAIT_S = 0.2, 5.0
+
+
+class Delivery:
+    """Encodes and uploads in two pools; each outcome is reported once.
+
+    Args:
+        wanted: whether a job's partition is still ours; an upload that waits for the store ends
+            when it is not.
+        report: takes outcomes; called from the pools' threads.
+    """
+
+    def __init__(
+        self,
+        store: ImageStore,
+        *,
+        model: str,
+        public_base_url: str | None,
+        encode_threads: int,
+        upload_threads: int,
+        wanted: Callable[[Job], bool],
+        report: Callable[[Outcome], None],
+        health: Health,
+        metrics: Metrics,
+    ) -> None:
+        self._store = store
+        self._model = model
+        self._public_base_url = public_base_url
+        self._encoders = ThreadPoolExecutor(encode_threads, "encode")
+        self._uploaders = ThreadPoolExecutor(upload_threads, "upload")
+        self._wanted = wanted
+        self._report = report
+        self._health = health
+        self._metrics = metrics
+
+    def deliver(self, job: Job, image: Image) -> None:
+        """Start a finished picture on its way; returns at once."""
+        self._encoders.submit(self._guard, job, lambda: self._encode(job, image))
+
+    def look_up(self, jobs: tuple[Job, ...], then: Callable[[tuple[Job, ...]], None]) -> None:
+        """Report what the store has already and hand the rest on, from a thread of the pool.
+
+        A request whose result was lost with its worker, or that is sent again, costs no GPU.
+        """
+        self._uploaders.submit(self._look_up, jobs, then)
+
+    def close(self) -> None:
+        """Take no more work. Uploads under way end with their jobs' partitions."""
+        self._encoders.shutdown(wait=False, cancel_futures=True)
+        self._uploaders.shutdown(wait=False, cancel_futures=True)
+
+    def _look_up(self, jobs: tuple[Job, ...], then: Callable[[tuple[Job, ...]], None]) -> None:
+        missing = []
+        for job in jobs:
+            request = job.decoded
+            try:
+                found = self._patiently(job, lambda key=request.object_key: self._store.stat(key))
+                if found is None:
+                    missing.append(job)
+                    continue
+                self._metrics.store_reused.inc()
+                self._report(Stored(job, self._image_of(request, found), reused=True))
+            except Exception as error:
+                self._report(Failed(job, error))
+        then(tuple(missing))
+
+    def _guard(self, job: Job, stage: Callable[[], None]) -> None:
+        try:
+            stage()
+        except Exception as error:
+            self._report(Failed(job, error))
+
+    def _encode(self, job: Job, image: Image) -> None:
+        request = job.decoded
+        started = time.monotonic()
+        encoded = encode(image, request.format, request.quality, self._text(request))
+        elapsed = time.monotonic() - started
+        job.encode_ms = elapsed * 1e3
+        self._metrics.encode_seconds.observe(elapsed)
+        size = image.size
+        self._uploaders.submit(self._guard, job, lambda: self._upload(job, encoded, size))
+
+    def _upload(self, job: Job, encoded: Encoded, size: tuple[int, int]) -> None:
+        request = job.decoded
+        started = time.monotonic()
+        metadata = {
+            "request-id": request.request_id,
+            "sha256": hashlib.sha256(encoded.data).hexdigest(),
+            "parameter-digest": request.parameter_digest,
+            "width": str(size[0]),
+            "height": str(size[1]),
+            "seed": str(request.chosen_seed),
+            "steps": str(request.steps),
+            "guidance-scale": repr(float(request.guidance_scale)),
+        }
+
+        def put() -> StoredObject:
+            return self._store.put(request.object_key, encoded.data, encoded.content_type, metadata).object
+
+        stored = self._patiently(job, put)
+        elapsed = time.monotonic() - started
+        job.upload_ms = elapsed * 1e3
+        self._metrics.upload_seconds.observe(elapsed)
+        self._report(Stored(job, self._image_of(request, stored)))
+
+    def _patiently(self, job: Job, call: Callable[[], T]) -> T:
+        """Call until the store answers for this object.
+
+        A store that is down or refuses everybody costs a request nothing but time; a refusal is the
+        object's own only if the store takes another object at that moment.
+        """
+        wait = _WAIT_S
+        while True:
+            try:
+                answer = call()
+            except StoreRejectedError as error:
+                try:
+                    self._store.probe()
+                except (StoreError, UnavailableError) as refused:
+                    reason: Exception = refused
+                else:
+                    raise error
+            except (StoreMisconfiguredError, UnavailableError) as error:
+                reason = error
+            else:
+                self._health.up("store")
+                return answer
+            self._health.down("store", str(reason))
+            if not self._wanted(job):
+                raise reason
+            log.warning("the store does not take objects, trying again: %s", reason, extra=job.log)
+            time.sleep(wait * random.uniform(0.7, 1.3))
+            wait = min(2 * wait, _LONGEST_WAIT_S)
+
+    def _image_of(self, request: PromptRequest, stored: StoredObject) -> StoredImage:
+        """What the store holds, as a result states it. Raises IdConflictError where it is another picture."""
+        metadata = stored.metadata
+        if metadata.get("parameter-digest") != request.parameter_digest:
+            raise IdConflictError(
+                f"request id {request.request_id} was used before by tenant {request.tenant} for a picture "
+                f"with other parameters, which is kept at {self._store.uri(stored.key)}; use a new request id"
+            )
+        base = self._public_base_url
+        return StoredImage(
+            uri=self._store.uri(stored.key),
+            url=f"{base.rstrip('/')}/{stored.key}" if base else None,
+            bucket=self._store.bucket,
+            key=stored.key,
+            content_type=stored.content_type,
+            width=int(metadata["width"]),
+            height=int(metadata["height"]),
+            size_bytes=stored.size_bytes,
+            sha256=metadata["sha256"],
+            seed=int(metadata["seed"]),
+            steps=int(metadata["steps"]),
+            guidance_scale=float(metadata["guidance-scale"]),
+        )
+
+    def _text(self, request: PromptRequest) -> dict[str, str]:
+        """What a picture says of itself: how to make it again."""
+        return {
+            "prompt": request.prompt,
+            "seed": str(request.chosen_seed),
+            "steps": str(request.steps),
+            "guidance_scale": repr(float(request.guidance_scale)),
+            "size": f"{request.width}x{request.height}",
+            "model": self._model,
+            "software": "zimage_stream",
+        }

@@ -1,0 +1,218 @@
+"""Putting the next batch on deck, marked before it can run."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from datetime import datetime
+
+from zimage_stream.errors import RegistryUnavailableError
+
+from zimage_consumers.image_worker.checkpoint import Mark
+from zimage_consumers.image_worker.deliver import Delivery
+from zimage_consumers.image_worker.generate import Batch, EngineThread
+from zimage_consumers.image_worker.intake import Intake
+from zimage_consumers.image_worker.jobs import BatchDone, Job, Outcome, now
+from zimage_consumers.image_worker.publish import CommitRefusedError
+from zimage_consumers.image_worker.schedule import Scheduler
+from zimage_consumers.image_worker.session import Session
+from zimage_consumers.image_worker.verdict import ExpiredError, WorkerCrashedError
+
+log = logging.getLogger(__name__)
+
+BATCHES_AHEAD = 2
+"""One on the engine and one on deck: the engine never waits, and a late comer waits for no more."""
+UNDELIVERED_PIXELS = 64 << 20
+"""Pictures held in memory while the store is slow or down: 192 MiB of RGB."""
+REGISTRY_WAIT_S = 1.0
+
+
+class Dispatcher:
+    """Knows what has been started and is not yet resolved. Kafka thread only.
+
+    Args:
+        wanted: whether a job's partition is still held under the job's epoch.
+        fail: takes a job that cannot run and the error that says why.
+        report: where the engine's outcomes go; used for batches that need no engine.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        intake: Intake,
+        engine: EngineThread,
+        delivery: Delivery,
+        *,
+        max_attempts: int,
+        wanted: Callable[[Job], bool],
+        fail: Callable[[Job, Exception], None],
+        report: Callable[[Outcome], None],
+    ) -> None:
+        self._scheduler = scheduler
+        self._intake = intake
+        self._engine = engine
+        self._delivery = delivery
+        self._max_attempts = max_attempts
+        self._wanted = wanted
+        self._fail = fail
+        self._report = report
+        self._started: set[Job] = set()
+        self._notes: dict[Job, Mark] = {}
+        self._batches: dict[int, Batch] = {}
+        self._ids = itertools.count(1)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything started is unresolved."""
+        return bool(self._started)
+
+    @property
+    def alone(self) -> bool:
+        """Whether a job runs that must have nothing beside it."""
+        return any(job.alone for job in self._started)
+
+    def runs_any_of(self, partitions: Collection[int]) -> bool:
+        """Whether anything started of these partitions is unresolved."""
+        return any(job.record.partition in partitions for job in self._started)
+
+    def plan(self, session: Session, at: datetime, expire: bool) -> None:
+        """Fill the engine and its deck.
+
+        Args:
+            at: the wall clock.
+            expire: whether it can be trusted to say that a request has expired.
+
+        Raises:
+            CommitRefusedError, ClientsLostError: marks could not be committed; nothing was started.
+        """
+        if expire:
+            for job in self._scheduler.take_expired(at):
+                self._fail(job, ExpiredError("it was not started before its expires_at"))
+        while len(self._batches) < BATCHES_AHEAD and self._undelivered() < UNDELIVERED_PIXELS:
+            if self._scheduler.wants_solitude(time.monotonic()):
+                if not self._started and not self._batches:
+                    self._start_alone(session, at if expire else None)
+                return
+            jobs = [] if self.alone else self._scheduler.take_batch(time.monotonic())
+            if not jobs:
+                return
+            self._mark(session, jobs)
+            self._launch(jobs)
+
+    def batch_done(self, batch_id: int) -> None:
+        """The engine has finished with a batch."""
+        self._batches.pop(batch_id, None)
+
+    def retry(self, job: Job, wait_s: float) -> None:
+        """Run a job again later; its mark is taken back with the next commit of marks."""
+        self._started.discard(job)
+        self._notes[job] = Mark(job.attempts, job.suspect)
+        job.started_at = None
+        job.not_before = time.monotonic() + wait_s
+        self._scheduler.add(job)
+
+    def resolved(self, job: Job) -> None:
+        """The job's terminal event is out, and its mark gone with it."""
+        self._started.discard(job)
+        self._notes.pop(job, None)
+
+    def forget(self, partitions: Collection[int]) -> None:
+        """These partitions are not ours any more; what of theirs still runs is discarded when it ends."""
+        self._scheduler.discard(partitions)
+        self._started = {job for job in self._started if job.record.partition not in partitions}
+        self._notes = {job: m for job, m in self._notes.items() if job.record.partition not in partitions}
+
+    def withdraw(self, partitions: Collection[int]) -> None:
+        """Drop the waiting jobs of these partitions, and take what is on deck back if theirs is in it."""
+        self._scheduler.discard(partitions)
+        for batch in list(self._batches.values()):
+            theirs = any(job.record.partition in partitions for job in batch.jobs)
+            if theirs and self._engine.withdraw(batch.id):
+                del self._batches[batch.id]
+                for job in batch.jobs:
+                    if job in self._started and job.upload_ms is None:
+                        self._started.discard(job)
+                        self._notes[job] = Mark(job.attempts, job.suspect)
+                        if job.record.partition not in partitions:
+                            self._scheduler.add(job)
+
+    def engine_is_gone(self) -> None:
+        """What was on the engine or on deck will never end; what was generated already may."""
+        self._batches.clear()
+        self._started = {job for job in self._started if job.generate_ms is not None}
+
+    def _start_alone(self, session: Session, at: datetime | None) -> None:
+        """Run a job with nothing beside it, or end it if it has killed as many processes as it may."""
+        job = self._scheduler.take_alone(time.monotonic())
+        if job is None:
+            return
+        judged = job.marked
+        self._mark(session, [job])
+        try:
+            if job.attempts >= self._max_attempts:
+                if job.request is None and job.attempts == self._max_attempts:
+                    # To answer its author somebody has to read it; if that kills too, nobody does.
+                    job.request = self._intake.decode(job.record)
+                raise WorkerCrashedError(
+                    f"the worker process died {job.attempts} times while this request ran alone"
+                )
+            if job.request is None:
+                self._intake.check(job)
+            expires_at = job.decoded.expires_at
+            if not judged and at is not None and expires_at is not None and expires_at <= at:
+                raise ExpiredError("it was not started before its expires_at")
+        except RegistryUnavailableError as error:
+            log.warning("the schema registry does not answer: %s", error, extra=job.log)
+            self.retry(job, REGISTRY_WAIT_S)
+        except Exception as error:
+            # What made this partition dangerous is found; the records after it are taken as usual.
+            session.held[job.record.partition].ledger.cautious = False
+            self._fail(job, error)
+        else:
+            self._launch([job], probe=True)
+
+    def _launch(self, jobs: list[Job], probe: bool = False) -> None:
+        batch = Batch(next(self._ids), tuple(jobs), probe)
+        self._batches[batch.id] = batch
+
+        def run(missing: tuple[Job, ...]) -> None:
+            if missing:
+                self._engine.submit(replace(batch, jobs=missing))
+            else:
+                self._report(BatchDone(batch.id))
+
+        self._delivery.look_up(batch.jobs, run)
+
+    def _mark(self, session: Session, jobs: list[Job]) -> None:
+        """Commit the marks of jobs about to start, and what other marks have become meanwhile."""
+        company = len(jobs) > 1 or bool(self._started)
+        changes: dict[int, dict[int, Mark | None]] = defaultdict(dict)
+        notes = {job: mark for job, mark in self._notes.items() if self._wanted(job)}
+        for job, mark in notes.items():
+            changes[job.record.partition][job.record.offset] = mark
+        for job in self._started:
+            # Whoever was alone so far is so no longer.
+            if self._wanted(job):
+                changes[job.record.partition][job.record.offset] = Mark(job.attempts, job.suspect, open=True)
+        for job in jobs:
+            mark = Mark(job.attempts, job.suspect, open=True, alone=not company)
+            changes[job.record.partition][job.record.offset] = mark
+        try:
+            session.mark(changes)
+        except CommitRefusedError:
+            for job in jobs:
+                self._scheduler.add(job)
+            raise
+        self._notes.clear()
+        for job in jobs:
+            job.marked = True
+            self._started.add(job)
+
+    def _undelivered(self) -> int:
+        """Pixels generated and not yet stored."""
+        sizes = (job.decoded for job in self._started if job.generate_ms is not None and job.upload_ms is None)
+        return sum(request.width * request.height for request in sizes)

@@ -1,0 +1,175 @@
+"""The engine's thread: it alone touches the device, and it does nothing else."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from PIL.Image import Image
+
+from zimage_stream.engines.base import Engine, ImageSpec
+from zimage_stream.errors import ContextLostError, OutOfMemoryError, RequestError
+from zimage_stream.telemetry.metrics import Metrics
+
+from zimage_consumers.image_worker.jobs import BatchDone, EngineLost, Failed, Job, Outcome, now
+
+log = logging.getLogger(__name__)
+
+KNOWN_GOOD = ImageSpec("a red circle on a white background", 64, 64, 8, 0.0, 1)
+"""A picture that every healthy engine can make: what tells a sick device from a poisonous prompt."""
+
+
+IDLE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Jobs of one shape, marked and cleared to run. ``probe``: make the known-good picture first."""
+
+    id: int
+    jobs: tuple[Job, ...]
+    probe: bool = False
+
+
+class _SickError(Exception):
+    """The known-good picture failed."""
+
+
+class EngineThread(threading.Thread):
+    """Runs batches in the order given; one runs, one waits on deck.
+
+    Args:
+        engine: loaded already; from :meth:`start` on this thread's own.
+        deliver: takes each finished picture, without blocking.
+        report: takes outcomes; called from this thread.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        deliver: Callable[[Job, Image], None],
+        report: Callable[[Outcome], None],
+        metrics: Metrics,
+    ) -> None:
+        super().__init__(name="engine", daemon=True)
+        self._engine = engine
+        self._deliver = deliver
+        self._report = report
+        self._metrics = metrics
+        self._deck: deque[Batch] = deque()
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._loaded = threading.Event()
+        self._load_error: Exception | None = None
+
+    def wait_loaded(self) -> None:
+        """Wait until the engine can generate. Raises what its ``load`` raised."""
+        self._loaded.wait()
+        if self._load_error is not None:
+            raise self._load_error
+
+    def submit(self, batch: Batch) -> None:
+        """Put a batch on deck."""
+        with self._changed:
+            self._deck.append(batch)
+            self._changed.notify()
+
+    def withdraw(self, batch_id: int) -> bool:
+        """Take a batch off deck; False if it runs or has run."""
+        with self._changed:
+            for batch in self._deck:
+                if batch.id == batch_id:
+                    self._deck.remove(batch)
+                    return True
+        return False
+
+    def stop(self) -> None:
+        """End the thread after the batch that runs now; what is on deck is dropped."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+
+    def run(self) -> None:
+        try:
+            self._engine.load()
+        except Exception as error:
+            self._load_error = error
+            return
+        finally:
+            self._loaded.set()
+        try:
+            self._serve()
+        finally:
+            self._engine.close()
+
+    def _serve(self) -> None:
+        while (batch := self._next()) is not None:
+            try:
+                if batch.probe:
+                    self._prove_healthy()
+                self._run(batch.jobs)
+            except ContextLostError as error:
+                self._report(EngineLost(error, sick=False))
+                return
+            except _SickError as error:
+                self._report(EngineLost(error, sick=True))
+                return
+            self._report(BatchDone(batch.id))
+
+    def _next(self) -> Batch | None:
+        with self._changed:
+            while not self._deck and not self._stopping:
+                if not self._changed.wait(IDLE_S):
+                    self._engine.idle()
+            return None if self._stopping else self._deck.popleft()
+
+    def _run(self, jobs: Sequence[Job]) -> None:
+        """Generate, in smaller batches where the whole fails, until each job has a picture or its own error."""
+        try:
+            images = self._generate(jobs)
+        except ContextLostError:
+            raise
+        except Exception as error:
+            if len(jobs) == 1:
+                self._fail(jobs[0], error)
+                return
+            log.warning("a batch of %d failed and is split: %s", len(jobs), error)
+            # Too large: halves may fit. Anything else: only one run alone tells whose error it is.
+            size = (len(jobs) + 1) // 2 if isinstance(error, OutOfMemoryError) else 1
+            for start in range(0, len(jobs), size):
+                self._run(jobs[start : start + size])
+            return
+        for job, image in zip(jobs, images, strict=True):
+            self._deliver(job, image)
+
+    def _generate(self, jobs: Sequence[Job]) -> list[Image]:
+        started_at, started = now(), time.monotonic()
+        for job in jobs:
+            job.started_at = started_at
+            job.queued_ms = max(0.0, (started_at - job.requested_at).total_seconds() * 1e3)
+        try:
+            return self._engine.generate([job.spec for job in jobs])
+        finally:
+            elapsed = time.monotonic() - started
+            self._metrics.engine_busy_seconds.inc(elapsed)
+            self._metrics.generate_seconds.observe(elapsed)
+            self._metrics.batch_size.observe(len(jobs))
+            for job in jobs:
+                job.generate_ms = elapsed * 1e3
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        if not isinstance(error, RequestError | OutOfMemoryError):
+            self._prove_healthy()
+        self._report(Failed(job, error))
+
+    def _prove_healthy(self) -> None:
+        try:
+            self._engine.generate([KNOWN_GOOD])
+        except ContextLostError:
+            raise
+        except Exception as error:
+            raise _SickError(f"the known-good picture failed: {error}") from error

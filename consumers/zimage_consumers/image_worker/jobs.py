@@ -1,0 +1,174 @@
+"""What travels along the message path: a record, the job made of it, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from zimage_stream.engines.base import ImageSpec
+from zimage_stream.events.image_result import Code, Source, StoredImage
+from zimage_stream.events.prompt_request import PromptRequest
+
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A consumed record, kept whole: a dead letter gives it back byte for byte."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...]
+    timestamp: datetime
+
+    @property
+    def size(self) -> int:
+        """Bytes it holds in memory, near enough for a bound."""
+        return len(self.value or b"") + len(self.key or b"") + 512
+
+    @property
+    def source(self) -> Source:
+        """The record's place, as results echo it."""
+        return Source(topic=self.topic, partition=self.partition, offset=self.offset)
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """A request on its way. Owned by one thread at a time: Kafka, engine, encoder, uploader, Kafka.
+
+    Attributes:
+        epoch: of the assignment it was taken under; a completion of another epoch is discarded.
+        request: ``None`` while undecoded; a suspect is decoded only under its own mark.
+        tokens: length of its prompt for the model; 0 where no tokenizer is at hand.
+        attempts: charged to it so far.
+        suspect: it was running when a process died, so it runs alone.
+        cautious: processes died here before they could mark anything, so each record is handled alone.
+        arrival: its place in the order of arrival, given by the scheduler.
+        marked: it was started before, here or by a predecessor; expiry was judged then.
+        not_before: monotonic time before which a retry does not start.
+    """
+
+    record: Record
+    epoch: int
+    request: PromptRequest | None = None
+    tokens: int = 0
+    attempts: int = 0
+    suspect: bool = False
+    cautious: bool = False
+    marked: bool = False
+    not_before: float = 0.0
+    arrival: int | None = None
+    started_at: datetime | None = None
+    queued_ms: float | None = None
+    generate_ms: float | None = None
+    encode_ms: float | None = None
+    upload_ms: float | None = None
+
+    @property
+    def alone(self) -> bool:
+        """Whether nothing else may run beside it."""
+        return self.suspect or self.cautious
+
+    @property
+    def decoded(self) -> PromptRequest:
+        """The request of a job that is past intake."""
+        assert self.request is not None, "a job is decoded before it is scheduled"
+        return self.request
+
+    @property
+    def requested_at(self) -> datetime:
+        """When its author made it, else when the broker got it."""
+        created = self.request.created_at if self.request else None
+        return created or self.record.timestamp
+
+    @property
+    def spec(self) -> ImageSpec:
+        """The picture to make."""
+        request = self.decoded
+        return ImageSpec(
+            prompt=request.prompt,
+            width=request.width,
+            height=request.height,
+            steps=request.steps,
+            guidance_scale=float(request.guidance_scale),
+            seed=request.chosen_seed,
+        )
+
+    @property
+    def log(self) -> dict[str, object]:
+        """What every log line about it carries."""
+        request = self.request
+        return {
+            "request_id": request.request_id if request else None,
+            "tenant": request.tenant if request else None,
+            "partition": self.record.partition,
+            "offset": self.record.offset,
+            "attempt": self.attempts + 1,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The job's picture is in the store. ``reused``: it was there before this attempt."""
+
+    job: Job
+    image: StoredImage
+    reused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The job has no picture, for this reason; the verdict decides what that means."""
+
+    job: Job
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class BatchDone:
+    """The engine has finished with a batch; its pictures may still be on their way to the store."""
+
+    batch_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLost:
+    """The engine cannot go on in this process. ``sick``: the known-good picture failed too."""
+
+    error: Exception
+    sick: bool
+
+
+Outcome = Stored | Failed | BatchDone | EngineLost
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """How a job ends, ready to be published.
+
+    Attributes:
+        image: the picture, where there is one.
+        code: why there is none.
+        cause: the error behind the code, for people.
+        ours: the reason may be this deployment's own, so the breaker counts it.
+        retriable: the same request may succeed if it is sent again.
+    """
+
+    job: Job
+    image: StoredImage | None = None
+    code: Code | None = None
+    cause: Exception | None = None
+    ours: bool = False
+    retriable: bool = False
+
+    @property
+    def dead(self) -> bool:
+        """Whether a dead letter goes with it."""
+        return self.code not in (None, Code.EXPIRED, Code.CANCELLED)
+
+
+def now() -> datetime:
+    """The wall clock, in UTC."""
+    return datetime.now(UTC)

@@ -1,0 +1,176 @@
+"""Jobs that have ended, until their terminal events are out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable
+
+from zimage_stream.errors import RegistryUnavailableError
+from zimage_stream.events.codec import Codec
+from zimage_stream.events.image_result import Status
+from zimage_stream.settings import TopicSettings
+from zimage_stream.telemetry.health import Health
+from zimage_stream.telemetry.metrics import Metrics
+
+from zimage_consumers.image_worker.checkpoint import Checkpoint, CheckpointOverflowError
+from zimage_consumers.image_worker.jobs import Job, Resolution, now
+from zimage_consumers.image_worker.publish import ClientsLostError, PublishAbortedError, RefusedRecordError
+from zimage_consumers.image_worker.session import Session
+from zimage_consumers.image_worker.terminal import Identity, Outgoing, records_of
+from zimage_consumers.image_worker.verdict import Breaker
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 500
+"""Resolutions in one transaction; keeps it short after an outage."""
+WAIT_AFTER_ABORT_S = 0.1
+
+
+class Outbox:
+    """Publishes what has ended, together with the checkpoints that say so. Kafka thread only.
+
+    Args:
+        wanted: whether a job's partition is still held under the job's epoch.
+    """
+
+    def __init__(
+        self,
+        topics: TopicSettings,
+        codec: Codec,
+        identity: Identity,
+        wanted: Callable[[Job], bool],
+        health: Health,
+        metrics: Metrics,
+    ) -> None:
+        self._topics = topics
+        self._codec = codec
+        self._identity = identity
+        self._wanted = wanted
+        self._health = health
+        self._metrics = metrics
+        self._breaker = Breaker()
+        self._ready: list[Resolution] = []
+        self._withheld: list[Resolution] = []
+        self._not_before = 0.0
+
+    @property
+    def tripped(self) -> bool:
+        """Whether too many requests would end for reasons that may be ours; nothing new is started then."""
+        return self._breaker.tripped
+
+    def __len__(self) -> int:
+        return len(self._ready)
+
+    def holds_any_of(self, partitions: frozenset[int]) -> bool:
+        """Whether something of these partitions waits to be published."""
+        return any(resolution.job.record.partition in partitions for resolution in self._ready)
+
+    def add(self, resolution: Resolution) -> None:
+        """Take a job that has ended."""
+        if self._breaker.count(resolution.ours) and resolution.ours:
+            reason = (
+                f"half of the latest requests would go to the dead letters for reasons that may be this "
+                f"deployment's, the last one {resolution.code}: {resolution.cause}. They are held back; "
+                f"mend the reason and restart the worker"
+            )
+            log.error(reason, extra=resolution.job.log)
+            self._health.hold("dead-letters", reason)
+            self._withheld.append(resolution)
+        else:
+            self._ready.append(resolution)
+
+    def publish(self, session: Session) -> list[Job]:
+        """Publish what is ready, if it is time; returns the jobs whose terminal events are out.
+
+        Raises:
+            CommitRefusedError, ClientsLostError: see :mod:`~zimage_consumers.image_worker.publish`.
+        """
+        self._ready = [resolution for resolution in self._ready if self._wanted(resolution.job)]
+        if not self._ready or time.monotonic() < self._not_before:
+            return []
+        batch, checkpoints = _fitting(self._ready[:AT_ONCE], session)
+        if not batch:
+            return []
+        at = now()
+        records: list[Outgoing] = []
+        of: list[Resolution] = []
+        try:
+            for resolution in batch:
+                made = records_of(resolution, self._topics, self._codec, self._identity, at)
+                records += made
+                of += [resolution] * len(made)
+        except RegistryUnavailableError as error:
+            self._health.down("registry", str(error))
+            self._not_before = time.monotonic() + 1.0
+            return []
+        started = time.monotonic()
+        try:
+            session.publish(records, checkpoints)
+        except RefusedRecordError as error:
+            self._isolate(of[error.index], error)
+            return []
+        except PublishAbortedError as error:
+            log.warning("a publication was aborted and is made again: %s", error)
+            self._metrics.transactions.labels("aborted").inc()
+            self._not_before = time.monotonic() + WAIT_AFTER_ABORT_S
+            return []
+        except ClientsLostError:
+            self._metrics.transactions.labels("lost").inc()
+            raise
+        self._metrics.transactions.labels("committed").inc()
+        self._metrics.transaction_seconds.observe(time.monotonic() - started)
+        out = set(map(id, batch))
+        self._ready = [resolution for resolution in self._ready if id(resolution) not in out]
+        for resolution in batch:
+            self._count(resolution)
+        return [resolution.job for resolution in batch]
+
+    def _isolate(self, resolution: Resolution, error: RefusedRecordError) -> None:
+        reason = (
+            f"the terminal event of offset {resolution.job.record.offset} in partition "
+            f"{resolution.job.record.partition} is refused for good: {error}"
+        )
+        log.error(reason, extra=resolution.job.log)
+        self._health.hold("refused-record", reason)
+        self._ready.remove(resolution)
+        self._withheld.append(resolution)
+
+    def _count(self, resolution: Resolution) -> None:
+        job, code = resolution.job, resolution.code
+        fields = job.log | {"attempt": job.attempts, "code": code}
+        if job.request is not None:
+            status = Status.SUCCEEDED if code is None else Status.FAILED if resolution.dead else Status.EXPIRED
+            self._metrics.results.labels(status).inc()
+            log.info("%s", status.lower(), extra=fields)
+        if resolution.dead and code is not None:
+            self._metrics.dead_letters.labels(code).inc()
+            log.warning("dead letter: %s", resolution.cause, extra=fields)
+
+
+def _fitting(ready: list[Resolution], session: Session) -> tuple[list[Resolution], dict[int, Checkpoint]]:
+    """What can be counted as done in checkpoints that fit, and those checkpoints.
+
+    An offset that does not fit is held back together with its result, never apart from it; the
+    lowest go first, since they let the base advance.
+    """
+    by_partition: dict[int, list[Resolution]] = defaultdict(list)
+    for resolution in ready:
+        by_partition[resolution.job.record.partition].append(resolution)
+    batch: list[Resolution] = []
+    checkpoints: dict[int, Checkpoint] = {}
+    for number, resolutions in by_partition.items():
+        ledger = session.held[number].ledger
+        resolutions.sort(key=lambda resolution: resolution.job.record.offset)
+        while resolutions:
+            after = ledger.after(resolution.job.record.offset for resolution in resolutions)
+            try:
+                after.encode()
+            except CheckpointOverflowError:
+                resolutions.pop()
+                continue
+            checkpoints[number] = after
+            batch += resolutions
+            break
+    return batch, checkpoints

@@ -1,0 +1,72 @@
+"""One worker in this process: everything put together from the settings."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable
+from types import FrameType
+
+from prometheus_client import CollectorRegistry
+
+from zimage_stream.engines import create_engine
+from zimage_stream.events.codec import Codec
+from zimage_stream.events.registry import Registry
+from zimage_stream.settings import Settings
+from zimage_stream.stores import create_store
+from zimage_stream.telemetry.health import Health
+from zimage_stream.telemetry.logs import configure
+from zimage_stream.telemetry.metrics import Metrics
+from zimage_stream.telemetry.server import serve
+
+from zimage_consumers.image_worker.worker import ExitCode, Worker
+
+log = logging.getLogger(__name__)
+
+
+def run_worker(
+    settings: Settings, slot: str, started: Callable[[Worker, int], None] | None = None
+) -> ExitCode:
+    """Serve requests until told to stop.
+
+    Args:
+        slot: this worker's stable name.
+        started: called with the worker and its health port before it serves.
+
+    Raises:
+        ZImageError: it cannot start: the settings, the store or the model are wrong.
+    """
+    configure(settings.telemetry, slot=slot)
+    registry = CollectorRegistry()
+    metrics, health = Metrics(registry), Health()
+    store = create_store(settings.store, connections=settings.worker.upload_threads)
+    try:
+        store.check()
+        codec = Codec(Registry(settings.registry) if settings.registry.url else None)
+        engine = create_engine(settings.engine)
+        worker = Worker(settings, engine, store, codec, slot=slot, health=health, metrics=metrics)
+        with serve(health, registry, settings.telemetry.host, settings.telemetry.port) as server:
+            log.info("health and metrics on port %d", server.port)
+            if started is not None:
+                started(worker, server.port)
+            return worker.run()
+    finally:
+        store.close()
+
+
+def stop_on_signals(worker: Worker) -> None:
+    """SIGTERM and SIGINT drain the worker; a second one ends the process at once."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, _end_at_once)
+        signal.signal(signal.SIGINT, _end_at_once)
+        log.info("signal %s: finishing what runs", signal.Signals(number).name)
+        worker.stop()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+
+
+def _end_at_once(number: int, _: FrameType | None) -> None:
+    os._exit(128 + number)

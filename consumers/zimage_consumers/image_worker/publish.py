@@ -1,0 +1,241 @@
+"""Terminal events and checkpoints, out together: the two guarantees behind one call."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+
+from zimage_stream.errors import ZImageError
+from zimage_stream.kafka.clients import producer_config, transactional_config
+from zimage_stream.settings import KafkaSettings
+
+from zimage_consumers.image_worker.terminal import Outgoing
+
+log = logging.getLogger(__name__)
+
+CALL_TIMEOUT_S = 10.0
+_FENCED = frozenset(
+    (
+        KafkaError._FATAL,
+        KafkaError._FENCED,
+        KafkaError.INVALID_PRODUCER_EPOCH,
+        90,  # PRODUCER_FENCED, which has no name in the Python client
+    )
+)
+
+
+class PublishAbortedError(ZImageError):
+    """Nothing of this publication is out; what is still ours is to be published again."""
+
+
+class ClientsLostError(ZImageError):
+    """The clients' state is not known any more: both are thrown away and the group is joined anew."""
+
+
+class FencedError(ClientsLostError):
+    """Another producer has our transactional id, or the broker gave our transaction up."""
+
+
+class RefusedRecordError(ZImageError):
+    """One record can never be produced; ``index`` says which."""
+
+    def __init__(self, index: int, reason: str) -> None:
+        self.index = index
+        super().__init__(reason)
+
+
+class Publisher(Protocol):
+    """Used from the Kafka thread alone."""
+
+    def publish(self, records: Sequence[Outgoing], offsets: list[TopicPartition]) -> None:
+        """Produce the records and commit the checkpoints that count them as done.
+
+        Raises:
+            PublishAbortedError: nothing happened; poll, then try what is still ours.
+            RefusedRecordError: as above, and one record is why.
+            ClientsLostError: it may or may not have happened; the committed checkpoint says.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let the producer go."""
+        ...
+
+
+class TransactionalPublisher:
+    """exactly_once: opened late, so that a transaction lasts milliseconds.
+
+    Args:
+        give_up: asked between calls while the brokers do not answer; True ends the wait.
+    """
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        transactional_id: str,
+        consumer: Consumer,
+        give_up: Callable[[], bool],
+    ) -> None:
+        self._consumer = consumer
+        self._give_up = give_up
+        self._producer = Producer(transactional_config(settings, transactional_id))
+
+    def start(self) -> None:
+        """Take the transactional id: whoever had it is fenced and its open transaction ended."""
+        self._call("init_transactions", lambda: self._producer.init_transactions(CALL_TIMEOUT_S))
+
+    def publish(self, records: Sequence[Outgoing], offsets: list[TopicPartition]) -> None:
+        self._call("begin_transaction", self._producer.begin_transaction)
+        try:
+            for index, record in enumerate(records):
+                self._produce(index, record)
+            # Fresh, at send time: every commit of a member that was replaced meanwhile is refused.
+            group = self._consumer.consumer_group_metadata()
+            self._call(
+                "send_offsets_to_transaction",
+                lambda: self._producer.send_offsets_to_transaction(offsets, group, CALL_TIMEOUT_S),
+            )
+            self._call("commit_transaction", lambda: self._producer.commit_transaction(CALL_TIMEOUT_S))
+        except (PublishAbortedError, RefusedRecordError):
+            self._abort()
+            raise
+
+    def close(self) -> None:
+        self._producer.purge()
+
+    def _produce(self, index: int, record: Outgoing) -> None:
+        while True:
+            try:
+                self._producer.produce(
+                    record.topic, key=record.key, value=record.value, headers=_sendable(record)
+                )
+            except BufferError:
+                self._producer.poll(0.05)
+            except KafkaException as error:
+                problem = error.args[0]
+                if problem.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+                    raise RefusedRecordError(index, problem.str()) from error
+                self._raise(problem, "produce")
+            else:
+                self._producer.poll(0)
+                return
+
+    def _abort(self) -> None:
+        try:
+            self._call("abort_transaction", lambda: self._producer.abort_transaction(CALL_TIMEOUT_S))
+        except PublishAbortedError as error:
+            raise ClientsLostError(f"a transaction could not be aborted: {error}") from error
+
+    def _call(self, name: str, call: Callable[[], Any]) -> None:
+        while True:
+            try:
+                call()
+            except KafkaException as error:
+                problem = error.args[0]
+                if problem.retriable() and not problem.txn_requires_abort() and not self._give_up():
+                    log.warning("%s is tried again: %s", name, problem)
+                    time.sleep(0.1)
+                    continue
+                self._raise(problem, name)
+            else:
+                return
+
+    def _raise(self, problem: KafkaError, name: str) -> None:
+        message = f"{name}: {problem.name()}: {problem.str()}"
+        if problem.code() in _FENCED:
+            raise FencedError(message)
+        if problem.txn_requires_abort():
+            raise PublishAbortedError(message)
+        raise ClientsLostError(message)
+
+
+class PlainPublisher:
+    """at_least_once: results are acknowledged by all replicas, then the checkpoint is committed.
+
+    For brokers without transactions. A death between the two publishes a result again.
+    """
+
+    def __init__(self, settings: KafkaSettings, consumer: Consumer, give_up: Callable[[], bool]) -> None:
+        self._consumer = consumer
+        self._give_up = give_up
+        self._producer = Producer({**producer_config(settings), "linger.ms": 0})
+
+    def publish(self, records: Sequence[Outgoing], offsets: list[TopicPartition]) -> None:
+        failures: list[KafkaError] = []
+
+        def delivered(error: KafkaError | None, _: Any) -> None:
+            if error is not None:
+                failures.append(error)
+
+        for index, record in enumerate(records):
+            self._produce(index, record, delivered)
+        while self._producer.flush(1.0) and not self._give_up():
+            pass
+        if failures or len(self._producer):
+            reason = failures[0].str() if failures else "the brokers do not answer"
+            raise ClientsLostError(f"results were not acknowledged: {reason}")
+        commit(self._consumer, offsets)
+
+    def close(self) -> None:
+        self._producer.purge()
+
+    def _produce(self, index: int, record: Outgoing, delivered: Callable[..., None]) -> None:
+        while True:
+            try:
+                self._producer.produce(
+                    record.topic,
+                    key=record.key,
+                    value=record.value,
+                    headers=_sendable(record),
+                    on_delivery=delivered,
+                )
+            except BufferError:
+                self._producer.poll(0.05)
+            except KafkaException as error:
+                raise RefusedRecordError(index, error.args[0].str()) from error
+            else:
+                return
+
+
+class CommitRefusedError(ZImageError):
+    """The group said no, for certain: nothing is committed. Polling will say what has changed."""
+
+
+_DEFINITE = frozenset(
+    (
+        KafkaError.REBALANCE_IN_PROGRESS,
+        KafkaError.ILLEGAL_GENERATION,
+        KafkaError.UNKNOWN_MEMBER_ID,
+        KafkaError._ASSIGNMENT_LOST,
+    )
+)
+
+
+def commit(consumer: Consumer, offsets: list[TopicPartition]) -> None:
+    """Commit checkpoints outside a transaction, and wait for the answer.
+
+    Never between begin and end of a transaction: it would silently beat the transaction's offsets.
+
+    Raises:
+        CommitRefusedError: it did not happen.
+        ClientsLostError: it may have happened, or may happen yet. Only clients with a new member id
+            are safe from a late one overwriting what they commit.
+    """
+    try:
+        answers = consumer.commit(offsets=offsets, asynchronous=False) or []
+        problems = [answer.error for answer in answers if answer.error is not None]
+    except KafkaException as error:
+        problems = [error.args[0]]
+    for problem in problems:
+        message = f"commit: {problem.name()}: {problem.str()}"
+        if problem.code() in _DEFINITE:
+            raise CommitRefusedError(message)
+        raise ClientsLostError(message)
+
+
+def _sendable(record: Outgoing) -> list[tuple[str, str | bytes | None]]:
+    return [(name, value) for name, value in record.headers]

@@ -1,0 +1,307 @@
+"""One membership in the consumer group: its consumer, its publisher, and the partitions it holds.
+
+Everything here runs on the Kafka thread, rebalance callbacks included (they run inside ``poll``), so
+no commit can be made from a newer state than the membership it is sent under. When what the broker
+has is not known any more, the whole session is thrown away and a new one starts from the committed
+checkpoints.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from zimage_stream.errors import ZImageError
+from zimage_stream.kafka.clients import worker_consumer_config
+from zimage_stream.settings import Settings
+from zimage_stream.telemetry.health import Health
+from zimage_stream.telemetry.metrics import Metrics
+
+from zimage_consumers.image_worker.checkpoint import Checkpoint, Ledger, Mark, release, take_over
+from zimage_consumers.image_worker.publish import (
+    ClientsLostError,
+    CommitRefusedError,
+    PlainPublisher,
+    Publisher,
+    TransactionalPublisher,
+    commit,
+)
+from zimage_consumers.image_worker.terminal import Outgoing
+
+log = logging.getLogger(__name__)
+
+TAKE_OVER_TIMEOUT_S = 30.0
+"""``committed()`` waits for a dead predecessor's open transaction, up to 20 s."""
+PROBE_TIMEOUT_S = 1.0
+
+
+@dataclass(eq=False, slots=True)
+class Held:
+    """A partition while it is ours.
+
+    Attributes:
+        epoch: number of this assignment, never used again in this process.
+        count, size: requests of it in the window, and their bytes.
+        roomy: the window has room for more of it.
+        claimed: the broker knows that this process has it.
+        leaving: being revoked; nothing new is started.
+        stopped: the log no longer has what is next; the operator decides.
+    """
+
+    epoch: int
+    ledger: Ledger
+    count: int = 0
+    size: int = 0
+    roomy: bool = True
+    claimed: bool = False
+    leaving: bool = False
+    stopped: bool = False
+
+
+class Session:
+    """See the module.
+
+    Args:
+        owner: nonce of this process, as checkpoints name it.
+        first_epoch: above every epoch of former sessions.
+        on_revoke: called with partitions that are to be given back, while they are still held.
+        on_gone: called with partitions after they are gone, for whatever reason.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        slot: str,
+        owner: int,
+        first_epoch: int,
+        give_up: Callable[[], bool],
+        on_revoke: Callable[[Collection[int]], None],
+        on_gone: Callable[[Collection[int]], None],
+        health: Health,
+        metrics: Metrics,
+    ) -> None:
+        self._topic = settings.topics.requests
+        self._owner = owner
+        self.epoch = first_epoch
+        self._on_revoke = on_revoke
+        self._on_gone = on_gone
+        self._health = health
+        self._metrics = metrics
+        self.held: dict[int, Held] = {}
+        self._paused: set[int] = set()
+        self._broken: Exception | None = None
+        self._abandoned = False
+        kafka = settings.kafka
+        self._consumer = Consumer(
+            {**worker_consumer_config(kafka, settings.worker.group_id), "error_cb": self._on_error}
+        )
+        self._publisher: Publisher
+        if settings.worker.guarantee == "exactly_once":
+            transactional_id = f"{kafka.transactional_id_prefix}-{settings.worker.group_id}-{slot}"
+            self._publisher = publisher = TransactionalPublisher(
+                kafka, transactional_id, self._consumer, give_up
+            )
+            publisher.start()
+        else:
+            self._publisher = PlainPublisher(kafka, self._consumer, give_up)
+
+    def join(self) -> None:
+        """Enter the group. Partitions come through :meth:`poll`."""
+        self._consumer.subscribe(
+            [self._topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost
+        )
+
+    def poll(self, timeout_s: float) -> Message | None:
+        """The next record, and whatever the group has to say.
+
+        One at a time: a batch could hold records from before a rebalance that ran inside the same call.
+
+        Raises:
+            ClientsLostError: this session is over.
+        """
+        message = self._consumer.poll(timeout_s)
+        self._raise_broken()
+        if message is None:
+            return None
+        problem = message.error()
+        if problem is None:
+            self._health.up("kafka")
+            return message
+        self._judge(problem, message.partition())
+        return None
+
+    def claim(self) -> None:
+        """Let the broker know which partitions this process took over, before anything of theirs starts.
+
+        Raises:
+            CommitRefusedError, ClientsLostError: see :func:`commit`.
+        """
+        new = {number: held for number, held in self.held.items() if not held.claimed}
+        if new:
+            self._commit({number: held.ledger.checkpoint for number, held in new.items()})
+            for held in new.values():
+                held.claimed = True
+
+    def mark(self, changes: Mapping[int, Mapping[int, Mark | None]]) -> None:
+        """Commit marks, by partition and offset, and wait for the answer. Raises as :meth:`claim`."""
+        self._commit({p: self.held[p].ledger.after(marks=marks) for p, marks in changes.items()})
+        self._metrics.marks.inc()
+
+    def publish(self, records: list[Outgoing], checkpoints: Mapping[int, Checkpoint]) -> None:
+        """Produce the records and commit the checkpoints, together. Raises as ``Publisher.publish``."""
+        self._publisher.publish(records, self._offsets(checkpoints))
+        self._adopt(checkpoints)
+
+    def release(self, partitions: Iterable[int]) -> None:
+        """Let go cleanly: nothing of these partitions runs, and whoever comes next accuses nobody."""
+        held = {p: release(self.held[p].ledger.checkpoint) for p in partitions if p in self.held}
+        if not held:
+            return
+        try:
+            self._commit(held)
+        except CommitRefusedError as error:
+            log.warning("partitions %s were taken before they could be released: %s", sorted(held), error)
+
+    def regulate(self, stop: Callable[[Held], bool]) -> None:
+        """Pause the partitions for which ``stop`` says so, and resume the others."""
+        wanted = {number for number, held in self.held.items() if held.leaving or stop(held)}
+        if wanted == self._paused:
+            return
+        pause, resume = wanted - self._paused, (self._paused - wanted) & self.held.keys()
+        if pause:
+            self._consumer.pause([TopicPartition(self._topic, number) for number in pause])
+        if resume:
+            self._consumer.resume([TopicPartition(self._topic, number) for number in resume])
+        self._paused = wanted
+
+    def probe(self) -> None:
+        """Ask the brokers for a sign of life while they are taken for dead."""
+        try:
+            self._consumer.list_topics(self._topic, timeout=PROBE_TIMEOUT_S)
+        except KafkaException as error:
+            self._health.down("kafka", error.args[0].str())
+        else:
+            self._health.up("kafka")
+
+    def close(self) -> None:
+        """Give every partition back and leave the group. Raises ClientsLostError where that failed."""
+        self._consumer.close()
+        self._publisher.close()
+        self._raise_broken()
+
+    def abandon(self) -> None:
+        """Leave the group as a dead process would: no commit is made, marks stay as they are."""
+        self._abandoned = True
+        self._consumer.close()
+        self._publisher.close()
+        self._forget(list(self.held))
+
+    def _raise_broken(self) -> None:
+        if isinstance(self._broken, ZImageError):
+            raise self._broken
+        if self._broken is not None:
+            raise ClientsLostError(f"a rebalance failed: {self._broken}") from self._broken
+
+    def _commit(self, checkpoints: Mapping[int, Checkpoint]) -> None:
+        commit(self._consumer, self._offsets(checkpoints))
+        self._adopt(checkpoints)
+        self._health.up("kafka")
+
+    def _adopt(self, checkpoints: Mapping[int, Checkpoint]) -> None:
+        for number, checkpoint in checkpoints.items():
+            self.held[number].ledger.adopt(checkpoint)
+
+    def _offsets(self, checkpoints: Mapping[int, Checkpoint]) -> list[TopicPartition]:
+        return [
+            TopicPartition(self._topic, number, checkpoint.base, checkpoint.encode())
+            for number, checkpoint in checkpoints.items()
+        ]
+
+    def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        # An exception raised here would leave the partitions assigned and delivering.
+        try:
+            self._metrics.rebalances.labels("assigned").inc()
+            self._take_over(consumer, partitions)
+        except Exception as error:
+            self._broken = error
+
+    def _take_over(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        committed = consumer.committed(partitions, timeout=TAKE_OVER_TIMEOUT_S) if partitions else []
+        starts = []
+        for found in committed:
+            if found.error is not None:
+                raise KafkaException(found.error)
+            checkpoint = take_over(self._read(consumer, found), self._owner)
+            self.epoch += 1
+            self.held[found.partition] = Held(self.epoch, Ledger(checkpoint))
+            starts.append(TopicPartition(self._topic, found.partition, checkpoint.base))
+        consumer.incremental_assign(starts)
+        if starts:
+            log.info("took over partitions %s", sorted(start.partition for start in starts))
+
+    def _read(self, consumer: Consumer, found: TopicPartition) -> Checkpoint:
+        if found.offset == OFFSET_INVALID:
+            low, _ = consumer.get_watermark_offsets(found, timeout=TAKE_OVER_TIMEOUT_S)
+            return Checkpoint(low)
+        if not found.metadata:
+            return Checkpoint(found.offset)
+        try:
+            return Checkpoint.decode(found.metadata, found.offset)
+        except ValueError as error:
+            log.warning(
+                "the checkpoint of partition %d is not used: %s", found.partition, error,
+                extra={"partition": found.partition, "offset": found.offset},
+            )  # fmt: skip
+            return Checkpoint(found.offset)
+
+    def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        numbers = [partition.partition for partition in partitions]
+        try:
+            self._metrics.rebalances.labels("revoked").inc()
+            if not self._abandoned:
+                for number in numbers:
+                    self.held[number].leaving = True
+                self._on_revoke(numbers)
+                self.release(numbers)
+        except Exception as error:
+            self._broken = error
+        self._forget(numbers)
+        consumer.incremental_unassign(partitions)
+
+    def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._metrics.rebalances.labels("lost").inc()
+        numbers = [partition.partition for partition in partitions]
+        log.warning("partitions %s were lost: somebody else has them", sorted(numbers))
+        self._forget(numbers)
+        consumer.incremental_unassign(partitions)
+
+    def _forget(self, numbers: Collection[int]) -> None:
+        for number in numbers:
+            self.held.pop(number, None)
+            self._paused.discard(number)
+        self._on_gone(numbers)
+
+    def _judge(self, problem: KafkaError, partition: int | None) -> None:
+        if problem.code() == KafkaError._AUTO_OFFSET_RESET and partition in self.held:
+            self.held[partition].stopped = True
+            base = self.held[partition].ledger.checkpoint.base
+            reason = (
+                f"partition {partition} is stopped: its log does not have offset {base} any more "
+                f"({problem.str()}); requests were deleted before they were served. Reset the group's "
+                f"offset for this partition to go on without them"
+            )
+            log.error(reason, extra={"partition": partition, "offset": base})
+            self._health.hold(f"partition-{partition}", reason)
+        elif problem.fatal():
+            raise ClientsLostError(f"the consumer failed: {problem.str()}")
+        else:
+            self._on_error(problem)
+
+    def _on_error(self, problem: KafkaError) -> None:
+        log.warning("kafka: %s: %s", problem.name(), problem.str())
+        if problem.code() == KafkaError._ALL_BROKERS_DOWN or not problem.retriable():
+            self._health.down("kafka", problem.str())

@@ -1,0 +1,200 @@
+"""One worker process per device, kept alive."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import FrameType
+
+from zimage_stream.errors import SettingsError
+from zimage_stream.settings import Settings
+
+from zimage_consumers.image_worker.worker import ExitCode
+
+log = logging.getLogger(__name__)
+
+KILL_MARGIN_S = 10.0
+"""A worker that is told to stop has its drain time and this much more."""
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
+STEADY_S = 60.0
+"""A worker that lived this long starts its back-off anew when it dies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where one worker runs: ``kind`` cuda or cpu, ``index`` among the devices asked for."""
+
+    kind: str
+    index: int
+    visible: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What its process is given, so that it sees this device and no other."""
+        return {"CUDA_VISIBLE_DEVICES": self.visible, "ZIMAGE_ENGINE__DEVICE": self.kind}
+
+
+def devices_of(text: str, gpus: int) -> list[Device]:
+    """The devices named by ``all``, ``0,2``, ``cpu`` or ``cpu:2``.
+
+    Args:
+        text: as given on the command line.
+        gpus: how many the machine has.
+
+    Raises:
+        SettingsError: it is none of these, or names a GPU that is not there.
+    """
+    if text == "all":
+        if gpus == 0:
+            raise SettingsError("--devices all: there is no GPU here; --devices cpu runs without one")
+        return [Device("cuda", index, str(index)) for index in range(gpus)]
+    kind, _, count = text.partition(":")
+    if kind == "cpu" and (count or "1").isdecimal() and int(count or "1") > 0:
+        return [Device("cpu", index, "") for index in range(int(count or "1"))]
+    numbers = text.split(",")
+    if not all(number.isdecimal() for number in numbers):
+        raise SettingsError(f"--devices: got {text!r}, takes all, a list of GPUs such as 0,2, cpu or cpu:2")
+    chosen = sorted({int(number) for number in numbers})
+    if chosen[-1] >= gpus:
+        raise SettingsError(f"--devices: got {text!r}, but there are {gpus} GPUs here, numbered from 0")
+    return [Device("cuda", index, str(index)) for index in chosen]
+
+
+def count_gpus() -> int:
+    """GPUs that the driver shows, without loading torch; 0 where there is no driver."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([part for part in visible.split(",") if part.strip()])
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+def wait_before_restart(deaths: int) -> float:
+    """Seconds before a worker that died ``deaths`` times in a row is started again."""
+    return float(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (deaths - 1)))
+
+
+@dataclass(slots=True)
+class _Child:
+    device: Device
+    slot: str
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    deaths: int = 0
+    due: float = 0.0
+    done: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+class Supervisor:
+    """Starts, watches and restarts worker processes; one death never touches the others.
+
+    Args:
+        arguments: command line of one unsupervised worker.
+    """
+
+    def __init__(self, settings: Settings, devices: Sequence[Device], arguments: Sequence[str]) -> None:
+        self._arguments = list(arguments)
+        self._kill_after = settings.worker.drain_timeout_s + KILL_MARGIN_S
+        self._stopping = threading.Event()
+        self._hurry = threading.Event()
+        port = settings.telemetry.port
+        self._children = []
+        for device in devices:
+            slot = settings.slot(device.kind, device.index)
+            if settings.worker.slot and len(devices) > 1:
+                slot = f"{slot}/{device.index}"
+            environment = device.environment | {
+                "ZIMAGE_WORKER__SLOT": slot,
+                "ZIMAGE_TELEMETRY__PORT": str(port + device.index if port else 0),
+            }
+            self._children.append(_Child(device, slot, environment=environment))
+
+    def run(self) -> int:
+        """Keep the workers alive until a signal; returns the process's exit code."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        while not self._stopping.is_set():
+            for child in self._children:
+                self._watch(child)
+            self._stopping.wait(0.2)
+        return self._stop_all()
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        if self._stopping.is_set():
+            self._hurry.set()
+        log.info("signal %s: stopping the workers", signal.Signals(number).name)
+        self._stopping.set()
+
+    def _watch(self, child: _Child) -> None:
+        if child.process is None:
+            if time.monotonic() >= child.due:
+                self._start(child)
+            return
+        code = child.process.poll()
+        if code is None:
+            return
+        child.process = None
+        lived = time.monotonic() - child.started
+        child.deaths = 1 if lived > STEADY_S else child.deaths + 1
+        wait = wait_before_restart(child.deaths)
+        child.due = time.monotonic() + wait
+        log.error(
+            "the worker in slot %s ended (%s) after %.1f s; it is started again in %.1f s",
+            child.slot, describe(code), lived, wait,
+        )  # fmt: skip
+
+    def _start(self, child: _Child) -> None:
+        parent = os.getpid()
+        child.process = subprocess.Popen(
+            self._arguments,
+            env={**os.environ, **child.environment},
+            # Not in our process group: a terminal's Ctrl-C reaches us alone, and we forward it once.
+            start_new_session=True,
+            preexec_fn=lambda: _die_with_parent(parent),
+        )
+        child.started = time.monotonic()
+        log.info("worker %s started, process %d", child.slot, child.process.pid)
+
+    def _stop_all(self) -> int:
+        running = [child.process for child in self._children if child.process is not None]
+        for process in running:
+            process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + self._kill_after
+        while any(process.poll() is None for process in running):
+            if time.monotonic() > deadline or self._hurry.is_set():
+                for process in running:
+                    process.kill()
+            time.sleep(0.05)
+        codes = [process.wait() for process in running]
+        return 0 if all(code == 0 for code in codes) else 1
+
+
+def describe(code: int) -> str:
+    """An exit code in words."""
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    try:
+        return f"exit code {code}, {ExitCode(code).name.lower().replace('_', ' ')}"
+    except ValueError:
+        return f"exit code {code}"
+
+
+def _die_with_parent(parent: int) -> None:
+    """A supervisor that is killed must not leave workers that nobody watches."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(1)

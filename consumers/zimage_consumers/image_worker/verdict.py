@@ -1,0 +1,105 @@
+"""What an error means for a request: one table, applied nowhere else."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from zimage_stream.errors import (
+    IdConflictError,
+    OutOfMemoryError,
+    RequestError,
+    StoreRejectedError,
+    UnknownSchemaError,
+    UnsupportedSizeError,
+    WireError,
+    ZImageError,
+)
+from zimage_stream.events.image_result import Code
+
+
+class WorkerCrashedError(ZImageError):
+    """A request took the process down with it as often as it may."""
+
+
+class ExpiredError(ZImageError):
+    """The request was not started before its ``expires_at``."""
+
+
+class Action(Enum):
+    """What happens to the request next."""
+
+    RETRY = auto()
+    DEAD_LETTER = auto()
+    END = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The judgement on one failed request.
+
+    Attributes:
+        code: what its result and dead letter say.
+        ours: the reason may be this deployment's own.
+        retriable: the same request may succeed if its author sends it again.
+    """
+
+    action: Action
+    code: Code
+    ours: bool = False
+    retriable: bool = False
+
+
+_PERMANENT: tuple[tuple[type[Exception], Verdict], ...] = (
+    (UnsupportedSizeError, Verdict(Action.DEAD_LETTER, Code.UNSUPPORTED_SIZE)),
+    (RequestError, Verdict(Action.DEAD_LETTER, Code.INVALID_REQUEST)),
+    (UnknownSchemaError, Verdict(Action.DEAD_LETTER, Code.UNKNOWN_SCHEMA, ours=True)),
+    (WireError, Verdict(Action.DEAD_LETTER, Code.UNDECODABLE)),
+    (IdConflictError, Verdict(Action.DEAD_LETTER, Code.ID_CONFLICT)),
+    (StoreRejectedError, Verdict(Action.DEAD_LETTER, Code.STORE_REJECTED, ours=True, retriable=True)),
+    (OutOfMemoryError, Verdict(Action.DEAD_LETTER, Code.OUT_OF_MEMORY, retriable=True)),
+    (WorkerCrashedError, Verdict(Action.DEAD_LETTER, Code.WORKER_CRASHED)),
+    (ExpiredError, Verdict(Action.END, Code.EXPIRED)),
+)
+
+
+def judge(error: Exception, attempts: int, max_attempts: int) -> Verdict:
+    """What a request's error means.
+
+    Args:
+        error: what happened; alone, so it is this request's and not a neighbour's.
+        attempts: charged to it, this one included.
+        max_attempts: how many it has.
+    """
+    for kind, verdict in _PERMANENT:
+        if isinstance(error, kind):
+            return verdict
+    if attempts < max_attempts:
+        return Verdict(Action.RETRY, Code.GENERATION_FAILED)
+    return Verdict(Action.DEAD_LETTER, Code.GENERATION_FAILED, ours=True, retriable=True)
+
+
+def backoff_s(attempts: int, base_s: float = 0.5, cap_s: float = 30.0) -> float:
+    """Seconds to wait before the next attempt: doubled each time, up to the cap."""
+    return float(min(cap_s, base_s * 2 ** (attempts - 1)))
+
+
+class Breaker:
+    """Stops a worker whose own fault is about to bury a backlog in the dead-letter topic.
+
+    It trips when half of the last ``size`` requests would end for reasons that may be ours: a wrong
+    registry, a broken model, a store that refuses everything. It stays tripped: only an operator
+    can know that the reason is gone, and a restart says so.
+    """
+
+    def __init__(self, size: int = 200) -> None:
+        self._recent: deque[bool] = deque(maxlen=size)
+        self._limit = size // 2
+        self.tripped = False
+
+    def count(self, ours: bool) -> bool:
+        """Note how one more request would end; returns whether the breaker is tripped."""
+        self._recent.append(ours)
+        self.tripped = self.tripped or sum(self._recent) >= self._limit
+        return self.tripped

@@ -1,0 +1,371 @@
+"""The message path, from top to bottom.
+
+One turn of the Kafka thread: take records in, collect what the engine and the uploads have finished,
+put the next batch on deck, publish what is done. It waits for none of them longer than a poll.
+``docs/architecture.md`` has the picture.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Collection
+from enum import IntEnum
+
+from zimage_stream.engines.base import Engine
+from zimage_stream.errors import RegistryUnavailableError, ZImageError
+from zimage_stream.events.codec import Codec
+from zimage_stream.events.rules import Limits
+from zimage_stream.settings import Settings
+from zimage_stream.stores.base import ImageStore
+from zimage_stream.telemetry.health import Health
+from zimage_stream.telemetry.metrics import Metrics
+
+from zimage_consumers.image_worker.checkpoint import Mark, Taken
+from zimage_consumers.image_worker.clock import ClockGuard
+from zimage_consumers.image_worker.deliver import Delivery
+from zimage_consumers.image_worker.dispatch import Dispatcher
+from zimage_consumers.image_worker.generate import EngineThread
+from zimage_consumers.image_worker.intake import Intake, record_of
+from zimage_consumers.image_worker.jobs import (
+    BatchDone,
+    EngineLost,
+    Failed,
+    Job,
+    Outcome,
+    Record,
+    Resolution,
+    Stored,
+    now,
+)
+from zimage_consumers.image_worker.outbox import Outbox
+from zimage_consumers.image_worker.publish import ClientsLostError, CommitRefusedError, FencedError
+from zimage_consumers.image_worker.schedule import Scheduler
+from zimage_consumers.image_worker.session import Held, Session
+from zimage_consumers.image_worker.terminal import Identity
+from zimage_consumers.image_worker.verdict import Action, backoff_s, judge
+
+log = logging.getLogger(__name__)
+
+BUSY_POLL_S, IDLE_POLL_S = 0.003, 0.1
+RECORDS_A_TURN = 256
+REJOIN_WAIT_S = 1.0
+REGISTRY_WAIT_S = 1.0
+FENCED_AGAIN_S = 60.0
+
+
+class ExitCode(IntEnum):
+    """What the process says when it ends; the supervisor and an init system read it."""
+
+    DONE = 0
+    FAILED = 1
+    SICK = 70
+    CONTEXT_LOST = 71
+    FENCED = 72
+
+
+class EngineLostError(ZImageError):
+    """The engine cannot go on in this process."""
+
+    def __init__(self, lost: EngineLost) -> None:
+        self.sick = lost.sick
+        super().__init__(str(lost.error))
+
+
+class Worker:
+    """One process, one GPU, one member of the group.
+
+    Args:
+        engine: not loaded yet; loaded, used and closed on a thread of its own.
+        slot: this worker's stable name.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine,
+        store: ImageStore,
+        codec: Codec,
+        *,
+        slot: str,
+        health: Health,
+        metrics: Metrics,
+    ) -> None:
+        self._settings = settings
+        self._slot = slot
+        self._health = health
+        self._metrics = metrics
+        self._owner = secrets.randbits(32) or 1
+        self._stop = threading.Event()
+        self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self._delivery = Delivery(
+            store,
+            model=engine.model,
+            public_base_url=settings.store.public_base_url,
+            encode_threads=settings.worker.encode_threads,
+            upload_threads=settings.worker.upload_threads,
+            wanted=self._wanted,
+            report=self._outcomes.put,
+            health=health,
+            metrics=metrics,
+        )
+        self._engine = EngineThread(engine, self._delivery.deliver, self._outcomes.put, metrics)
+        self._scheduler = Scheduler(settings.scheduler.tenant_weights, settings.engine.max_batch)
+        limits = Limits(settings.engine.max_pixels, settings.engine.allow_guidance)
+        self._intake = Intake(codec, limits, engine.count_tokens)
+        self._dispatcher = Dispatcher(
+            self._scheduler,
+            self._intake,
+            self._engine,
+            self._delivery,
+            max_attempts=settings.worker.max_attempts,
+            wanted=self._wanted,
+            fail=self._fail,
+            report=self._outcomes.put,
+        )
+        identity = Identity(engine.model, engine.model_revision, slot)
+        self._outbox = Outbox(settings.topics, codec, identity, self._wanted, health, metrics)
+        self._clock = ClockGuard()
+        self._session: Session | None = None
+        self._incoming: deque[Job] = deque()
+        self._intake_after = 0.0
+        self._deadline: float | None = None
+
+    # -- life
+
+    def stop(self) -> None:
+        """Finish what runs, commit and leave; returns at once. Safe from a signal handler."""
+        self._stop.set()
+
+    def run(self) -> ExitCode:
+        """Serve until :meth:`stop`.
+
+        Raises:
+            ZImageError: it cannot start, since settings or model are wrong.
+        """
+        # Before the model, which takes long to load: this frees a dead predecessor's transaction.
+        session = self._open(1)
+        self._engine.start()
+        try:
+            self._engine.wait_loaded()
+            self._health.set_started()
+            return self._serve(session)
+        finally:
+            self._delivery.close()
+            self._engine.stop()
+
+    def _serve(self, session: Session) -> ExitCode:
+        fenced_at = float("-inf")
+        while True:
+            try:
+                session.join()
+                while not self._stop.is_set():
+                    self._turn(session)
+                self._leave(session)
+                return ExitCode.DONE
+            except EngineLostError as error:
+                return self._end_without_engine(session, error)
+            except ClientsLostError as error:
+                log.warning("both clients are thrown away and the group is joined anew: %s", error)
+                session.abandon()
+                if self._stop.is_set():
+                    return ExitCode.FAILED
+                if isinstance(error, FencedError):
+                    # Once may be our own transaction that the broker timed out. Twice is another process
+                    # in our slot, and two that go on would fence each other for ever.
+                    if time.monotonic() - fenced_at < FENCED_AGAIN_S:
+                        log.error("another process uses slot %s; this one ends", self._slot)
+                        return ExitCode.FENCED
+                    fenced_at = time.monotonic()
+                self._stop.wait(REJOIN_WAIT_S)
+                session = self._open(session.epoch + 1)
+
+    def _open(self, epoch: int) -> Session:
+        self._session = Session(
+            self._settings,
+            slot=self._slot,
+            owner=self._owner,
+            first_epoch=epoch,
+            give_up=self._stop.is_set,
+            on_revoke=self._give_back,
+            on_gone=self._drop,
+            health=self._health,
+            metrics=self._metrics,
+        )
+        return self._session
+
+    def _leave(self, session: Session) -> None:
+        """Finish what runs within the drain time, then let everything go cleanly."""
+        self._deadline = time.monotonic() + self._settings.worker.drain_timeout_s
+        self._incoming.clear()
+        self._dispatcher.withdraw(session.held.keys())
+        while (self._dispatcher.busy or self._outbox) and self._may_drain(self._deadline):
+            self._turn(session)
+        session.close()
+
+    def _end_without_engine(self, session: Session, error: EngineLostError) -> ExitCode:
+        self._dispatcher.engine_is_gone()
+        if not error.sick:
+            # The marks stay open: what ran when the context was lost is under suspicion.
+            log.error("the device context is lost; only a new process can use the device: %s", error)
+            session.abandon()
+            return ExitCode.CONTEXT_LOST
+        log.error("the device is sick, the requests are given back: %s", error)
+        self._health.hold("engine", f"the device is sick: {error}")
+        self._leave(session)
+        return ExitCode.SICK
+
+    # -- one turn
+
+    def _turn(self, session: Session, poll: bool = True) -> None:
+        self._health.beat()
+        try:
+            if poll:
+                self._take_in(session)
+            session.claim()
+            self._admit()
+            self._collect(0.0 if poll else BUSY_POLL_S)
+            if self._deadline is None and not self._outbox.tripped:
+                at = now()
+                steady = self._clock.steady(at.timestamp(), time.monotonic())
+                self._dispatcher.plan(session, at, expire=steady)
+            for job in self._outbox.publish(session):
+                self._resolved(session, job)
+        except CommitRefusedError as error:
+            log.info("a commit has to wait for the group: %s", error)
+
+    def _take_in(self, session: Session) -> None:
+        session.regulate(self._must_pause)
+        if not self._health.is_up("kafka"):
+            session.probe()
+        busy = self._dispatcher.busy or self._outbox or self._incoming
+        wait_s = BUSY_POLL_S if busy else IDLE_POLL_S
+        for _ in range(RECORDS_A_TURN):
+            message = session.poll(wait_s)
+            if message is None:
+                return
+            record = record_of(message)
+            held = session.held.get(record.partition)
+            if held is not None and held.ledger.take(record.offset) is Taken.NEW:
+                self._take(held, record)
+            wait_s = 0.0
+
+    def _take(self, held: Held, record: Record) -> None:
+        mark = held.ledger.mark(record.offset)
+        job = Job(
+            record,
+            held.epoch,
+            attempts=mark.attempts,
+            suspect=mark.suspect,
+            cautious=held.ledger.cautious,
+            marked=mark != Mark(),
+        )
+        held.count += 1
+        held.size += record.size
+        self._metrics.requests_taken.inc()
+        if job.alone:
+            self._scheduler.add(job)
+        else:
+            self._incoming.append(job)
+
+    def _must_pause(self, held: Held) -> bool:
+        """Whether a partition has its share of the window; it resumes at half."""
+        assert self._session is not None
+        worker, shares = self._settings.worker, len(self._session.held)
+        filled = max(held.count * shares / worker.window, held.size * shares / worker.window_bytes)
+        held.roomy = filled < (1.0 if held.roomy else 0.5)
+        one_by_one = held.ledger.cautious and held.count > 0
+        stopping = self._outbox.tripped or self._deadline is not None
+        return stopping or one_by_one or not held.roomy or held.ledger.full
+
+    def _admit(self) -> None:
+        """Decode and check what was fetched; nothing of it while a suspect runs, or a death would be
+        blamed on the wrong one."""
+        if time.monotonic() < self._intake_after or self._dispatcher.alone:
+            return
+        for _ in range(min(len(self._incoming), RECORDS_A_TURN)):
+            job = self._incoming[0]
+            if self._wanted(job):
+                try:
+                    self._intake.check(job)
+                except RegistryUnavailableError as error:
+                    log.warning("the schema registry does not answer, records wait: %s", error)
+                    self._health.down("registry", str(error))
+                    self._intake_after = time.monotonic() + REGISTRY_WAIT_S
+                    return
+                except Exception as error:
+                    self._fail(job, error)
+                else:
+                    self._scheduler.add(job)
+            self._incoming.popleft()
+        self._health.up("registry")
+
+    def _collect(self, wait_s: float) -> None:
+        try:
+            outcome = self._outcomes.get(timeout=wait_s) if wait_s else self._outcomes.get_nowait()
+            while True:
+                self._note(outcome)
+                outcome = self._outcomes.get_nowait()
+        except queue.Empty:
+            return
+
+    def _note(self, outcome: Outcome) -> None:
+        match outcome:
+            case BatchDone(batch_id):
+                self._dispatcher.batch_done(batch_id)
+            case EngineLost():
+                raise EngineLostError(outcome)
+            case Stored(job, image) if self._wanted(job):
+                job.attempts += job.started_at is not None
+                self._outbox.add(Resolution(job, image=image))
+            case Failed(job, error) if self._wanted(job):
+                job.attempts += job.started_at is not None
+                self._fail(job, error)
+            case Stored(job) | Failed(job):
+                log.info("a completion of a partition given up is discarded", extra=job.log)
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        verdict = judge(error, job.attempts, self._settings.worker.max_attempts)
+        if verdict.action is Action.RETRY:
+            log.warning("the attempt failed and is made again: %s", error, extra=job.log)
+            self._metrics.attempts.labels("retried").inc()
+            self._dispatcher.retry(job, backoff_s(job.attempts))
+        else:
+            self._outbox.add(Resolution(job, None, verdict.code, error, verdict.ours, verdict.retriable))
+
+    def _resolved(self, session: Session, job: Job) -> None:
+        self._dispatcher.resolved(job)
+        held = session.held[job.record.partition]
+        held.count -= 1
+        held.size -= job.record.size
+
+    # -- partitions that go
+
+    def _give_back(self, numbers: Collection[int]) -> None:
+        """Finish what runs of partitions being revoked, within the drain time, and go on with the rest.
+
+        Runs inside a rebalance callback, where nothing can be polled.
+        """
+        session, partitions = self._session, frozenset(numbers)
+        assert session is not None
+        self._dispatcher.withdraw(partitions)
+        deadline = self._deadline or time.monotonic() + self._settings.worker.drain_timeout_s
+        while self._may_drain(deadline) and (
+            self._dispatcher.runs_any_of(partitions) or self._outbox.holds_any_of(partitions)
+        ):
+            self._turn(session, poll=False)
+
+    def _drop(self, numbers: Collection[int]) -> None:
+        self._dispatcher.forget(numbers)
+
+    def _may_drain(self, deadline: float) -> bool:
+        return time.monotonic() < deadline and self._health.is_up("store")
+
+    def _wanted(self, job: Job) -> bool:
+        """Whether the job's partition is still held under the job's epoch. Called from every thread."""
+        held = self._session.held.get(job.record.partition) if self._session else None
+        return held is not None and held.epoch == job.epoch

@@ -1,0 +1,1 @@
+"""``zimage produce``: one prompt, or a file of them."""

@@ -1,0 +1,1 @@
+"""The services as plain processes on loopback."""

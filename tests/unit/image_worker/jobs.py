@@ -1,0 +1,21 @@
+"""Jobs for tests, made without a broker."""
+
+from __future__ import annotations
+
+import itertools
+from datetime import UTC, datetime
+from typing import Any
+
+from zimage_stream.events.prompt_request import PromptRequest
+
+from zimage_consumers.image_worker.jobs import Job, Record
+
+_offsets = itertools.count()
+SENT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def job(partition: int = 0, suspect: bool = False, marked: bool = False, **request: Any) -> Job:
+    """A decoded job of a fresh offset; keyword arguments are fields of its request."""
+    record = Record("requests", partition, next(_offsets), b"key", b"value", (), SENT)
+    fields = {"prompt": "a red circle", **request}
+    return Job(record, 1, PromptRequest(**fields), suspect=suspect, marked=marked)

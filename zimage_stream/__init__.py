@@ -1,0 +1,104 @@
+"""Kafka stream processing for Z-Image-Turbo: prompts in, pictures out, exactly one result per request.
+
+::
+
+    from zimage_stream import PromptClient, PromptRequest
+
+    with PromptClient() as client:
+        result = client.wait(client.submit(PromptRequest(prompt="a lighthouse in fog")))
+
+Everything here is importable from this package; what is elsewhere may change without notice.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zimage_stream.client import PromptClient, Submitted
+    from zimage_stream.errors import (
+        BrokerUnavailableError,
+        RegistryUnavailableError,
+        RequestError,
+        ResultTimeoutError,
+        SettingsError,
+        StoreError,
+        StoreUnavailableError,
+        SubmitError,
+        UnavailableError,
+        UnsupportedSizeError,
+        WireError,
+        ZImageError,
+    )
+    from zimage_stream.events.image_result import (
+        Code,
+        Failure,
+        ImageResult,
+        Source,
+        Status,
+        StoredImage,
+        Timing,
+    )
+    from zimage_stream.events.prompt_request import PromptRequest, new_request_id
+    from zimage_stream.settings import Settings, load_settings
+
+    __version__: str
+
+__all__ = [
+    "BrokerUnavailableError",
+    "Code",
+    "Failure",
+    "ImageResult",
+    "PromptClient",
+    "PromptRequest",
+    "RegistryUnavailableError",
+    "RequestError",
+    "ResultTimeoutError",
+    "Settings",
+    "SettingsError",
+    "Source",
+    "Status",
+    "StoreError",
+    "StoreUnavailableError",
+    "StoredImage",
+    "SubmitError",
+    "Submitted",
+    "Timing",
+    "UnavailableError",
+    "UnsupportedSizeError",
+    "WireError",
+    "ZImageError",
+    "__version__",
+    "load_settings",
+    "new_request_id",
+]
+
+_HOMES = {
+    "PromptClient": "client",
+    "Submitted": "client",
+    "Settings": "settings",
+    "load_settings": "settings",
+    "PromptRequest": "events.prompt_request",
+    "new_request_id": "events.prompt_request",
+    **dict.fromkeys(
+        ("Code", "Failure", "ImageResult", "Source", "Status", "StoredImage", "Timing"), "events.image_result"
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Looked up at first use: whoever imports the package for a dataclass does not load a Kafka client.
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("zimage-stream")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

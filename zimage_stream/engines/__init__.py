@@ -1,0 +1,29 @@
+"""What turns specs into pixels."""
+
+from __future__ import annotations
+
+from zimage_stream.engines.base import Engine, ImageSpec
+from zimage_stream.errors import SettingsError
+from zimage_stream.settings import EngineSettings
+
+
+def create_engine(settings: EngineSettings) -> Engine:
+    """The engine that the settings name, not loaded yet.
+
+    Raises:
+        SettingsError: what it needs is not installed.
+    """
+    if settings.kind == "simulated":
+        from zimage_stream.engines.simulated import SimulatedEngine
+
+        return SimulatedEngine.from_settings(settings)
+    try:
+        from zimage_stream.engines.zimage import ZImageEngine
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"ZIMAGE_ENGINE__KIND: got 'zimage', which needs {error.name}; pip install 'zimage-stream[worker]'"
+        ) from error
+    return ZImageEngine(settings)
+
+
+__all__ = ["Engine", "ImageSpec", "create_engine"]

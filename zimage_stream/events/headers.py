@@ -1,0 +1,100 @@
+"""Record headers: CloudEvents in binary mode, W3C trace context, and what a dead letter says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+from zimage_stream.events.image_result import ImageResult
+from zimage_stream.events.prompt_request import PromptRequest
+
+Header = tuple[str, bytes | None]
+Headers = list[Header]
+
+REQUEST_TYPE = "zimage.PromptRequest.v1"
+RESULT_TYPE = "zimage.ImageResult.v1"
+MAX_MESSAGE_BYTES = 2_000
+
+_TRACE = ("traceparent", "tracestate")
+_REPLACED = ("__connect.errors.", "zimage.")
+
+
+def request_headers(request: PromptRequest, source: str, extra: Iterable[Header] = ()) -> Headers:
+    """Headers of a request.
+
+    Args:
+        source: URI reference of who sends it.
+        extra: the caller's own, its ``traceparent`` among them; they come last, untouched.
+    """
+    at = request.created_at or datetime.now(UTC)
+    return [*_cloud_event(request.request_id, source, REQUEST_TYPE, at), *extra]
+
+
+def result_headers(result: ImageResult, request: Iterable[Header]) -> Headers:
+    """Headers of a result, in the trace of the request with these headers.
+
+    The event's id is made of the request record's place, so a result published again under
+    at_least_once is recognised by it.
+    """
+    source = result.source
+    event_id = f"{source.topic}/{source.partition}/{source.offset}"
+    return [
+        *_cloud_event(event_id, f"/zimage/workers/{result.worker}", RESULT_TYPE, result.completed_at),
+        *trace_context(request),
+    ]
+
+
+def trace_context(headers: Iterable[Header]) -> Headers:
+    """The W3C trace context among these headers."""
+    return [(name, value) for name, value in headers if name.lower() in _TRACE]
+
+
+def dead_letter_headers(
+    original: Iterable[Header],
+    *,
+    topic: str,
+    partition: int,
+    offset: int,
+    exception_class: str,
+    message: str,
+    code: str,
+    attempts: int,
+    worker: str,
+    at: datetime,
+) -> Headers:
+    """Headers of a dead letter: the record's own, byte for byte, then why it died.
+
+    A record that was replayed and dies again has its former reasons replaced: they would grow with
+    every round.
+    """
+    kept = [(name, value) for name, value in original if not name.startswith(_REPLACED)]
+    reasons = {
+        "__connect.errors.topic": topic,
+        "__connect.errors.partition": str(partition),
+        "__connect.errors.offset": str(offset),
+        "__connect.errors.exception.class.name": exception_class,
+        "__connect.errors.exception.message": message,
+        "zimage.code": code,
+        "zimage.attempts": str(attempts),
+        "zimage.worker": worker,
+        "zimage.time": at.isoformat(timespec="milliseconds"),
+    }
+    return [*kept, *((name, _bounded(text)) for name, text in reasons.items())]
+
+
+def _cloud_event(event_id: str, source: str, kind: str, at: datetime) -> Headers:
+    return [
+        ("ce_specversion", b"1.0"),
+        ("ce_id", _bounded(event_id)),
+        ("ce_source", _bounded(source)),
+        ("ce_type", kind.encode()),
+        ("ce_time", at.isoformat(timespec="milliseconds").encode()),
+        ("content-type", b"application/avro"),
+    ]
+
+
+def _bounded(text: str) -> bytes:
+    raw = text.encode(errors="replace")
+    if len(raw) <= MAX_MESSAGE_BYTES:
+        return raw
+    return raw[:MAX_MESSAGE_BYTES].decode(errors="ignore").encode() + "…".encode()

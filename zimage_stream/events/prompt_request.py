@@ -1,0 +1,83 @@
+"""What an upstream system asks for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+SEED_BITS = 53
+"""Derived seeds stay exact in JavaScript numbers and in spreadsheets."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptRequest:
+    """One picture to make. ``schemas/zimage.PromptRequest`` documents every field.
+
+    A request is known by ``tenant`` and ``request_id``: sending it again makes no second picture.
+    Creating one checks nothing; :func:`~zimage_stream.events.rules.check_request` does, and
+    ``PromptClient.submit`` calls it.
+    """
+
+    prompt: str
+    request_id: str = field(default_factory=lambda: new_request_id())
+    tenant: str = "default"
+    width: int = 1024
+    height: int = 1024
+    seed: int | None = None
+    steps: int = 8
+    guidance_scale: float = 0.0
+    format: str = "png"
+    quality: int | None = None
+    priority: int = 0
+    expires_at: datetime | None = None
+    batch_id: str | None = None
+    created_at: datetime | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def chosen_seed(self) -> int:
+        """The seed asked for, else one derived from tenant and id, so that a re-run makes the same picture."""
+        if self.seed is not None:
+            return self.seed
+        name = f"{self.tenant}/{self.request_id}".encode()
+        return int.from_bytes(hashlib.sha256(name).digest()[:8], "big") >> (64 - SEED_BITS)
+
+    @property
+    def parameter_digest(self) -> str:
+        """SHA-256 (hex) of what determines the picture.
+
+        Neither model nor tenant nor date is in it: an upgrade between upload and commit must not
+        turn a worker's own object into somebody else's.
+        """
+        parameters = [
+            self.prompt,
+            self.width,
+            self.height,
+            self.chosen_seed,
+            self.steps,
+            float(self.guidance_scale),
+            self.format,
+            self.quality,
+        ]
+        return hashlib.sha256(json.dumps(parameters, ensure_ascii=True).encode()).hexdigest()
+
+    @property
+    def object_key(self) -> str:
+        """Where the picture is kept, the same for every attempt and every resend."""
+        extension = {"jpeg": "jpg"}.get(self.format, self.format)
+        return f"{self.tenant}/{self.request_id}.{extension}"
+
+
+def new_request_id() -> str:
+    """A UUIDv7 (RFC 9562): unique without asking anybody, and sorted by time."""
+    milliseconds = time.time_ns() // 1_000_000
+    value = (milliseconds << 80) | int.from_bytes(os.urandom(10), "big")
+    value = value & ~(0xF << 76) | (0x7 << 76)
+    value = value & ~(0x3 << 62) | (0x2 << 62)
+    return str(uuid.UUID(int=value))

@@ -1,0 +1,170 @@
+"""The rules a request must keep, the same in the client and in the worker.
+
+They are a safety feature: a value out of range can assert on a CUDA device and take the whole
+process down, so nothing reaches the engine unchecked.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from zimage_stream.errors import RequestError, UnsupportedSizeError
+from zimage_stream.events.prompt_request import PromptRequest
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
+NAME_RULE = "1 to 128 of A-Z a-z 0-9 . _ ~ -, the first a letter or digit"
+FORMATS = ("png", "webp", "jpeg")
+MAX_PROMPT_CHARACTERS = 2_000
+MAX_RECORD_BYTES = 1 << 20
+MAX_ATTRIBUTES = 32
+MAX_ATTRIBUTE_BYTES = 8 << 10
+MAX_BATCH_ID_CHARACTERS = 128
+SIDE_STEP, MIN_SIDE, MAX_SIDE = 16, 64, 2048
+MAX_STEPS = 50
+MAX_SEED = 2**63 - 1
+PRIORITIES = (-10, 10)
+
+_ALLOWED_CONTROLS = "\t\n\r"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a deployment allows beyond the fixed rules; ``max_pixels`` is width x height."""
+
+    max_pixels: int = MAX_SIDE * MAX_SIDE
+    allow_guidance: bool = False
+
+
+def check_request(
+    request: PromptRequest,
+    limits: Limits = Limits(),
+    count_tokens: Callable[[str], int | None] | None = None,
+    max_tokens: int = 512,
+) -> PromptRequest:
+    """The request with its prompt in NFC, if it keeps every rule.
+
+    Args:
+        request: as it was created or decoded.
+        limits: the deployment's own bounds.
+        count_tokens: the model's tokenizer where it is at hand; ``None`` from it means unknown.
+        max_tokens: the longest prompt the model reads without cutting it.
+
+    Raises:
+        RequestError: names the first field at fault, the rule and what was got.
+        UnsupportedSizeError: the size is well formed but more than ``limits.max_pixels``.
+    """
+    _check_name("request_id", request.request_id)
+    _check_name("tenant", request.tenant)
+    prompt = _check_prompt(request.prompt)
+    _check_size(request, limits)
+    _check_int("steps", request.steps, 1, MAX_STEPS)
+    if request.seed is not None:
+        _check_int("seed", request.seed, 0, MAX_SEED)
+    _check_guidance(request.guidance_scale, limits)
+    if request.format not in FORMATS:
+        raise RequestError("format", "one of " + ", ".join(FORMATS), request.format)
+    if request.quality is not None:
+        _check_int("quality", request.quality, 1, 100)
+    _check_int("priority", request.priority, *PRIORITIES)
+    _check_time("expires_at", request.expires_at)
+    _check_time("created_at", request.created_at)
+    _check_batch_id(request.batch_id)
+    _check_attributes(request)
+    if count_tokens is not None:
+        tokens = count_tokens(prompt)
+        if tokens is not None and tokens > max_tokens:
+            raise RequestError("prompt", f"at most {max_tokens} tokens, this one has {tokens}", prompt)
+    return request if prompt == request.prompt else replace(request, prompt=prompt)
+
+
+def _check_name(field: str, value: object) -> None:
+    if not isinstance(value, str) or not NAME.fullmatch(value):
+        raise RequestError(field, NAME_RULE, value)
+
+
+def _check_prompt(prompt: object) -> str:
+    if not isinstance(prompt, str):
+        raise RequestError("prompt", "text", prompt)
+    _check_text("prompt", prompt)
+    normal = unicodedata.normalize("NFC", prompt)
+    if not normal.strip() or len(normal) > MAX_PROMPT_CHARACTERS:
+        raise RequestError(
+            "prompt", f"1 to {MAX_PROMPT_CHARACTERS:,} characters, not all white space", prompt
+        )
+    return normal
+
+
+def _check_text(field: str, text: str) -> None:
+    """Refuse what is not text: controls and lone surrogates. Right-to-left marks and joiners are text."""
+    for character in text:
+        category = unicodedata.category(character)
+        if category == "Cs" or (category == "Cc" and character not in _ALLOWED_CONTROLS):
+            raise RequestError(field, f"text without control characters (U+{ord(character):04X} in it)", text)
+
+
+def _check_size(request: PromptRequest, limits: Limits) -> None:
+    for field, side in (("width", request.width), ("height", request.height)):
+        rule = f"a multiple of {SIDE_STEP} from {MIN_SIDE} to {MAX_SIDE}"
+        if not _is_int(side) or not MIN_SIDE <= side <= MAX_SIDE or side % SIDE_STEP:
+            raise RequestError(field, rule, side)
+    pixels = request.width * request.height
+    if pixels > limits.max_pixels:
+        raise UnsupportedSizeError(
+            "width", f"width x height of at most {limits.max_pixels:,} pixels here", request.width
+        )
+
+
+def _check_guidance(scale: object, limits: Limits) -> None:
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
+        raise RequestError("guidance_scale", "a number", scale)
+    if scale != 0 and not limits.allow_guidance:
+        raise RequestError("guidance_scale", "0 (this model is distilled; engine.allow_guidance is off)", scale)
+    if not 0 <= scale <= 20:
+        raise RequestError("guidance_scale", "0 to 20", scale)
+
+
+def _check_batch_id(batch_id: object) -> None:
+    if batch_id is None:
+        return
+    if not isinstance(batch_id, str) or not 1 <= len(batch_id) <= MAX_BATCH_ID_CHARACTERS:
+        raise RequestError("batch_id", f"1 to {MAX_BATCH_ID_CHARACTERS} characters", batch_id)
+    _check_text("batch_id", batch_id)
+
+
+def _check_attributes(request: PromptRequest) -> None:
+    attributes = request.attributes
+    if len(attributes) > MAX_ATTRIBUTES:
+        raise RequestError("attributes", f"at most {MAX_ATTRIBUTES} entries", f"{len(attributes)} entries")
+    size = 0
+    for name, value in attributes.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise RequestError("attributes", "text names with text values", {name: value})
+        try:
+            size += len(name.encode()) + len(value.encode())
+        except UnicodeEncodeError:
+            raise RequestError("attributes", "text without lone surrogates", {name: value}) from None
+    if size > MAX_ATTRIBUTE_BYTES:
+        raise RequestError(
+            "attributes", f"at most {MAX_ATTRIBUTE_BYTES:,} bytes of UTF-8 in all", f"{size:,} bytes"
+        )
+
+
+def _check_time(field: str, value: object) -> None:
+    if value is None:
+        return
+    if not isinstance(value, datetime) or value.tzinfo is None:
+        raise RequestError(field, "a time with a time zone", value)
+
+
+def _check_int(field: str, value: object, low: int, high: int) -> None:
+    if not _is_int(value) or not low <= value <= high:  # type: ignore[operator]
+        raise RequestError(field, f"a whole number from {low} to {high}", value)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,45 @@
+"""What a picture says of itself, written and read."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from xml.etree import ElementTree
+
+from PIL import Image
+
+_RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+_META = "adobe:ns:meta/"
+_OURS = "https://zimage-stream.dev/ns/1.0/"
+
+ElementTree.register_namespace("x", _META)
+ElementTree.register_namespace("rdf", _RDF)
+ElementTree.register_namespace("zimage", _OURS)
+
+
+def to_xmp(text: Mapping[str, str]) -> bytes:
+    """The fields as an XMP packet. Characters that XML cannot hold must not be in them."""
+    root = ElementTree.Element(f"{{{_META}}}xmpmeta")
+    description = ElementTree.SubElement(
+        ElementTree.SubElement(root, f"{{{_RDF}}}RDF"), f"{{{_RDF}}}Description", {f"{{{_RDF}}}about": ""}
+    )
+    for name, value in text.items():
+        ElementTree.SubElement(description, f"{{{_OURS}}}{name}").text = value
+    body = ElementTree.tostring(root, encoding="utf-8")
+    # A parser reads a bare carriage return as a line feed; as a reference it stays what it is.
+    body = body.replace(b"\r", b"&#13;")
+    return b'<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?>' + body + b'<?xpacket end="r"?>'
+
+
+def read_text(data: bytes) -> dict[str, str]:
+    """The fields that :func:`~zimage_stream.imaging.encode` put into a picture, whatever its format."""
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()
+        if image.format == "PNG":
+            return {name: str(value) for name, value in image.info.items() if isinstance(value, str)}
+        packet = image.info.get("xmp", b"")
+    if not packet:
+        return {}
+    prefix = f"{{{_OURS}}}"
+    elements = ElementTree.fromstring(packet).iter()
+    return {e.tag.removeprefix(prefix): e.text or "" for e in elements if e.tag.startswith(prefix)}

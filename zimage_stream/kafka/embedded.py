@@ -1,0 +1,75 @@
+"""A broker inside the process, for demonstrations and tests that need nothing installed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from confluent_kafka import KafkaException, Producer
+
+from zimage_stream.errors import BrokerUnavailableError
+from zimage_stream.settings import TopicSettings
+
+PARTITIONS = 4
+"""What librdkafka's mock cluster gives every topic."""
+
+_START_TIMEOUT_S = 10.0
+
+
+class EmbeddedBroker:
+    """librdkafka's mock cluster, listening on loopback for as long as the context lasts.
+
+    It serves produce, fetch, consumer groups (``classic``) and offset commits with their metadata.
+    Its limits:
+
+    - It keeps no offsets of transactions and shows aborted records, so a worker on it runs with the
+      guarantee ``at_least_once``, and nothing that passes here says anything about transactions.
+    - The first join of a group takes 3 seconds.
+    - Every topic has 4 partitions and is made the first time somebody asks for it; topics cannot be
+      made, described or deleted by an admin client.
+    - Nothing is on disk, and a partition keeps about its newest 5 MiB: what is older is gone,
+      whether or not it was consumed.
+
+    Example::
+
+        with EmbeddedBroker() as broker:
+            settings = load_settings(overrides={"kafka": {"bootstrap_servers": broker.bootstrap_servers}})
+
+    Args:
+        topics: made at the start, since a consumer's subscription does not make them.
+    """
+
+    def __init__(self, topics: TopicSettings | None = None) -> None:
+        topics = topics or TopicSettings()
+        self._topics: Iterable[str] = (topics.requests, topics.results, topics.dead_letters)
+        self._cluster: Producer | None = None
+        self._bootstrap_servers = ""
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """``127.0.0.1:port``; empty before the context is entered."""
+        return self._bootstrap_servers
+
+    def __enter__(self) -> EmbeddedBroker:
+        # The address is replaced by the mock cluster's own; librdkafka only wants one to be there.
+        cluster = Producer(
+            {
+                "bootstrap.servers": "embedded",
+                "test.mock.num.brokers": 1,
+                "logger": logging.getLogger("zimage_stream.kafka.embedded"),
+                "log_level": 3,
+            }
+        )
+        try:
+            for topic in self._topics:
+                brokers = cluster.list_topics(topic, timeout=_START_TIMEOUT_S).brokers.values()
+        except KafkaException as error:
+            raise BrokerUnavailableError(f"the embedded broker did not start: {error}") from error
+        self._bootstrap_servers = ",".join(f"{broker.host}:{broker.port}" for broker in brokers)
+        self._cluster = cluster
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # The cluster lives in this client, and stops when the last reference is gone.
+        self._cluster = None
+        self._bootstrap_servers = ""

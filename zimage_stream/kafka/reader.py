@@ -1,0 +1,187 @@
+"""Reading a topic without a group: from offsets of one's own choosing, committed records only."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from zimage_stream.errors import BrokerUnavailableError, RegistryUnavailableError, WireError, ZImageError
+from zimage_stream.events.codec import Codec
+from zimage_stream.events.image_result import ImageResult
+from zimage_stream.kafka.clients import reader_config
+from zimage_stream.settings import KafkaSettings
+
+log = logging.getLogger(__name__)
+
+TIMEOUT_S = 10.0
+
+_NOT_TO_BE_READ = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED)
+
+Offsets = Mapping[int, int]
+"""Partition number to the offset of the next record."""
+
+
+class TopicMissingError(ZImageError):
+    """The topic is not there, or these credentials may not see it."""
+
+    def __init__(self, topic: str, reason: str) -> None:
+        super().__init__(f"topic {topic}: {reason}. To make it: zimage topics create")
+
+
+class TopicReader:
+    """One reader of one topic. Not thread-safe, and a context manager.
+
+    Nothing is read before :meth:`start`. Partitions added to the topic later are not seen.
+    """
+
+    def __init__(self, settings: KafkaSettings, topic: str) -> None:
+        self._topic = topic
+        self._servers = settings.bootstrap_servers
+        self._trouble: KafkaError | None = None
+        self._positions: dict[int, int] = {}
+        self._unfinished: set[int] = set()
+        self._consumer = Consumer(
+            {**reader_config(settings), "enable.partition.eof": True, "error_cb": self._note_trouble}
+        )
+
+    def __enter__(self) -> TopicReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def end_offsets(self) -> dict[int, int]:
+        """Where the next record of each partition will be.
+
+        Raises:
+            BrokerUnavailableError: no broker answers.
+            TopicMissingError: there is no such topic.
+        """
+        try:
+            return {
+                partition: self._consumer.get_watermark_offsets(
+                    TopicPartition(self._topic, partition), timeout=TIMEOUT_S
+                )[1]
+                for partition in self._partitions()
+            }
+        except KafkaException as error:
+            raise self._unavailable(error.args[0]) from error
+
+    def start(self, offsets: Offsets | None = None) -> None:
+        """Read from these offsets on; ``None``: from the beginning. Raises as :meth:`end_offsets`."""
+        if offsets is None:
+            try:
+                offsets = dict.fromkeys(self._partitions(), OFFSET_BEGINNING)
+            except KafkaException as error:
+                raise self._unavailable(error.args[0]) from error
+        self._positions = dict(offsets)
+        self._unfinished = set(offsets)
+        self._consumer.assign([TopicPartition(self._topic, *at) for at in offsets.items()])
+
+    @property
+    def positions(self) -> dict[int, int]:
+        """The offset after the last record that :meth:`poll` returned, per partition."""
+        return dict(self._positions)
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether every partition has been read to its end at some moment since :meth:`start`."""
+        return not self._unfinished
+
+    @property
+    def trouble(self) -> BrokerUnavailableError | None:
+        """Set while no broker has answered since the last record."""
+        return None if self._trouble is None else self._unavailable(self._trouble)
+
+    def poll(self, timeout_s: float) -> Message | None:
+        """The next record, or ``None`` after ``timeout_s`` seconds or at the end of a partition.
+
+        Raises:
+            BrokerUnavailableError: reading cannot go on; transient trouble is waited out.
+            TopicMissingError: the topic was deleted, or these credentials may not read it.
+        """
+        message = self._consumer.poll(timeout_s)
+        if message is None:
+            return None
+        error = message.error()
+        partition, offset = message.partition(), message.offset()
+        if error is None:
+            assert partition is not None
+            assert offset is not None
+            self._trouble = None
+            self._positions[partition] = offset + 1
+            return message
+        if error.code() == KafkaError._PARTITION_EOF:
+            self._trouble = None
+            self._unfinished.discard(-1 if partition is None else partition)
+            return None
+        if error.code() in _NOT_TO_BE_READ:
+            raise TopicMissingError(self._topic, error.str())
+        if error.fatal():
+            raise self._unavailable(error)
+        log.warning("reading %s: %s", self._topic, error.str())
+        return None
+
+    def close(self) -> None:
+        """Release the connections."""
+        self._consumer.close()
+
+    def _partitions(self) -> list[int]:
+        found = self._consumer.list_topics(self._topic, timeout=TIMEOUT_S).topics[self._topic]
+        if found.error is not None:
+            raise TopicMissingError(self._topic, found.error.str())
+        return sorted(found.partitions)
+
+    def _note_trouble(self, error: KafkaError) -> None:
+        if error.code() in (KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTHENTICATION):
+            self._trouble = error
+
+    def _unavailable(self, error: KafkaError) -> BrokerUnavailableError:
+        return BrokerUnavailableError(f"Kafka at {self._servers} does not answer: {error.str()}")
+
+
+class ResultReader:
+    """Reads results; a record that is not one is skipped with a warning. Not thread-safe."""
+
+    def __init__(self, settings: KafkaSettings, topic: str, codec: Codec) -> None:
+        self.topic = TopicReader(settings, topic)
+        self._codec = codec
+        self._waiting: Message | None = None
+
+    def __enter__(self) -> ResultReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the connections."""
+        self.topic.close()
+
+    def poll(self, timeout_s: float) -> ImageResult | None:
+        """The next result, or ``None`` if none came within ``timeout_s`` seconds.
+
+        Raises:
+            BrokerUnavailableError, TopicMissingError: reading cannot go on.
+            RegistryUnavailableError: the schema cannot be had now; the next call tries the same record.
+        """
+        message = self._waiting or self.topic.poll(timeout_s)
+        self._waiting = None
+        if message is None:
+            return None
+        try:
+            return self._codec.decode_result(message.value())
+        except RegistryUnavailableError:
+            self._waiting = message
+            raise
+        except WireError as error:
+            log.warning(
+                "a record of %s that is no result is skipped (partition %s, offset %s): %s",
+                message.topic(),
+                message.partition(),
+                message.offset(),
+                error,
+            )
+            return None

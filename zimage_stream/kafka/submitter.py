@@ -1,0 +1,158 @@
+"""Publishing requests: an idempotent producer and the walk over the partitions."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from zimage_stream.errors import BrokerUnavailableError, SubmitError
+from zimage_stream.events.image_result import Source
+from zimage_stream.kafka.clients import producer_config
+from zimage_stream.kafka.partitions import walk
+from zimage_stream.kafka.reader import TopicMissingError
+from zimage_stream.settings import KafkaSettings
+
+log = logging.getLogger(__name__)
+
+ACCEPT_TIMEOUT_S = 30
+CONTACT_TIMEOUT_S = 10.0
+PARTITIONS_REFRESH_S = 300.0
+_POLL_S = 0.2
+
+_SILENCE = (KafkaError._MSG_TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN)
+
+Settled = Callable[[Source | SubmitError], None]
+"""Called once for a record, on the submitter's own thread, with its place or why it has none."""
+
+
+class Submitter:
+    """Sends records to one topic. Thread-safe; connects at the first call."""
+
+    def __init__(self, settings: KafkaSettings, topic: str) -> None:
+        self._settings = settings
+        self._topic = topic
+        self._lock = threading.Lock()
+        self._producer: Producer | None = None
+        self._partitions = 0
+        self._walk: Iterator[int] = iter(())
+        self._walked_at = float("-inf")
+        self._closed = threading.Event()
+        self._poller: threading.Thread | None = None
+
+    def send(
+        self,
+        request_id: str,
+        value: bytes,
+        headers: Sequence[tuple[str, bytes | None]],
+        settled: Settled,
+    ) -> None:
+        """Put a record on its way; the key is the request's id.
+
+        Raises:
+            BrokerUnavailableError: no broker answers; it was not sent.
+            TopicMissingError: there is no such topic.
+            SubmitError: librdkafka refuses it.
+        """
+
+        def delivered(error: KafkaError | None, message: Message) -> None:
+            settled(_source(message) if error is None else self._refused(request_id, error))
+
+        producer, partition = self._next()
+        deadline = time.monotonic() + ACCEPT_TIMEOUT_S
+        while True:
+            try:
+                producer.produce(
+                    self._topic,
+                    key=request_id.encode(),
+                    value=value,
+                    headers=list(headers),
+                    partition=partition,
+                    on_delivery=delivered,
+                )
+            except BufferError:
+                if time.monotonic() > deadline:
+                    raise BrokerUnavailableError(f"{self._kafka} accepts no more requests") from None
+                time.sleep(0.01)
+            except KafkaException as error:
+                raise self._refused(request_id, error.args[0]) from error
+            else:
+                return
+
+    def close(self) -> None:
+        """Wait a little for what is on its way, then release the connections."""
+        if self._producer is not None:
+            self._producer.flush(CONTACT_TIMEOUT_S)
+        self._closed.set()
+        if self._poller is not None:
+            self._poller.join()
+        self._producer = None
+
+    @property
+    def _kafka(self) -> str:
+        return f"Kafka at {self._settings.bootstrap_servers}"
+
+    def _next(self) -> tuple[Producer, int]:
+        with self._lock:
+            producer = self._producer
+            if producer is None:
+                producer = Producer(
+                    {"delivery.timeout.ms": ACCEPT_TIMEOUT_S * 1_000, **producer_config(self._settings)}
+                )
+                self._refresh_partitions(producer)
+                self._producer = producer
+            elif time.monotonic() - self._walked_at > PARTITIONS_REFRESH_S:
+                self._refresh_partitions(producer)
+            if self._poller is None:
+                self._poller = threading.Thread(target=self._poll, name="zimage-submitter", daemon=True)
+                self._poller.start()
+            return producer, next(self._walk)
+
+    def _refresh_partitions(self, producer: Producer) -> None:
+        self._walked_at = time.monotonic()
+        try:
+            found = producer.list_topics(self._topic, timeout=CONTACT_TIMEOUT_S).topics[self._topic]
+        except KafkaException as error:
+            if self._partitions:
+                return
+            raise BrokerUnavailableError(f"{self._kafka} does not answer: {error.args[0].str()}") from error
+        if found.error is not None:
+            raise TopicMissingError(self._topic, found.error.str())
+        if len(found.partitions) != self._partitions:
+            self._partitions = len(found.partitions)
+            self._walk = walk(self._partitions, secrets.randbelow(self._partitions))
+
+    def _poll(self) -> None:
+        while not self._closed.is_set():
+            producer = self._producer
+            if producer is None:
+                self._closed.wait(_POLL_S)
+            else:
+                producer.poll(_POLL_S)
+
+    def _refused(self, request_id: str, error: KafkaError) -> SubmitError:
+        if error.fatal() or error.code() == KafkaError._FATAL:
+            # An idempotent producer that lost count is of no more use; the next call makes a new one.
+            log.warning("the producer is replaced: %s", error.str())
+            self._producer = None
+        if error.code() not in _SILENCE:
+            return SubmitError(request_id, error.str())
+        refused = SubmitError(
+            request_id,
+            f"no broker acknowledged it within {ACCEPT_TIMEOUT_S} s; should it be there all the same, "
+            "sending it again under the same id makes no second picture",
+        )
+        refused.__cause__ = BrokerUnavailableError(f"{self._kafka} does not answer")
+        return refused
+
+
+def _source(message: Message) -> Source:
+    topic, partition, offset = message.topic(), message.partition(), message.offset()
+    assert topic is not None
+    assert partition is not None
+    assert offset is not None
+    return Source(topic=topic, partition=partition, offset=offset)

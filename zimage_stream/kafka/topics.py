@@ -1,0 +1,204 @@
+"""The topics: what they must be, how they are made, and what differs from what is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType  # type: ignore[attr-defined]
+
+from zimage_stream.errors import BrokerUnavailableError, ZImageError
+from zimage_stream.events.rules import MAX_RECORD_BYTES
+from zimage_stream.kafka.clients import MAX_MESSAGE_BYTES, common_config
+from zimage_stream.settings import KafkaSettings, TopicSettings
+
+REQUEST_PARTITIONS = 48
+"""Divides evenly over 1, 2, 3, 4, 6, 8, 12 and 16 workers."""
+
+RESULT_PARTITIONS = 12
+DEAD_LETTER_PARTITIONS = 1
+
+TIMEOUT_S = 15.0
+
+_DAY_MS = 24 * 3_600 * 1_000
+_BROKER_DEFAULT = -1
+
+# What the broker says where a limit does not apply.
+_UNLIMITED = -1
+
+
+class TopicError(ZImageError):
+    """The broker refuses to make or describe a topic."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """What a topic must be. ``at_least`` are configuration values in the setting's own unit (bytes or
+    milliseconds), of which a topic may have more; -1 means unlimited."""
+
+    name: str
+    partitions: int
+    at_least: Mapping[str, int]
+    exactly: Mapping[str, str] = field(default_factory=lambda: {"cleanup.policy": "delete"})
+
+    @property
+    def config(self) -> dict[str, str]:
+        """What the topic is made with."""
+        return {**{name: str(value) for name, value in self.at_least.items()}, **self.exactly}
+
+
+@dataclass(frozen=True, slots=True)
+class TopicState:
+    """What a topic is, as the broker tells it."""
+
+    partitions: int
+    config: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One difference between a topic and what is needed, with what to do about it."""
+
+    topic: str
+    setting: str
+    got: str
+    needs: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.topic}: {self.setting} is {self.got}, needs {self.needs}. {self.remedy}"
+
+
+def required_topics(names: TopicSettings, request_partitions: int = REQUEST_PARTITIONS) -> list[TopicSpec]:
+    """What the three topics must be.
+
+    Results and dead letters take 4 MiB, or one oversized poison would abort every transaction.
+    """
+    return [
+        TopicSpec(
+            names.requests,
+            request_partitions,
+            # Requests wait here until a worker is free: size must never be what deletes them.
+            {
+                "max.message.bytes": MAX_RECORD_BYTES,
+                "retention.ms": 7 * _DAY_MS,
+                "retention.bytes": _UNLIMITED,
+            },
+        ),
+        TopicSpec(
+            names.results,
+            RESULT_PARTITIONS,
+            {"max.message.bytes": MAX_MESSAGE_BYTES, "retention.ms": 7 * _DAY_MS},
+        ),
+        TopicSpec(
+            names.dead_letters,
+            DEAD_LETTER_PARTITIONS,
+            {"max.message.bytes": MAX_MESSAGE_BYTES, "retention.ms": 30 * _DAY_MS},
+        ),
+    ]
+
+
+def compare(spec: TopicSpec, state: TopicState | None) -> Iterator[Finding]:
+    """What differs, worst first. Pure."""
+    if state is None:
+        yield Finding(spec.name, "topic", "missing", "to be there", "Make it: zimage topics create")
+        return
+    if state.partitions < spec.partitions:
+        yield Finding(
+            spec.name,
+            "partitions",
+            str(state.partitions),
+            f"at least {spec.partitions}",
+            f"Run: kafka-topics --alter --topic {spec.name} --partitions {spec.partitions}",
+        )
+    for name, needs in spec.at_least.items():
+        got = int(state.config.get(name, _UNLIMITED))
+        if got != _UNLIMITED and (got < needs or needs == _UNLIMITED):
+            least = "no limit (-1)" if needs == _UNLIMITED else f"at least {needs}"
+            yield Finding(spec.name, name, str(got), least, _alter(spec.name, name, str(needs)))
+    for name, value in spec.exactly.items():
+        had = state.config.get(name, value)
+        if had != value:
+            yield Finding(spec.name, name, had, value, _alter(spec.name, name, value))
+
+
+def create_topics(
+    kafka: KafkaSettings,
+    names: TopicSettings,
+    *,
+    request_partitions: int = REQUEST_PARTITIONS,
+    replication_factor: int = _BROKER_DEFAULT,
+) -> dict[str, bool]:
+    """Make the topics that are not there; those that are stay as they are.
+
+    Args:
+        replication_factor: copies of each partition; -1 takes the broker's default.
+
+    Returns:
+        For each topic whether this call made it.
+
+    Raises:
+        BrokerUnavailableError: no broker answers.
+        TopicError: the broker refuses, for lack of rights or of brokers to replicate to.
+    """
+    admin = AdminClient(common_config(kafka) | kafka.extra)
+    specs = required_topics(names, request_partitions)
+    present = _states(kafka, admin, [spec.name for spec in specs])
+    wanted = [
+        NewTopic(spec.name, spec.partitions, replication_factor, config=spec.config)
+        for spec in specs
+        if spec.name not in present
+    ]
+    made = {spec.name: spec.name not in present for spec in specs}
+    answers = admin.create_topics(wanted, operation_timeout=TIMEOUT_S) if wanted else {}
+    for name, answer in answers.items():
+        try:
+            answer.result(TIMEOUT_S)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise TopicError(f"topic {name} could not be made: {error.args[0].str()}") from error
+            made[name] = False
+    return made
+
+
+def check_topics(
+    kafka: KafkaSettings, names: TopicSettings, *, request_partitions: int = REQUEST_PARTITIONS
+) -> list[Finding]:
+    """What differs from what is needed; an empty list where all is well.
+
+    Raises:
+        BrokerUnavailableError: no broker answers.
+        TopicError: the broker does not let these credentials look.
+    """
+    admin = AdminClient(common_config(kafka) | kafka.extra)
+    specs = required_topics(names, request_partitions)
+    states = _states(kafka, admin, [spec.name for spec in specs])
+    return [finding for spec in specs for finding in compare(spec, states.get(spec.name))]
+
+
+def _states(kafka: KafkaSettings, admin: AdminClient, names: Sequence[str]) -> dict[str, TopicState]:
+    try:
+        # Of all topics: to ask for one by name can make it, where the broker creates automatically.
+        topics = admin.list_topics(timeout=TIMEOUT_S).topics
+    except KafkaException as error:
+        raise BrokerUnavailableError(
+            f"Kafka at {kafka.bootstrap_servers} does not answer: {error.args[0].str()}"
+        ) from error
+    there = [name for name in names if name in topics]
+    resources = [ConfigResource(ResourceType.TOPIC, name) for name in there]
+    answers = admin.describe_configs(resources, request_timeout=TIMEOUT_S) if resources else {}
+    states = {}
+    for resource, answer in answers.items():
+        try:
+            entries = answer.result(TIMEOUT_S)
+        except KafkaException as error:
+            reason = error.args[0].str()
+            raise TopicError(f"topic {resource.name} could not be described: {reason}") from error
+        config = {name: entry.value for name, entry in entries.items() if entry.value is not None}
+        states[resource.name] = TopicState(len(topics[resource.name].partitions), config)
+    return states
+
+
+def _alter(topic: str, name: str, value: str) -> str:
+    return f"Run: kafka-configs --alter --topic {topic} --add-config {name}={value}"

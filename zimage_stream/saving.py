@@ -1,0 +1,203 @@
+"""Pictures from the store into a folder, with a table of what came of each request."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import re
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from zimage_stream.errors import StoreError, StoreUnavailableError, ZImageError
+from zimage_stream.events.image_result import ImageResult, StoredImage
+from zimage_stream.stores.base import ImageStore
+
+TABLE = "results.csv"
+COLUMNS = (
+    "request_id",
+    "tenant",
+    "batch_id",
+    "status",
+    "code",
+    "message",
+    "file",
+    "uri",
+    "width",
+    "height",
+    "seed",
+    "steps",
+    "sha256",
+    "attempts",
+    "total_ms",
+    "attributes",
+)
+
+THREADS = 4
+WAITING = 64
+"""Results on their way to a thread; whoever saves faster than the store gives is held back."""
+
+STORE_TRIES = 4
+
+_MAX_NAME_CHARACTERS = 100
+_UNSAFE = re.compile(r"[^\w.~-]+")
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+class DamagedPictureError(ZImageError):
+    """The store's bytes are not those that the result vouches for."""
+
+
+def safe_name(text: str) -> str:
+    """A file name without extension on every system: letters of any script, digits, ``. _ ~ -``."""
+    name = _UNSAFE.sub("_", text)[:_MAX_NAME_CHARACTERS].strip("._ ")
+    return f"_{name}" if not name or _RESERVED.fullmatch(name) else name
+
+
+def candidates(stem: str, extension: str) -> Iterator[str]:
+    """``stem.ext``, then ``stem-2.ext`` and so on, without end."""
+    yield stem + extension
+    number = 2
+    while True:
+        yield f"{stem}-{number}{extension}"
+        number += 1
+
+
+def table_row(result: ImageResult, file: str) -> list[str]:
+    """A result under :data:`COLUMNS`, safe to open in a spreadsheet."""
+    image, error = result.image, result.error
+    values = {
+        "request_id": result.request_id,
+        "tenant": result.tenant,
+        "batch_id": result.batch_id or "",
+        "status": result.status.value,
+        "code": error.code if error else "",
+        "message": error.message if error else "",
+        "file": file,
+        "attempts": result.attempts,
+        "total_ms": "" if result.timing.total_ms is None else round(result.timing.total_ms),
+        "attributes": json.dumps(dict(result.attributes), ensure_ascii=False) if result.attributes else "",
+    }
+    if image is not None:
+        for name in ("uri", "width", "height", "seed", "steps", "sha256"):
+            values[name] = getattr(image, name)
+    return [_cell(values.get(column, "")) for column in COLUMNS]
+
+
+class Saver:
+    """Saves results as they come. A context manager; leaving it waits for what is on its way.
+
+    A picture that the folder already has under its name is not fetched again, so an interrupted run
+    can be repeated. Another picture under that name stays, and ours gets a number.
+
+    Args:
+        store: thread-safe; the one that the results' ``image.key`` is in. It is not closed here.
+        folder: made if it is not there; ``results.csv`` in it is written anew.
+
+    Raises:
+        OSError: the folder or the table cannot be written.
+    """
+
+    def __init__(self, store: ImageStore, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._store = store
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._room = threading.BoundedSemaphore(WAITING)
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="zimage-save")
+        # The mark at the start makes spreadsheets read it as UTF-8.
+        self._file = (folder / TABLE).open("w", encoding="utf-8-sig", newline="")
+        self._table = csv.writer(self._file)
+        self._table.writerow(COLUMNS)
+        self.problems: list[str] = []
+        """Why pictures could not be saved, the first hundred."""
+        self.failed = 0
+        self.saved = 0
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True)
+        self._file.close()
+
+    def save(self, result: ImageResult, name: str | None = None) -> None:
+        """Put the result into the table and its picture, if it has one, into the folder.
+
+        Args:
+            name: of the file, without extension; made safe. Absent: the request's id.
+        """
+        self._room.acquire()
+        self._pool.submit(self._save, result, name or result.request_id).add_done_callback(self._make_room)
+
+    def _make_room(self, _: Future[None]) -> None:
+        self._room.release()
+
+    def _save(self, result: ImageResult, name: str) -> None:
+        file = ""
+        try:
+            if result.image is not None:
+                file = self._fetch(result.image, safe_name(name))
+        except (ZImageError, OSError) as error:
+            with self._lock:
+                self.failed += 1
+                if len(self.problems) < 100:
+                    self.problems.append(f"{result.request_id}: {error}")
+        with self._lock:
+            self.saved += bool(file)
+            self._table.writerow(table_row(result, file))
+            self._file.flush()
+
+    def _fetch(self, image: StoredImage, stem: str) -> str:
+        extension = os.path.splitext(image.key)[1]
+        first = self._folder / (stem + extension)
+        if _holds(first, image):
+            return first.name
+        data = self._get(image.key)
+        if hashlib.sha256(data).hexdigest() != image.sha256:
+            raise DamagedPictureError(f"{image.uri} is not what the result vouches for (sha256 differs)")
+        unfinished = self._folder / f".{secrets.token_hex(8)}.part"
+        try:
+            unfinished.write_bytes(data)
+            for name in candidates(stem, extension):
+                try:
+                    # A link, unlike a rename, never replaces what somebody else has put there.
+                    os.link(unfinished, self._folder / name)
+                except FileExistsError:
+                    if not _holds(self._folder / name, image):
+                        continue
+                return name
+            raise AssertionError("candidates never end")
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    def _get(self, key: str) -> bytes:
+        for left in reversed(range(STORE_TRIES)):
+            try:
+                return self._store.get(key)
+            except StoreUnavailableError:
+                if not left:
+                    raise
+                time.sleep(2.0 ** (STORE_TRIES - left) / 10)
+        raise StoreError(f"{key} was not asked for")
+
+
+def _holds(path: Path, image: StoredImage) -> bool:
+    try:
+        if path.stat().st_size != image.size_bytes:
+            return False
+        return hashlib.sha256(path.read_bytes()).hexdigest() == image.sha256
+    except OSError:
+        return False
+
+
+def _cell(value: object) -> str:
+    """A text that a spreadsheet would run as a formula is quoted: attributes come from anybody."""
+    text = str(value)
+    return "'" + text if isinstance(value, str) and text.startswith(_FORMULA) else text

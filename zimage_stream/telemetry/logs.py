@@ -1,0 +1,58 @@
+"""Logs: JSON lines for machines, a short form for people, both to stderr."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from datetime import UTC, datetime
+
+from pythonjsonlogger.json import JsonFormatter
+
+from zimage_stream.settings import TelemetrySettings
+
+REQUEST_FIELDS = ("request_id", "tenant", "partition", "offset", "attempt")
+"""On every line that concerns a request, beside the worker's ``slot``."""
+
+
+class _Slot(logging.Filter):
+    def __init__(self, slot: str) -> None:
+        super().__init__()
+        self._slot = slot
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.slot = self._slot
+        return True
+
+
+class _Json(JsonFormatter):
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+        return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+
+
+class _Console(logging.Formatter):
+    """Time, level, message, and the fields of a request where there are any."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = [f"{name}={getattr(record, name)}" for name in REQUEST_FIELDS if hasattr(record, name)]
+        line = super().format(record)
+        return f"{line} [{' '.join(fields)}]" if fields else line
+
+
+def configure(settings: TelemetrySettings, slot: str) -> None:
+    """Send this process's log lines to stderr in the form that the settings name.
+
+    Args:
+        slot: on every line, so that lines of many workers can be told apart.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_Slot(slot))
+    if settings.log_format == "json":
+        names = {"asctime": "time", "levelname": "level", "name": "logger"}
+        handler.setFormatter(_Json("%(asctime)s %(levelname)s %(name)s %(message)s", rename_fields=names))
+    else:
+        handler.setFormatter(_Console("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    for ours in ("zimage_stream", "zimage_consumers", "zimage_producers"):
+        logging.getLogger(ours).setLevel(settings.log_level)

@@ -1,0 +1,78 @@
+"""``/healthz``, ``/readyz`` and ``/metrics`` on one port."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from zimage_stream.errors import SettingsError
+from zimage_stream.telemetry.health import Health
+
+
+class Server:
+    """Serves until closed; a context manager. ``port`` says where, whatever was asked for."""
+
+    def __init__(self, http: ThreadingHTTPServer) -> None:
+        self._http = http
+        self.port = int(http.server_address[1])
+        self._thread = threading.Thread(target=http.serve_forever, name="health", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join()
+
+
+def serve(health: Health, registry: CollectorRegistry, host: str, port: int) -> Server:
+    """Start serving on a thread of its own; port 0 takes a free one.
+
+    Raises:
+        SettingsError: the port is taken.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # noqa: N802
+            path = self.path.partition("?")[0]
+            if path == "/healthz":
+                alive = health.alive()
+                self._answer(200 if alive else 503, {"alive": alive})
+            elif path == "/readyz":
+                ready, reasons = health.ready()
+                self._answer(200 if ready else 503, {"ready": ready, "reasons": reasons})
+            elif path == "/metrics":
+                self._send(200, CONTENT_TYPE_LATEST, generate_latest(registry))
+            else:
+                self._answer(404, {"error": "there are /healthz, /readyz and /metrics"})
+
+        def _answer(self, status: int, body: dict[str, object]) -> None:
+            self._send(status, "application/json", json.dumps(body, ensure_ascii=False).encode() + b"\n")
+
+        def _send(self, status: int, content_type: str, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Probes come every few seconds; they are no news."""
+
+    try:
+        return Server(ThreadingHTTPServer((host, port), Handler))
+    except OSError as error:
+        raise SettingsError(f"ZIMAGE_TELEMETRY__PORT: got {port}, which cannot be used: {error}") from error

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from zimage_stream.errors import StoreError, StoreUnavailableError, ZImageError
+from zimage_stream.errors import StoreUnavailableError, ZImageError
 from zimage_stream.events.image_result import ImageResult, StoredImage
 from zimage_stream.stores.base import ImageStore
 
@@ -185,7 +185,7 @@ class Saver:
                 if not left:
                     raise
                 time.sleep(2.0 ** (STORE_TRIES - left) / 10)
-        raise StoreError(f"{key} was not asked for")
+        raise AssertionError("the last try returns or raises")
 
 
 def _holds(path: Path, image: StoredImage) -> bool:

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urlsplit
 
 import minio
@@ -43,7 +44,8 @@ class KafkaAddress:
         Raises:
             ServiceError: not ready yet.
         """
-        admin = AdminClient({**common_config(self.settings), **self.settings.extra, "logger": _SILENT})
+        config: dict[str, Any] = {**common_config(self.settings), **self.settings.extra, "logger": _SILENT}
+        admin = AdminClient(config)
         try:
             cluster = admin.list_topics(timeout=_PROBE_S)
         except KafkaException as error:
@@ -69,7 +71,7 @@ class MinioAddress:
             ServiceError: a part is missing.
         """
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not (parts.hostname and parts.username and parts.password):
+        if parts.scheme not in ("http", "https") or not (parts.port and parts.username and parts.password):
             raise ServiceError("the address of MinIO takes the form http://key:secret@host:port")
         return cls(
             parts.netloc.rpartition("@")[2], parts.username, parts.password, secure=parts.scheme == "https"

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
 from enum import Enum
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from tests.services import containers
-from tests.services.addresses import Address, KafkaAddress, MinioAddress, RegistryAddress, wait_until_ready
-from tests.services.errors import ServiceError
+from tests.services.addresses import KafkaAddress, MinioAddress, RegistryAddress, wait_until_ready
 from tests.services.native.kafka import Kafka
 from tests.services.native.minio import Minio
 from tests.services.native.registry import Registry
 from zimage_stream.settings import KafkaSettings
 
+GIVEN_KAFKA = "ZIMAGE_TEST_KAFKA"
+GIVEN_MINIO = "ZIMAGE_TEST_MINIO"
+GIVEN_REGISTRY = "ZIMAGE_TEST_REGISTRY"
+
 _GIVEN_TIMEOUT_S = 10.0
 
 
 class Source(Enum):
-    GIVEN = "given"
-    CONTAINER = "container"
-    NATIVE = "native"
+    GIVEN = "an address from the environment"
+    CONTAINER = "a container"
+    NATIVE = "a plain process"
 
 
 class Absence(Enum):
-    """What a test does that cannot have its service."""
+    """What becomes of a test that cannot have its service."""
 
     SKIP = "skip"
     FAIL = "fail"
@@ -41,10 +43,67 @@ def choose_source(given: str | None, docker_answers: Callable[[], bool]) -> Sour
 
 
 def on_absence(environment: Mapping[str, str]) -> Absence:
-    """On a person's machine the test is skipped; in CI a test that did not run is an error."""
+    """A person's machine may lack a service; in CI, a test that did not run must not pass for one."""
     return Absence.FAIL if environment.get("CI", "").lower() not in ("", "0", "false") else Absence.SKIP
 
 
-@dataclass(frozen=True)
-class Kind[A]:
-    """A kind of service, and the three ways to it."""
+def kafka(environment: Mapping[str, str], folder: Path) -> AbstractContextManager[KafkaAddress]:
+    """A broker, for as long as the context lasts; ``folder`` is for a native one.
+
+    Raises:
+        ServiceError: it does not answer or start.
+        ServiceMissingError: there is no way to have one on this machine.
+    """
+    return _provide(
+        environment.get(GIVEN_KAFKA),
+        lambda given: KafkaAddress(KafkaSettings(bootstrap_servers=given)),
+        containers.kafka,
+        lambda: Kafka(folder),
+    )
+
+
+def minio(environment: Mapping[str, str], folder: Path) -> AbstractContextManager[MinioAddress]:
+    """A MinIO, as :func:`kafka`."""
+    return _provide(
+        environment.get(GIVEN_MINIO), MinioAddress.from_url, containers.minio, lambda: Minio(folder)
+    )
+
+
+def registry(environment: Mapping[str, str], folder: Path) -> AbstractContextManager[RegistryAddress]:
+    """A schema registry, as :func:`kafka`."""
+    return _provide(
+        environment.get(GIVEN_REGISTRY), RegistryAddress, containers.registry, lambda: Registry(folder)
+    )
+
+
+class _Probed(Protocol):
+    def probe(self) -> None: ...
+
+
+A = TypeVar("A", bound=_Probed)
+A_co = TypeVar("A_co", covariant=True)
+
+
+class _Served(Protocol[A_co]):
+    @property
+    def address(self) -> A_co: ...
+
+
+@contextmanager
+def _provide(
+    given: str | None,
+    parse: Callable[[str], A],
+    container: Callable[[], AbstractContextManager[A]],
+    native: Callable[[], AbstractContextManager[_Served[A]]],
+) -> Iterator[A]:
+    match choose_source(given, containers.docker_answers):
+        case Source.GIVEN:
+            address = parse(given or "")
+            wait_until_ready(address.probe, _GIVEN_TIMEOUT_S)
+            yield address
+        case Source.CONTAINER:
+            with container() as address:
+                yield address
+        case Source.NATIVE:
+            with native() as service:
+                yield service.address

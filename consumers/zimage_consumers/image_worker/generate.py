@@ -144,6 +144,7 @@ class EngineThread(threading.Thread):
                 self._run(jobs[start : start + size])
             return
         for job, image in zip(jobs, images, strict=True):
+            log.debug("generated", extra=job.log)
             self._deliver(job, image)
 
     def _generate(self, jobs: Sequence[Job]) -> list[Image]:

@@ -237,6 +237,10 @@ class Worker:
                 self._resolved(session, job)
         except CommitRefusedError as error:
             log.info("a commit has to wait for the group: %s", error)
+        held = session.held.values()
+        self._metrics.partitions.set(len(held))
+        self._metrics.window_requests.set(sum(each.count for each in held))
+        self._metrics.window_bytes.set(sum(each.size for each in held))
 
     def _take_in(self, session: Session) -> None:
         session.regulate(self._must_pause)

@@ -37,11 +37,15 @@ class Outstanding:
         del self._unplaced[item]
         self._forget_early()
 
-    def accepted(self, item: Item, source: Source) -> ImageResult | None:
-        """The brokers have it. Its result, where that came before the brokers' answer did."""
+    def accepted(self, item: Item, source: Source, *, answer_follows: bool) -> ImageResult | None:
+        """The brokers have it. Its result, where that came before the brokers' answer did.
+
+        Args:
+            answer_follows: it stays outstanding until :meth:`arrived` is told of its result.
+        """
         del self._unplaced[item]
         result = self._early.pop(source, None)
-        if result is None:
+        if result is None and answer_follows:
             self._placed[source] = item
         self._forget_early()
         return result

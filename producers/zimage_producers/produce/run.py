@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import Future
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Protocol
 
+from zimage_producers.produce.outstanding import Item, Outstanding
 from zimage_stream.client import PromptClient
 from zimage_stream.errors import BrokerUnavailableError, RequestError, SubmitError, ZImageError
 from zimage_stream.events.image_result import ImageResult, Source
-
-from zimage_producers.produce.outstanding import Item, Outstanding
+from zimage_stream.kafka.reader import ResultReader
 
 MAX_OUTSTANDING = 20_000
-"""Enough for the windows of many workers; the file is read on as results come."""
+"""Fills the windows of many workers; the file is read on as results come."""
 
 MAX_IN_FLIGHT = 2_000
 _POLL_S = 0.1
@@ -48,74 +47,103 @@ class Unreadable:
 
 
 class SilentError(ZImageError):
-    """Nothing has come for too long, or the brokers have gone; sending the input again resumes."""
+    """Nothing has come for too long."""
 
 
-def run(
-    client: PromptClient,
-    items: Iterable[Item | Unreadable],
-    progress: Progress,
-    *,
-    wait: bool,
-    timeout_s: float | None = None,
-) -> None:
-    """Send every item, and with ``wait`` stay until each has its result.
+class Run:
+    """One run over one input.
 
     Args:
-        timeout_s: give up after so long without a sign from the brokers or the workers.
-
-    Raises:
-        BrokerUnavailableError: no broker answers.
-        SilentError: it gave up; what is accepted goes on without it.
+        timeout_s: give up after so long without a sign from brokers or workers; absent: never.
     """
-    with ExitStack() as stack:
-        reader = stack.enter_context(client.open_reader()) if wait else None
-        limit = MAX_OUTSTANDING if wait else MAX_IN_FLIGHT
-        outstanding = Outstanding()
-        settled: queue.SimpleQueue[tuple[Item, Future[Source]]] = queue.SimpleQueue()
-        remaining: Iterator[Item | Unreadable] | None = iter(items)
-        heard_at = time.monotonic()
-        silent: ZImageError | None = None
 
-        def settle(item: Item, future: Future[Source]) -> None:
-            nonlocal silent
-            error = future.exception()
-            if isinstance(error, SubmitError):
-                outstanding.refused(item)
-                progress.refused(item.line, error)
-                if isinstance(error.__cause__, BrokerUnavailableError):
-                    silent = error.__cause__
-                return
-            source = future.result()
-            early = outstanding.accepted(item, source)
-            progress.accepted(item)
-            if early is not None:
-                progress.answered(item, early)
-            elif reader is None:
-                outstanding.done(source)
+    def __init__(self, client: PromptClient, progress: Progress, timeout_s: float | None = None) -> None:
+        self._client = client
+        self._progress = progress
+        self._timeout_s = timeout_s
+        self._outstanding = Outstanding()
+        self._settled: queue.SimpleQueue[tuple[Item, Future[Source]]] = queue.SimpleQueue()
+        self._heard_at = time.monotonic()
 
-        while (remaining is not None and silent is None) or outstanding:
-            held = remaining is None or silent is not None or len(outstanding) >= limit
-            if not held and remaining is not None:
-                item = next(remaining, None)
-                if item is None:
-                    remaining = None
-                else:
-                    _send(client, item, outstanding, settled, progress)
-            before = len(outstanding)
-            for item, future in _drain(settled, _POLL_S if held and reader is None else 0.0):
-                settle(item, future)
-                heard_at = time.monotonic()
-            result = reader.poll(_POLL_S if held else 0.0) if reader is not None else None
-            answers = result and outstanding.arrived(result)
-            if result and answers:
-                progress.answered(answers, result)
-            if len(outstanding) < before:
-                heard_at = time.monotonic()
-            if timeout_s is not None and time.monotonic() - heard_at > timeout_s:
-                trouble = reader.topic.trouble if reader else None
-                raise trouble or SilentError(
-                    f"nothing came for {timeout_s:g} s; {len(outstanding)} request(s) have no result yet"
-                )
-        if silent is not None:
-            raise silent
+    def submit(self, items: Iterable[Item | Unreadable]) -> None:
+        """Send every item, and return when each is accepted or refused.
+
+        Raises:
+            BrokerUnavailableError: no broker answers.
+            SilentError: it gave up.
+        """
+        for item in items:
+            self._send(item)
+            self._settle(0.0)
+            while len(self._outstanding) >= MAX_IN_FLIGHT:
+                self._settle(_POLL_S)
+                self._check_silence()
+        while self._outstanding:
+            self._settle(_POLL_S)
+            self._check_silence()
+
+    def gather(self, items: Iterable[Item | Unreadable]) -> None:
+        """Send every item, and return when each has its result or was refused.
+
+        Raises as :meth:`submit`.
+        """
+        with self._client.open_reader() as reader:
+            for item in items:
+                self._send(item)
+                self._read(reader, 0.0)
+                while len(self._outstanding) >= MAX_OUTSTANDING:
+                    self._read(reader, _POLL_S)
+                    self._check_silence(reader)
+            while self._outstanding:
+                self._read(reader, _POLL_S)
+                self._check_silence(reader)
+
+    def _send(self, item: Item | Unreadable) -> None:
+        self._heard_at = time.monotonic()
+        if isinstance(item, Unreadable):
+            self._progress.refused(item.line, item.error)
+            return
+        self._outstanding.sending(item)
+        try:
+            future = self._client.submit_nowait(item.request)
+        except (RequestError, SubmitError) as error:
+            self._outstanding.refused(item)
+            self._progress.refused(item.line, error)
+        else:
+            future.add_done_callback(lambda done: self._settled.put((item, done)))
+
+    def _settle(self, wait_s: float, reader: ResultReader | None = None) -> None:
+        """Take in the brokers' answers; the first is waited for."""
+        try:
+            while True:
+                item, future = self._settled.get(timeout=wait_s) if wait_s else self._settled.get_nowait()
+                self._heard_at, wait_s = time.monotonic(), 0.0
+                error = future.exception()
+                if isinstance(error, SubmitError):
+                    self._outstanding.refused(item)
+                    self._progress.refused(item.line, error)
+                    if isinstance(error.__cause__, BrokerUnavailableError):
+                        raise error.__cause__
+                    continue
+                result = self._outstanding.accepted(item, future.result(), answer_follows=reader is not None)
+                self._progress.accepted(item)
+                if result is not None:
+                    self._progress.answered(item, result)
+        except queue.Empty:
+            return
+
+    def _read(self, reader: ResultReader, wait_s: float) -> None:
+        self._settle(0.0, reader)
+        result = reader.poll(wait_s)
+        item = result and self._outstanding.arrived(result)
+        if result and item:
+            self._heard_at = time.monotonic()
+            self._progress.answered(item, result)
+
+    def _check_silence(self, reader: ResultReader | None = None) -> None:
+        if self._timeout_s is None or time.monotonic() - self._heard_at < self._timeout_s:
+            return
+        if reader is not None and reader.topic.trouble is not None:
+            raise reader.topic.trouble
+        left = len(self._outstanding)
+        raise SilentError(f"nothing came for {self._timeout_s:g} s; {left:,} request(s) have no answer")

@@ -87,4 +87,4 @@ def run_tool(command: Sequence[str], folder: Path, environment: Mapping[str, str
 
 def announce(what: str) -> None:
     """Say on stderr what takes a while; pytest shows it only where a test fails."""
-    print(f"preparing {what} (once)", file=sys.stderr, flush=True)
+    sys.stderr.write(f"preparing {what} (once)\n")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import subprocess
 import uuid
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping, Sequence
@@ -21,8 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 from pydantic import SecretStr
 
 from tests.services.addresses import KafkaAddress
-from tests.services.errors import ServiceError
-from tests.services.native.cache import announce, cached
+from tests.services.native.cache import announce, cached, run_tool
 from tests.services.native.java import fetch_libraries, find_java
 from tests.services.native.ports import free_ports
 from tests.services.native.process import NativeService, java_options
@@ -163,8 +161,10 @@ class SecureKafka(Kafka):
         )
 
     def _properties(self) -> dict[str, str]:
-        users = f'username="{self.username}" password="{self.password}" user_{self.username}="{self.password}"'
-        login = f"org.apache.kafka.common.security.plain.PlainLoginModule required {users};"
+        login = (
+            "org.apache.kafka.common.security.plain.PlainLoginModule required "
+            f'username="{self.username}" password="{self.password}" user_{self.username}="{self.password}";'
+        )
         return super()._properties() | {
             "listener.security.protocol.map": "CLIENTS:SASL_SSL,CONTROLLER:PLAINTEXT",
             "sasl.enabled.mechanisms": "PLAIN",
@@ -197,12 +197,8 @@ def _build(folder: Path) -> None:
     properties = folder / "format.properties"
     _write_properties(properties, broker_properties(1, 2) | {"log.dirs": str(folder / "formatted")})
     cluster = urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
-    tool = [find_java(_JAVA), "-cp", f"{libraries}{os.sep}*", "kafka.tools.StorageTool", "format"]
-    done = subprocess.run(
-        [*tool, f"--cluster-id={cluster}", "--config", properties], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise ServiceError(f"Kafka's storage could not be formatted:\n{done.stdout}{done.stderr}")
+    tool = [str(find_java(_JAVA)), "-cp", f"{libraries}{os.sep}*", "kafka.tools.StorageTool", "format"]
+    run_tool([*tool, f"--cluster-id={cluster}", "--config", str(properties)], folder)
 
 
 def _write_properties(path: Path, properties: Mapping[str, str]) -> None:

@@ -1,0 +1,86 @@
+"""``zimage results``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zimage_consumers.results.follow import Wanted, follow
+from zimage_stream.events.codec import Codec
+from zimage_stream.events.image_result import ImageResult, Status
+from zimage_stream.events.registry import Registry
+from zimage_stream.kafka.reader import ResultReader
+from zimage_stream.printing import as_json, result_as_dict, result_as_line
+from zimage_stream.saving import Saver
+from zimage_stream.settings import Settings, load_settings
+from zimage_stream.stores import create_store
+
+
+def results(
+    context: typer.Context,
+    follow_: Annotated[
+        bool, typer.Option("--follow", "-f", help="Show new ones as they come, until stopped.")
+    ] = False,
+    from_beginning: Annotated[
+        bool, typer.Option("--from-beginning", help="With --follow: show the earlier ones first.")
+    ] = False,
+    id_: Annotated[
+        list[str] | None, typer.Option("--id", help="Of these requests; --follow ends with the last.")
+    ] = None,
+    batch: Annotated[list[str] | None, typer.Option(help="Of these batches.")] = None,
+    tenant: Annotated[list[str] | None, typer.Option(help="Of these tenants.")] = None,
+    status: Annotated[list[Status] | None, typer.Option(metavar="STATUS", help="SUCCEEDED, FAILED, …", case_sensitive=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Save the pictures here, with results.csv.")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=0, metavar="SECONDS", help="Stop after so many seconds.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> None:
+    """Show what came of requests: all that the topic holds, or with --follow what is yet to come.
+
+    Options that choose can be repeated, and all kinds of them must hold.
+
+    Example: zimage results --batch cats --status FAILED
+    """
+    settings = load_settings((context.obj or {}).get("config"))
+    wanted = Wanted(
+        frozenset(id_ or ()),
+        frozenset(batch or ()),
+        frozenset(tenant or ()),
+        frozenset(one.value for one in status or ()),
+    )
+    found = 0
+    saver = None
+    with ExitStack() as stack:
+        if out is not None:
+            store = create_store(settings.store)
+            stack.callback(store.close)
+            saver = stack.enter_context(Saver(store, out))
+        # A request asked for by its id may have ended long before.
+        earlier = from_beginning or not follow_ or bool(id_)
+        for result in _read(settings, wanted, earlier, follow_, timeout):
+            found += 1
+            typer.echo(as_json(result_as_dict(result)) if json else result_as_line(result))
+            if saver is not None:
+                saver.save(result)
+    for problem in saver.problems if saver else []:
+        typer.echo(f"not saved: {problem}", err=True)
+    if found == 0 and not follow_:
+        typer.echo("there are no such results", err=True)
+    missed = bool(id_) and found == 0
+    raise typer.Exit(1 if missed or (saver and saver.failed) else 0)
+
+
+def _read(
+    settings: Settings, wanted: Wanted, earlier: bool, on: bool, timeout: float | None
+) -> Iterator[ImageResult]:
+    codec = Codec(Registry(settings.registry) if settings.registry.url else None)
+    with ResultReader(settings.kafka, settings.topics.results, codec) as reader:
+        reader.topic.start(None if earlier else reader.topic.end_offsets())
+        yield from follow(reader, wanted, until_end=not on, timeout_s=timeout)

@@ -1,0 +1,191 @@
+"""``zimage produce``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from zimage_producers.produce import options, rows
+from zimage_producers.produce.outstanding import Item
+from zimage_producers.produce.run import Run, Unreadable
+from zimage_producers.produce.tally import Tally
+from zimage_stream.client import PromptClient
+from zimage_stream.errors import RequestError, ZImageError
+from zimage_stream.events.prompt_request import PromptRequest
+from zimage_stream.printing import as_json, result_as_dict, result_as_line
+from zimage_stream.saving import Saver
+from zimage_stream.settings import Settings, load_settings
+from zimage_stream.stores import create_store
+
+
+def produce(
+    context: typer.Context,
+    prompt: options.Prompt = None,
+    *,
+    file: options.File = None,
+    input_format: options.InputFormat = None,
+    batch: options.Batch = None,
+    name_by: options.NameBy = None,
+    request_id: options.RequestId = None,
+    tenant: options.Tenant = None,
+    width: options.Width = None,
+    height: options.Height = None,
+    seed: options.Seed = None,
+    steps: options.Steps = None,
+    guidance_scale: options.Guidance = None,
+    encoding: options.Encoding = None,
+    quality: options.Quality = None,
+    priority: options.Priority = None,
+    expires_at: options.ExpiresAt = None,
+    attribute: options.Attribute = None,
+    wait: options.Wait = False,
+    out: options.Out = None,
+    timeout: options.Timeout = None,
+    json: options.Json = False,
+) -> None:
+    """Ask for pictures: one prompt, or a file of them.
+
+    A CSV file names its columns in the first line: prompt, and any other field
+    of a request; columns of other names come back as attributes. Fields given
+    as options hold for rows that do not say.
+
+    Example: zimage produce "a lighthouse in fog" --wait --out pictures
+    """
+    if (prompt is None) == (file is None):
+        raise typer.BadParameter("give either a prompt or --file", param_hint="PROMPT")
+    given: dict[str, Any] = {
+        "tenant": tenant,
+        "width": width,
+        "height": height,
+        "seed": seed,
+        "steps": steps,
+        "guidance_scale": guidance_scale,
+        "format": encoding,
+        "quality": quality,
+        "priority": priority,
+        "expires_at": rows.time_of("expires_at", expires_at) if expires_at else None,
+    }
+    fields = {name: value for name, value in given.items() if value is not None}
+    fields["attributes"] = _attributes(attribute or [])
+    settings = load_settings((context.obj or {}).get("config"))
+    job = _Job(settings, fields, wait or out is not None, out, timeout, json)
+    if prompt is not None:
+        one = {"request_id": request_id, "batch_id": batch}
+        done = job.one(prompt, {name: value for name, value in one.items() if value is not None})
+    elif request_id is not None:
+        raise typer.BadParameter("a file's rows have ids of their own", param_hint="--request-id")
+    else:
+        path = None if file in (None, "-") else Path(str(file))
+        kind = rows.format_of(path, input_format)
+        done = job.many(path, kind, batch or rows.batch_name(path, datetime.now(UTC)), name_by)
+    raise typer.Exit(0 if done else 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    settings: Settings
+    fields: Mapping[str, Any]
+    wait: bool
+    out: Path | None
+    timeout: float | None
+    json: bool
+
+    def one(self, prompt: str, more: Mapping[str, Any]) -> bool:
+        """Whether it was accepted and, if waited for, succeeded."""
+        request = PromptRequest(**{**self.fields, **more, "prompt": prompt})
+        with PromptClient(self.settings) as client, ExitStack() as stack:
+            saver = self._saver(stack)
+            client.submit(request)
+            if not self.wait:
+                typer.echo(as_json({"request_id": request.request_id}) if self.json else request.request_id)
+                return True
+            try:
+                result = client.wait(request.request_id, self.timeout)
+            except KeyboardInterrupt:
+                typer.echo(f"\nits result later: zimage results --follow --id {request.request_id}", err=True)
+                raise
+            typer.echo(as_json(result_as_dict(result)) if self.json else result_as_line(result))
+            if saver is not None:
+                saver.save(result)
+        return result.succeeded and not _report(saver)
+
+    def many(self, path: Path | None, kind: rows.Format, batch: str, name_by: str | None) -> bool:
+        """Whether everything was accepted and, if waited for, succeeded."""
+        encoding = rows.encoding_of(path) if path else "utf-8-sig"
+        shown = "UTF-8" if encoding == "utf-8-sig" else encoding.upper()
+        typer.echo(f"batch {batch}, read as {kind.upper()} in {shown}", err=True)
+        with PromptClient(self.settings) as client, ExitStack() as stack:
+            file = rows.open_input(path)
+            if path is not None:
+                stack.callback(file.close)
+            saving = stack.enter_context(ExitStack())
+            saver = self._saver(saving)
+            tally = stack.enter_context(Tally(wait=self.wait, json=self.json, saver=saver))
+            run = Run(client, tally, self.timeout)
+            try:
+                items = _items(rows.read_rows(file, kind, encoding), batch, self.fields, name_by)
+                (run.gather if self.wait else run.submit)(items)
+                # Waits for the pictures that are still being fetched.
+                saving.close()
+            except (KeyboardInterrupt, ZImageError) as error:
+                if not isinstance(error, rows.InputError):
+                    typer.echo(f"\n{tally.summary()}\nto resume: {_again(batch, path)}", err=True)
+                raise
+        _report(saver)
+        typer.echo(tally.summary(), err=self.json)
+        return tally.all_well
+
+    def _saver(self, stack: ExitStack) -> Saver | None:
+        if self.out is None:
+            return None
+        store = create_store(self.settings.store)
+        stack.callback(store.close)
+        return stack.enter_context(Saver(store, self.out))
+
+
+def _items(
+    read: Iterator[rows.Row], batch: str, fields: Mapping[str, Any], name_by: str | None
+) -> Iterator[Item | Unreadable]:
+    for row in read:
+        try:
+            if row.problem is not None:
+                raise rows.InputError(row.problem)
+            request = rows.request_of(row, batch, fields)
+        except (RequestError, rows.InputError) as error:
+            yield Unreadable(row.line, error)
+        else:
+            name = row.values.get(name_by) if name_by else None
+            yield Item(row.line, request, None if name is None else str(name))
+
+
+def _attributes(pairs: list[str]) -> dict[str, str]:
+    attributes = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{pair!r} is not NAME=VALUE", param_hint="--attribute")
+        attributes[name] = value
+    return attributes
+
+
+def _report(saver: Saver | None) -> bool:
+    """Say what could not be saved; whether there was anything."""
+    for problem in saver.problems if saver else []:
+        typer.echo(f"not saved: {problem}", err=True)
+    return bool(saver and saver.failed)
+
+
+def _again(batch: str, path: Path | None) -> str:
+    """The command that goes on where this one was stopped."""
+    words = ["zimage", *sys.argv[1:]]
+    if not any(word == "--batch" or word.startswith("--batch=") for word in words):
+        words += ["--batch", batch]
+    return shlex.join(words) + (" (with the same input)" if path is None else "")

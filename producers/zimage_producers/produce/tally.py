@@ -1,0 +1,107 @@
+"""What a run has come to, for the person in front of it: a live line on stderr and a last one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from zimage_producers.produce.outstanding import Item
+from zimage_stream.errors import ZImageError
+from zimage_stream.events.image_result import ImageResult
+from zimage_stream.printing import as_json, result_as_dict, result_as_line
+from zimage_stream.saving import Saver
+
+_REFRESH_S = 0.2
+
+
+class Tally:
+    """Counts, prints and saves as a run reports. A context manager.
+
+    With ``json`` each accepted request, or with ``wait`` each result, is one object on stdout.
+    """
+
+    def __init__(
+        self,
+        *,
+        wait: bool,
+        json: bool,
+        saver: Saver | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._wait = wait
+        self._json = json
+        self._saver = saver
+        self._clock = clock
+        self._began = clock()
+        self._shown = 0.0
+        self._accepted = self._refused = self._succeeded = self._unsuccessful = 0
+        self._live = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            # On a pipe or in a log, a line that moves is noise.
+            disable=not Console(stderr=True).is_terminal,
+        )
+        self._task = self._live.add_task("")
+
+    def __enter__(self) -> Tally:
+        self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.__exit__(kind, error, trace)
+
+    @property
+    def all_well(self) -> bool:
+        """Whether nothing was refused and nothing failed."""
+        return not self._refused and not self._unsuccessful and not (self._saver and self._saver.failed)
+
+    def refused(self, line: int, error: ZImageError) -> None:
+        self._refused += 1
+        typer.echo(f"line {line}: {error}", err=True)
+        self._show()
+
+    def accepted(self, item: Item) -> None:
+        self._accepted += 1
+        if self._json and not self._wait:
+            typer.echo(as_json({"request_id": item.request.request_id, "line": item.line}))
+        self._show()
+
+    def answered(self, item: Item, result: ImageResult) -> None:
+        if result.succeeded:
+            self._succeeded += 1
+        else:
+            self._unsuccessful += 1
+            typer.echo(f"line {item.line}: {result_as_line(result)}", err=True)
+        if self._saver is not None:
+            self._saver.save(result, item.name)
+        if self._json:
+            typer.echo(as_json(result_as_dict(result)))
+        self._show()
+
+    def summary(self) -> str:
+        """Accepted, succeeded, failed, time, and pictures a second."""
+        elapsed = max(self._clock() - self._began, 1e-9)
+        failed = self._refused + self._unsuccessful
+        parts = [f"accepted {self._accepted:,}"]
+        if self._wait:
+            parts.append(f"succeeded {self._succeeded:,}")
+        parts += [f"failed {failed:,}", f"{elapsed:.1f} s"]
+        if self._wait:
+            parts.append(f"{self._succeeded / elapsed:.2f} images/s")
+        return ", ".join(parts)
+
+    def _show(self) -> None:
+        at = self._clock()
+        if at - self._shown > _REFRESH_S:
+            self._shown = at
+            self._live.update(self._task, description=self.summary())

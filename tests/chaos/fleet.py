@@ -1,0 +1,154 @@
+"""Worker processes as an operator runs them, to be killed, paused, stopped and asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+READY_S = 60.0
+
+
+def until(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
+    """Poll until the condition gives something true, and return that; fail with ``what`` otherwise."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"not within {timeout_s:g} s: {what}")
+
+
+class WorkerProcess:
+    """One ``zimage worker --no-supervise``, which may be started again after it ended."""
+
+    def __init__(self, name: str, environment: Mapping[str, str], folder: Path) -> None:
+        self.name = name
+        self._environment = environment
+        self.log = folder / f"{name}.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log_before = 0
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> WorkerProcess:
+        self._log_before = self.log.stat().st_size if self.log.exists() else 0
+        with self.log.open("ab") as sink:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "zimage_stream", "worker", "--no-supervise"],
+                env={**os.environ, **self._environment, "ZIMAGE_WORKER__SLOT": self.name},
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=sink,
+            )
+        return self
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """As the kernel does: no warning, no clean-up."""
+        self.signal(signal.SIGKILL)
+        self.wait(10)
+
+    def wait(self, timeout_s: float) -> int:
+        """Its exit code."""
+        assert self._process is not None
+        return self._process.wait(timeout_s)
+
+    def exit_code(self) -> int | None:
+        assert self._process is not None
+        return self._process.poll()
+
+    def close(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait(10)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Its log of every life so far; what is no JSON is a crash's own words."""
+        text = self.log.read_text(errors="replace")
+        return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+    def port(self) -> int | None:
+        """Where this life's health is."""
+        with self.log.open("rb") as source:
+            source.seek(self._log_before)
+            for line in source:
+                if b"health and metrics on port" in line:
+                    return int(json.loads(line)["message"].rsplit(" ", 1)[1])
+        return None
+
+    def ready(self) -> tuple[bool, list[str]]:
+        """What ``/readyz`` says; not ready while nothing answers."""
+        port = self.port()
+        if port is None:
+            return False, ["not started"]
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+                body = json.load(answer)
+        except urllib.error.HTTPError as refusal:
+            body = json.load(refusal)
+        except OSError as error:
+            return False, [str(error)]
+        return body["ready"], body["reasons"]
+
+    def wait_ready(self) -> WorkerProcess:
+        def ready() -> bool:
+            assert self.exit_code() is None, f"{self.name} ended:\n{self.log.read_text()[-2000:]}"
+            return self.ready()[0]
+
+        until(ready, READY_S, f"{self.name} is ready")
+        return self
+
+    def partitions(self) -> int:
+        """How many it has been given since it started, less those taken away."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port()}/metrics", timeout=5) as answer:
+            for line in answer.read().decode().splitlines():
+                if line.startswith("zimage_partitions "):
+                    return int(float(line.split()[1]))
+        return 0
+
+
+class Fleet:
+    """Workers that share settings. A context manager: none outlives it."""
+
+    def __init__(self, environment: Mapping[str, str], folder: Path) -> None:
+        self._environment = environment
+        self._folder = folder
+        self.workers: list[WorkerProcess] = []
+
+    def __enter__(self) -> Fleet:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for worker in self.workers:
+            worker.close()
+
+    def start(self, name: str, **settings: str) -> WorkerProcess:
+        """Start a worker in the slot ``name``; keywords are further environment variables."""
+        worker = WorkerProcess(name, {**self._environment, **settings}, self._folder)
+        self.workers.append(worker)
+        return worker.start()
+
+    def generated(self) -> Counter[str]:
+        """How often each request was generated, all workers and lives together."""
+        return Counter(
+            line["request_id"] for worker in self.workers for line in worker.lines() if line["message"] == "generated"
+        )

@@ -1,0 +1,128 @@
+"""Fixtures for every tier: real services, topics and buckets of a test's own."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import hypothesis
+import pytest
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+from tests.services import Kafka, KafkaAddress, Minio, MinioAddress, RegistryAddress, SecureKafka, sources
+from tests.services.errors import ServiceMissingError
+from zimage_stream.kafka.clients import common_config
+from zimage_stream.kafka.topics import create_topics
+from zimage_stream.settings import TopicSettings
+
+# A machine that runs brokers beside the tests is no stopwatch.
+hypothesis.settings.register_profile("zimage", deadline=None)
+hypothesis.settings.load_profile("zimage")
+
+REQUEST_PARTITIONS = 4
+
+
+@contextmanager
+def _or_skip() -> Iterator[None]:
+    try:
+        yield
+    except ServiceMissingError as error:
+        if sources.on_absence(os.environ) is sources.Absence.FAIL:
+            pytest.fail(f"CI is set, and a service is missing: {error}", pytrace=False)
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaAddress]:
+    """A broker shared by all tests: ``.bootstrap_servers``, ``.settings``. Nobody may disturb it."""
+    with _or_skip(), sources.kafka(os.environ, tmp_path_factory.mktemp("kafka")) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def minio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MinioAddress]:
+    """A MinIO shared by all tests: ``.endpoint``, ``.access_key``, ``.secret_key``, ``.settings(bucket)``."""
+    with _or_skip(), sources.minio(os.environ, tmp_path_factory.mktemp("minio")) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryAddress]:
+    """A schema registry shared by all tests: ``.url``, ``.settings``."""
+    with _or_skip(), sources.registry(os.environ, tmp_path_factory.mktemp("registry")) as address:
+        yield address
+
+
+@pytest.fixture
+def own_kafka(tmp_path: Path) -> Iterator[Kafka]:
+    """A broker for this test alone, a plain process that it may kill, pause and restart."""
+    with _or_skip(), Kafka(tmp_path / "kafka") as service:
+        yield service
+
+
+@pytest.fixture
+def own_minio(tmp_path: Path) -> Iterator[Minio]:
+    """A MinIO for this test alone, a plain process that it may kill, pause and restart."""
+    with _or_skip(), Minio(tmp_path / "minio") as service:
+        yield service
+
+
+@pytest.fixture
+def secure_kafka(tmp_path: Path) -> Iterator[SecureKafka]:
+    """A broker for this test alone that asks for a password over TLS: ``.settings`` lets a client in."""
+    with _or_skip(), SecureKafka(tmp_path / "kafka") as service:
+        yield service
+
+
+@pytest.fixture
+def make_topics() -> Iterator[Callable[..., TopicSettings]]:
+    """``make_topics(kafka, partitions=4)``: fresh topics with names of their own, on any broker."""
+    made: list[tuple[KafkaAddress | Kafka, TopicSettings]] = []
+
+    def make(on: KafkaAddress | Kafka, partitions: int = REQUEST_PARTITIONS) -> TopicSettings:
+        run = uuid.uuid4().hex[:12]
+        topics = TopicSettings(
+            requests=f"requests-{run}", results=f"results-{run}", dead_letters=f"dead-letters-{run}"
+        )
+        create_topics(on.settings, topics, request_partitions=partitions, replication_factor=1)
+        made.append((on, topics))
+        return topics
+
+    yield make
+    for on, topics in made:
+        # A broker of the test's own goes away with its topics; the shared one should stay light.
+        if isinstance(on, KafkaAddress):
+            _delete_topics(on, topics)
+
+
+@pytest.fixture
+def topics(
+    kafka: KafkaAddress, make_topics: Callable[..., TopicSettings], request: pytest.FixtureRequest
+) -> TopicSettings:
+    """Fresh topics on ``kafka``, of 4 request partitions or
+    ``@pytest.mark.parametrize("topics", [12], indirect=True)``."""
+    return make_topics(kafka, getattr(request, "param", REQUEST_PARTITIONS))
+
+
+@pytest.fixture
+def bucket(minio: MinioAddress) -> Iterator[str]:
+    """A fresh bucket in ``minio``; goes with what is in it."""
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    client = minio.client()
+    client.make_bucket(bucket_name=name)
+    yield name
+    for item in client.list_objects(bucket_name=name, recursive=True):
+        if item.object_name is not None:
+            client.remove_object(bucket_name=name, object_name=item.object_name)
+    client.remove_bucket(bucket_name=name)
+
+
+def _delete_topics(kafka: KafkaAddress, topics: TopicSettings) -> None:
+    admin = AdminClient(common_config(kafka.settings))
+    for answer in admin.delete_topics([topics.requests, topics.results, topics.dead_letters]).values():
+        with suppress(KafkaException):  # the test has deleted it
+            answer.result(10)

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import pytest
+
+from zimage_stream import BrokerUnavailableError, PromptClient, PromptRequest, Settings
+from zimage_stream.kafka.embedded import PARTITIONS, EmbeddedBroker
+from zimage_stream.kafka.reader import TopicReader
+from zimage_stream.settings import KafkaSettings
+
+
+def test_it_serves_the_topics_on_loopback() -> None:
+    with EmbeddedBroker() as broker:
+        assert broker.bootstrap_servers.startswith("127.0.0.1:")
+        settings = Settings(kafka=KafkaSettings(bootstrap_servers=broker.bootstrap_servers))
+        with PromptClient(settings) as client:
+            for _ in range(PARTITIONS):
+                client.submit(PromptRequest(prompt="a heron"))
+        with TopicReader(settings.kafka, settings.topics.requests) as reader:
+            assert reader.end_offsets() == dict.fromkeys(range(PARTITIONS), 1)
+
+
+def test_it_is_gone_when_the_context_ends() -> None:
+    with EmbeddedBroker() as broker:
+        settings = KafkaSettings(
+            bootstrap_servers=broker.bootstrap_servers, extra={"socket.connection.setup.timeout.ms": "1000"}
+        )
+    assert broker.bootstrap_servers == ""
+    with TopicReader(settings, "zimage.requests") as reader, pytest.raises(BrokerUnavailableError):
+        reader.end_offsets()

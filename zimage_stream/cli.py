@@ -1,0 +1,163 @@
+"""``zimage``: the command line. The one place that knows both sides, and loads each when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from typer.core import TyperGroup
+
+from zimage_stream.errors import RequestError, SettingsError, ZImageError
+
+DONE, FAILED_WORK, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+
+
+class _Place(NamedTuple):
+    """Where a command is, as ``module:function`` or ``module:typer app``, and its line in the help."""
+
+    target: str
+    help: str
+
+
+_COMMANDS = {
+    "demo": _Place("zimage_consumers.demo.command:demo", "Make pictures here and now."),
+    "topics": _Place("zimage_stream.cli:topics", "Create the topics, or check them."),
+    "worker": _Place("zimage_consumers.image_worker.command:worker", "Generate pictures."),
+    "produce": _Place("zimage_producers.produce.command:produce", "Ask for pictures: one prompt, or a file."),
+    "results": _Place("zimage_consumers.results.command:results", "What came of requests."),
+}
+
+
+class _LazyGroup(TyperGroup):
+    """Loads a command when it is run; for the overview the lines above are enough."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        place = _COMMANDS.get(args[0]) if args else None
+        if place is not None:
+            self.commands[args[0]] = _load(args[0], place)
+        return super().resolve_command(ctx, args)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(_COMMANDS)
+
+
+def _load(name: str, place: _Place) -> Any:
+    module, _, attribute = place.target.partition(":")
+    found = getattr(importlib.import_module(module), attribute)
+    app = found
+    if not isinstance(found, typer.Typer):
+        app = typer.Typer(add_completion=False)
+        app.command(name)(found)
+    command = typer.main.get_command(app)
+    command.name = name
+    return command
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from zimage_stream import __version__
+
+        typer.echo(f"zimage {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(cls=_LazyGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+for _name, _place in _COMMANDS.items():
+    app.command(_name, help=_place.help)(lambda: None)
+
+
+@app.callback()
+def _zimage(
+    context: typer.Context,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Settings in TOML; else $ZIMAGE_CONFIG.")
+    ] = None,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Prompts in, pictures out: Kafka stream processing for Z-Image-Turbo.
+
+    Exit codes: 0 done, 1 failed work, 2 wrong use, 130 interrupted.
+    """
+    context.obj = {"config": config}
+
+
+topics = typer.Typer(no_args_is_help=True, add_completion=False, help="Create the topics, or check them.")
+
+Partitions = Annotated[int, typer.Option(min=1, help="Partitions of the requests topic.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
+
+
+@topics.command("create")
+def topics_create(
+    context: typer.Context,
+    partitions: Partitions = 48,
+    replication_factor: Annotated[
+        int, typer.Option(help="Copies of each partition; -1: the broker's default.")
+    ] = -1,
+    json: Json = False,
+) -> None:
+    """Make the topics that are not there; those that are stay as they are.
+
+    Example: zimage topics create --replication-factor 3
+    """
+    from zimage_stream.kafka.topics import create_topics
+    from zimage_stream.printing import as_json
+
+    settings = _settings(context)
+    made = create_topics(
+        settings.kafka,
+        settings.topics,
+        request_partitions=partitions,
+        replication_factor=replication_factor,
+    )
+    for name, new in made.items():
+        typer.echo(as_json({"topic": name, "created": new}) if json else f"{name} {_said(new)}")
+
+
+@topics.command("check")
+def topics_check(context: typer.Context, partitions: Partitions = 48, json: Json = False) -> None:
+    """Compare the topics with what is needed; exit 1 where something differs.
+
+    Example: zimage topics check --partitions 12
+    """
+    from zimage_stream.kafka.topics import check_topics
+    from zimage_stream.printing import as_json
+
+    settings = _settings(context)
+    findings = check_topics(settings.kafka, settings.topics, request_partitions=partitions)
+    for finding in findings:
+        typer.echo(as_json(asdict(finding)) if json else str(finding))
+    if findings:
+        raise typer.Exit(FAILED_WORK)
+    if not json:
+        typer.echo("the topics are as they must be")
+
+
+def _said(new: bool) -> str:
+    return "created" if new else "was there"
+
+
+def _settings(context: typer.Context) -> Any:
+    from zimage_stream.settings import load_settings
+
+    return load_settings((context.obj or {}).get("config"))
+
+
+def main() -> None:
+    """Run the command line: our own errors become one clear line, others keep their traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+    # What librdkafka says of a broker that is down comes as an error of ours as well.
+    logging.getLogger("zimage_stream.kafka.librdkafka").setLevel(logging.CRITICAL)
+    try:
+        app(prog_name="zimage")
+    except ZImageError as error:
+        typer.echo(f"zimage: {error}", err=True)
+        wrong = isinstance(error, SettingsError | RequestError)
+        sys.exit(WRONG_USE if wrong else FAILED_WORK)

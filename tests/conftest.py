@@ -10,12 +10,13 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from confluent_kafka import KafkaException
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from tests.services import Kafka, KafkaAddress, Minio, MinioAddress, RegistryAddress, SecureKafka, sources
-from tests.services.errors import ServiceMissingError
-from zimage_stream.kafka.clients import common_config
+from tests.services.addresses import wait_until_ready
+from tests.services.errors import ServiceError, ServiceMissingError
+from zimage_stream.kafka.clients import common_config, reader_config
 from zimage_stream.kafka.topics import create_topics
 from zimage_stream.settings import TopicSettings
 
@@ -24,6 +25,7 @@ hypothesis.settings.register_profile("zimage", deadline=None)
 hypothesis.settings.load_profile("zimage")
 
 REQUEST_PARTITIONS = 4
+SERVED_TIMEOUT_S = 20.0
 
 
 @contextmanager
@@ -89,6 +91,7 @@ def make_topics() -> Iterator[Callable[..., TopicSettings]]:
             requests=f"requests-{run}", results=f"results-{run}", dead_letters=f"dead-letters-{run}"
         )
         create_topics(on.settings, topics, request_partitions=partitions, replication_factor=1)
+        wait_until_ready(lambda: _probe_partitions(on, topics), SERVED_TIMEOUT_S)
         made.append((on, topics))
         return topics
 
@@ -119,6 +122,26 @@ def bucket(minio: MinioAddress) -> Iterator[str]:
         if item.object_name is not None:
             client.remove_object(bucket_name=name, object_name=item.object_name)
     client.remove_bucket(bucket_name=name)
+
+
+def _probe_partitions(kafka: KafkaAddress | Kafka, topics: TopicSettings) -> None:
+    """The broker tells of a new partition a moment before it serves it."""
+    consumer = Consumer(reader_config(kafka.settings))
+    try:
+        described = consumer.list_topics(timeout=10).topics
+        names = (topics.requests, topics.results, topics.dead_letters)
+        partitions = [
+            TopicPartition(name, number, 0) for name in names for number in described[name].partitions
+        ]
+        refusals = [
+            asked.error for asked in consumer.offsets_for_times(partitions, timeout=10) if asked.error
+        ]
+    except KafkaException as error:
+        raise ServiceError(error.args[0].str()) from error
+    finally:
+        consumer.close()
+    if refusals or not partitions:
+        raise ServiceError(f"not every partition is served: {refusals}")
 
 
 def _delete_topics(kafka: KafkaAddress, topics: TopicSettings) -> None:

@@ -35,6 +35,7 @@ class WorkerProcess:
 
     def __init__(self, name: str, environment: Mapping[str, str], folder: Path) -> None:
         self.name = name
+        self.slot = name
         self._environment = environment
         self.log = folder / f"{name}.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -50,7 +51,7 @@ class WorkerProcess:
         with self.log.open("ab") as sink:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "zimage_stream", "worker", "--no-supervise"],
-                env={**os.environ, **self._environment, "ZIMAGE_WORKER__SLOT": self.name},
+                env={**os.environ, **self._environment, "ZIMAGE_WORKER__SLOT": self.slot},
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=sink,
@@ -141,9 +142,14 @@ class Fleet:
         for worker in self.workers:
             worker.close()
 
-    def start(self, name: str, **settings: str) -> WorkerProcess:
-        """Start a worker in the slot ``name``; keywords are further environment variables."""
+    def start(self, name: str, slot: str | None = None, **settings: str) -> WorkerProcess:
+        """Start a worker; keywords are further environment variables.
+
+        Args:
+            slot: absent, its name.
+        """
         worker = WorkerProcess(name, {**self._environment, **settings}, self._folder)
+        worker.slot = slot or name
         self.workers.append(worker)
         return worker.start()
 

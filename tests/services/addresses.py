@@ -93,14 +93,14 @@ class MinioAddress:
             bucket=bucket,
         )
 
-    def client(self) -> minio.Minio:
+    def client(self, timeout_s: float = 10.0) -> minio.Minio:
         """A client that fails at once instead of retrying for minutes."""
         return minio.Minio(
             endpoint=self.endpoint,
             access_key=self.access_key,
             secret_key=self.secret_key,
             secure=self.secure,
-            http_client=urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(10 * _PROBE_S)),
+            http_client=urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(timeout_s)),
         )
 
     def probe(self) -> None:
@@ -110,7 +110,7 @@ class MinioAddress:
             ServiceError: not ready yet.
         """
         try:
-            self.client().list_buckets()
+            self.client(_PROBE_S).list_buckets()
         except (minio.error.MinioException, urllib3.exceptions.HTTPError) as error:
             raise ServiceError(str(error)) from error
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 import importlib.util
 import logging
-import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,102 +19,92 @@ from transformers.utils import logging as transformers_logging
 
 from zimage_stream.engines.base import MAX_PROMPT_TOKENS, ImageSpec
 from zimage_stream.engines.failures import failure_of
+from zimage_stream.engines.memory import UNUSED_CACHE_BYTES, DeviceMemory, memory_of
 from zimage_stream.errors import EngineError, OutOfMemoryError, SettingsError
 from zimage_stream.settings import EngineSettings
 
 log = logging.getLogger(__name__)
 
 TINY = "tiny"
-WARM_UP = ImageSpec("a red circle on a white background", 64, 64, 8, 0.0, 0)
 TILING_PIXELS = 1536 * 1536
 """Above this a picture is decoded in tiles: the decoder's peak would exceed the transformer's."""
-UNUSED_CACHE_BYTES = 2 << 30
-"""Memory that torch keeps reserved beyond what it uses before it is given back."""
+
+_WARM_UP_PROMPT = "a red circle on a white background"
+_WARM_UP_STEPS = 2
+_SMALLEST_SIDE = 64
 
 
 class ZImageEngine:
-    """See :class:`~zimage_stream.engines.base.Engine`. One card, one thread.
+    """See :class:`~zimage_stream.engines.base.Engine`. One device, one thread.
+
+    Args:
+        memory: the device's memory; absent: torch's own figures.
+        clock: seconds that only grow; how long the engine has been idle is measured with it.
 
     Raises:
-        SettingsError: the device, the model's place or a switch is not available here.
+        SettingsError: the device or a switch is not available here.
     """
 
-    def __init__(self, settings: EngineSettings) -> None:
+    def __init__(
+        self,
+        settings: EngineSettings,
+        memory: DeviceMemory | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._settings = settings
         self._device = _device(settings.device)
         self._dtype = _dtype(settings.dtype, self._device)
+        _check_offload(settings.offload, self._device)
         tiny = settings.model == TINY
         self._source = str(Path(__file__).parent / "tiny") if tiny else settings.model
         self.model = "tiny-zimage" if tiny else settings.model
         self.model_revision = settings.revision or ""
-        if settings.offload != "none" and self._device.type != "cuda":
-            raise SettingsError(f"ZIMAGE_ENGINE__OFFLOAD: got {settings.offload!r}, takes none without a GPU")
-        if settings.offload != "none" and not importlib.util.find_spec("accelerate"):
-            raise SettingsError(f"ZIMAGE_ENGINE__OFFLOAD: got {settings.offload!r}, which needs accelerate")
+        self._memory = memory_of(self._device) if memory is None else memory
+        self._clock = clock
         self._pipeline: Any = None
         self._tokenizer: Any = None
         self._tokenizing = threading.Lock()
         self._away = False
-        self._used = time.monotonic()
+        self._used = clock()
 
     def load(self) -> None:
-        """Load the weights, move them to the device and make one small picture."""
+        """Load the weights, move them to the device and warm it up.
+
+        Raises:
+            SettingsError: the model cannot be loaded, or a switch does not work here.
+            EngineError: the device fails to make a first picture.
+        """
         diffusers_logging.set_verbosity_error()
         diffusers_logging.disable_progress_bar()
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
         started = time.monotonic()
-        try:
-            pipeline = ZImagePipeline.from_pretrained(
-                self._source,
-                revision=self._settings.revision,
-                dtype=self._dtype,
-                # A folder has everything; asking a hub about it would only fail where there is no network.
-                local_files_only=Path(self._source).is_dir() or "HF_HUB_OFFLINE" in os.environ,
-            )
-        except (OSError, ValueError) as error:
-            raise SettingsError(
-                f"ZIMAGE_ENGINE__MODEL: got {self._settings.model!r}, which cannot be loaded: {error}"
-            ) from error
+        pipeline = self._read()
         pipeline.set_progress_bar_config(disable=True)
         # The pipeline's own is used by the engine's thread; tokenizers are not safe to share.
         self._tokenizer = copy.deepcopy(pipeline.tokenizer)
-        self._switch(pipeline)
         self._pipeline = pipeline
-        self.generate([WARM_UP])
+        self._place()
+        self._switch()
+        self._warm_up()
         log.info("%s loaded on %s in %.1f s", self.model, self._device, time.monotonic() - started)
 
     def generate(self, specs: Sequence[ImageSpec]) -> list[Image]:
         """See :class:`~zimage_stream.engines.base.Engine`."""
-        first = specs[0]
-        self._come_back()
-        if first.width * first.height > TILING_PIXELS:
-            self._pipeline.vae.enable_tiling()
-        else:
-            self._pipeline.vae.disable_tiling()
         try:
-            with torch.inference_mode():
-                images = self._pipeline(
-                    prompt=[spec.prompt for spec in specs],  # a new list: encode_prompt writes into it
-                    height=first.height,
-                    width=first.width,
-                    num_inference_steps=first.steps,
-                    guidance_scale=first.guidance_scale,
-                    generator=[torch.Generator("cpu").manual_seed(spec.seed) for spec in specs],
-                    max_sequence_length=MAX_PROMPT_TOKENS,
-                ).images
+            images = self._generate(specs)
         except Exception as error:
-            failure = failure_of(error)
-            if isinstance(failure, OutOfMemoryError):
-                # The traceback holds the tensors that did not fit.
-                error.__traceback__ = None
-                self._release_cache(always=True)
-            raise failure from error
-        self._release_cache()
-        self._used = time.monotonic()
-        if len(images) != len(specs):
-            raise EngineError(f"the pipeline made {len(images)} pictures of {len(specs)}")
-        return list(images)
+            failure = failure_of(type(error).__name__, str(error))
+            if not isinstance(failure, OutOfMemoryError):
+                raise failure from error
+        else:
+            if self._memory.reserved() - self._memory.allocated() > UNUSED_CACHE_BYTES:
+                self._memory.release()
+            return images
+        # Outside the except block the traceback is gone, and with it the tensors that it held.
+        self._pipeline.maybe_free_model_hooks()
+        self._memory.release()
+        raise failure
 
     def count_tokens(self, prompt: str) -> int | None:
         """Length of the prompt within the model's chat template."""
@@ -131,66 +120,137 @@ class ZImageEngine:
     def idle(self) -> None:
         """Move the weights off the device if nothing was asked for as long as the settings say."""
         limit = self._settings.idle_release_s
-        if limit and not self._away and time.monotonic() - self._used >= limit:
-            self._pipeline.to("cpu")
+        if limit and not self._away and self._clock() - self._used >= limit:
             self._away = True
-            self._release_cache(always=True)
-            log.info("idle for %.0f s: the weights are off the device", limit)
+            self._move(torch.device("cpu"))
+            self._memory.release()
+            log.info("idle for %g s: the weights are off the device", limit)
 
     def close(self) -> None:
         """Release the device."""
         self._pipeline = None
-        self._release_cache(always=True)
+        self._memory.release()
 
-    def _come_back(self) -> None:
+    def _generate(self, specs: Sequence[ImageSpec]) -> list[Image]:
+        first = specs[0]
         if self._away:
-            self._pipeline.to(self._device)
+            self._move(self._device)
             self._away = False
+        self._used = self._clock()
+        if first.width * first.height > TILING_PIXELS:
+            self._pipeline.vae.enable_tiling()
+        else:
+            self._pipeline.vae.disable_tiling()
+        with torch.inference_mode():
+            images = self._pipeline(
+                prompt=[spec.prompt for spec in specs],  # a new list: encode_prompt writes into it
+                height=first.height,
+                width=first.width,
+                num_inference_steps=first.steps,
+                guidance_scale=first.guidance_scale,
+                # On the CPU, so that a seed gives the same noise whatever the device.
+                generator=[torch.Generator("cpu").manual_seed(spec.seed) for spec in specs],
+                max_sequence_length=MAX_PROMPT_TOKENS,
+            ).images
+        self._used = self._clock()
+        if len(images) != len(specs):
+            raise EngineError(f"the pipeline made {len(images)} pictures of {len(specs)}")
+        return list(images)
 
-    def _switch(self, pipeline: Any) -> None:
-        """Bring the pipeline to the device the way the settings say."""
-        settings = self._settings
-        match settings.offload:
+    def _read(self) -> Any:
+        try:
+            return ZImagePipeline.from_pretrained(
+                self._source,
+                revision=self._settings.revision,
+                dtype=self._dtype,
+                # A folder has everything; asking a hub about it would only fail where there is no network.
+                local_files_only=Path(self._source).is_dir(),
+            )
+        except Exception as error:
+            # Every library below has classes of its own for a file that is missing, cut or of another model.
+            raise SettingsError(
+                f"ZIMAGE_ENGINE__MODEL: got {self._settings.model!r}, which cannot be loaded: {error}"
+            ) from error
+
+    def _place(self) -> None:
+        """Bring the weights to the device the way the settings say."""
+        match self._settings.offload:
             case "model":
-                pipeline.enable_model_cpu_offload(device=self._device)
+                self._pipeline.enable_model_cpu_offload(device=self._device)
             case "sequential":
-                pipeline.enable_sequential_cpu_offload(device=self._device)
+                self._pipeline.enable_sequential_cpu_offload(device=self._device)
             case "text_encoder":
-                from accelerate import cpu_offload
+                from diffusers.hooks import apply_group_offloading
 
-                pipeline.transformer.to(self._device)
-                pipeline.vae.to(self._device)
-                cpu_offload(pipeline.text_encoder, execution_device=self._device)
+                # Of the ways to keep one part away, the one that the pipeline's choice of device understands.
+                apply_group_offloading(
+                    self._pipeline.text_encoder, onload_device=self._device, offload_type="leaf_level"
+                )
+                self._move(self._device)
+            case "none":
+                self._move(self._device)
+
+    def _move(self, device: torch.device) -> None:
+        """Move what stays on the device between batches."""
+        match self._settings.offload:
+            case "none":
+                self._pipeline.to(device)
+            case "text_encoder":
+                self._pipeline.transformer.to(device)
+                self._pipeline.vae.to(device)
             case _:
-                pipeline.to(self._device)
+                pass
+
+    def _switch(self) -> None:
+        transformer, settings = self._pipeline.transformer, self._settings
         if settings.attention is not None:
             try:
-                pipeline.transformer.set_attention_backend(settings.attention)
-            except (ValueError, RuntimeError, ImportError) as error:
+                transformer.set_attention_backend(settings.attention)
+            except Exception as error:
                 raise SettingsError(
                     f"ZIMAGE_ENGINE__ATTENTION: got {settings.attention!r}, which this installation "
                     f"cannot do: {error}"
                 ) from error
         if settings.compile:
-            pipeline.transformer.compile_repeated_blocks(fullgraph=True)
+            # Dynamic: one compilation serves all sizes; else the ninth size would be an error.
+            transformer.compile_repeated_blocks(fullgraph=True, dynamic=True)
 
-    def _release_cache(self, always: bool = False) -> None:
-        if self._device.type != "cuda":
-            return
-        unused = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
-        if always or unused > UNUSED_CACHE_BYTES:
-            torch.cuda.empty_cache()
+    def _warm_up(self) -> None:
+        """Make pictures of the size the model is for, so that what is set up lazily is set up now."""
+        side = _SMALLEST_SIDE
+        if self._device.type == "cuda":
+            natural = self._pipeline.vae.config.sample_size
+            side = natural if natural * natural <= self._settings.max_pixels else _SMALLEST_SIDE
+        spec = ImageSpec(_WARM_UP_PROMPT, side, side, _WARM_UP_STEPS, 0.0, 0)
+        # A batch of one is compiled as a case of its own.
+        sizes = (1, 2) if self._settings.compile and self._settings.max_batch > 1 else (1,)
+        try:
+            for size in sizes:
+                self.generate([spec] * size)
+        except OutOfMemoryError:
+            raise
+        except EngineError as error:
+            switches = [name for name in ("attention", "compile") if getattr(self._settings, name)]
+            if not switches:
+                raise
+            names = ", ".join(f"ZIMAGE_ENGINE__{name.upper()}" for name in switches)
+            raise SettingsError(f"{names}: the first picture failed with it: {error}") from error
 
 
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rule = "takes auto, cpu, cuda or cuda:N"
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise SettingsError(f"ZIMAGE_ENGINE__DEVICE: got {name!r}, takes auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise SettingsError(f"ZIMAGE_ENGINE__DEVICE: got {name!r}, but torch sees no GPU here")
+        raise SettingsError(f"ZIMAGE_ENGINE__DEVICE: got {name!r}, {rule}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise SettingsError(f"ZIMAGE_ENGINE__DEVICE: got {name!r}, {rule}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SettingsError(
+            f"ZIMAGE_ENGINE__DEVICE: got {name!r}, but torch sees {torch.cuda.device_count()} GPUs here"
+        )
     return device
 
 
@@ -199,3 +259,12 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     dtype: torch.dtype = getattr(torch, name)
     return dtype
+
+
+def _check_offload(offload: str, device: torch.device) -> None:
+    if offload == "none":
+        return
+    if device.type != "cuda":
+        raise SettingsError(f"ZIMAGE_ENGINE__OFFLOAD: got {offload!r}, takes none without a GPU")
+    if not importlib.util.find_spec("accelerate"):
+        raise SettingsError(f"ZIMAGE_ENGINE__OFFLOAD: got {offload!r}, which needs pip install accelerate")

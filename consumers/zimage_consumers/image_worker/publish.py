@@ -12,12 +12,14 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from zimage_stream.errors import ZImageError
 from zimage_stream.kafka.clients import producer_config, transactional_config
 from zimage_stream.settings import KafkaSettings
+from zimage_stream.telemetry.health import Health
 
 from zimage_consumers.image_worker.terminal import Outgoing
 
 log = logging.getLogger(__name__)
 
-CALL_TIMEOUT_S = 10.0
+CALL_TIMEOUT_S = 5.0
+"""Of one call. A call that timed out is made again; the bound is how soon an outage shows."""
 _FENCED = frozenset(
     (
         KafkaError._FATAL,
@@ -51,6 +53,10 @@ class RefusedRecordError(ZImageError):
 class Publisher(Protocol):
     """Used from the Kafka thread alone."""
 
+    def start(self) -> None:
+        """Be ready to publish. Raises ClientsLostError."""
+        ...
+
     def publish(self, records: Sequence[Outgoing], offsets: list[TopicPartition]) -> None:
         """Produce the records and commit the checkpoints that count them as done.
 
@@ -79,9 +85,11 @@ class TransactionalPublisher:
         transactional_id: str,
         consumer: Consumer,
         give_up: Callable[[], bool],
+        health: Health,
     ) -> None:
         self._consumer = consumer
         self._give_up = give_up
+        self._health = health
         self._producer = Producer(transactional_config(settings, transactional_id))
 
     def start(self) -> None:
@@ -138,10 +146,13 @@ class TransactionalPublisher:
                 problem = error.args[0]
                 if problem.retriable() and not problem.txn_requires_abort() and not self._give_up():
                     log.warning("%s is tried again: %s", name, problem)
+                    self._health.down("kafka", f"{name}: {problem.str()}")
+                    self._health.beat()
                     time.sleep(0.1)
                     continue
                 self._raise(problem, name)
             else:
+                self._health.up("kafka")
                 return
 
     def _raise(self, problem: KafkaError, name: str) -> None:
@@ -159,10 +170,16 @@ class PlainPublisher:
     For brokers without transactions. A death between the two publishes a result again.
     """
 
-    def __init__(self, settings: KafkaSettings, consumer: Consumer, give_up: Callable[[], bool]) -> None:
+    def __init__(
+        self, settings: KafkaSettings, consumer: Consumer, give_up: Callable[[], bool], health: Health
+    ) -> None:
         self._consumer = consumer
         self._give_up = give_up
+        self._health = health
         self._producer = Producer({**producer_config(settings), "linger.ms": 0})
+
+    def start(self) -> None:
+        """There is nothing to take."""
 
     def publish(self, records: Sequence[Outgoing], offsets: list[TopicPartition]) -> None:
         failures: list[KafkaError] = []
@@ -173,8 +190,9 @@ class PlainPublisher:
 
         for index, record in enumerate(records):
             self._produce(index, record, delivered)
-        while self._producer.flush(1.0) and not self._give_up():
-            pass
+        while (waiting := self._producer.flush(CALL_TIMEOUT_S)) and not self._give_up():
+            self._health.down("kafka", f"{waiting} results are not acknowledged")
+            self._health.beat()
         if failures or len(self._producer):
             reason = failures[0].str() if failures else "the brokers do not answer"
             raise ClientsLostError(f"results were not acknowledged: {reason}")

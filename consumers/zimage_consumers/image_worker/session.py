@@ -95,6 +95,7 @@ class Session:
         self._paused: set[int] = set()
         self._broken: Exception | None = None
         self._abandoned = False
+        self._publishing = False
         kafka = settings.kafka
         self._consumer = Consumer(
             {**worker_consumer_config(kafka, settings.worker.group_id), "error_cb": self._on_error}
@@ -102,15 +103,21 @@ class Session:
         self._publisher: Publisher
         if settings.worker.guarantee == "exactly_once":
             transactional_id = f"{kafka.transactional_id_prefix}-{settings.worker.group_id}-{slot}"
-            self._publisher = publisher = TransactionalPublisher(
-                kafka, transactional_id, self._consumer, give_up
+            self._publisher = TransactionalPublisher(
+                kafka, transactional_id, self._consumer, give_up, health
             )
-            publisher.start()
         else:
-            self._publisher = PlainPublisher(kafka, self._consumer, give_up)
+            self._publisher = PlainPublisher(kafka, self._consumer, give_up, health)
+
+    def start_publisher(self) -> None:
+        """Take the slot: a dead predecessor's transaction is ended. Raises ClientsLostError."""
+        if not self._publishing:
+            self._publisher.start()
+            self._publishing = True
 
     def join(self) -> None:
-        """Enter the group. Partitions come through :meth:`poll`."""
+        """Enter the group, with the slot taken. Partitions come through :meth:`poll`."""
+        self.start_publisher()
         self._consumer.subscribe(
             [self._topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost
         )

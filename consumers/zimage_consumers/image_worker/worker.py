@@ -149,6 +149,7 @@ class Worker:
         """
         # Before the model, which takes long to load: this frees a dead predecessor's transaction.
         session = self._open(1)
+        session.start_publisher()
         self._engine.start()
         try:
             self._engine.wait_loaded()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 import uuid
@@ -124,7 +123,7 @@ class Kafka(NativeService):
             *java_options(heap_mb=512),
             f"-Dlog4j2.configurationFile={self.folder / 'log4j2.xml'}",
             "-cp",
-            f"{prepare() / 'libs'}{os.sep}*",
+            str(prepare() / "libs" / "*"),
             "kafka.Kafka",
             str(self.folder / "server.properties"),
         ]
@@ -197,7 +196,7 @@ def _build(folder: Path) -> None:
     properties = folder / "format.properties"
     _write_properties(properties, broker_properties(1, 2) | {"log.dirs": str(folder / "formatted")})
     cluster = urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
-    tool = [str(find_java(_JAVA)), "-cp", f"{libraries}{os.sep}*", "kafka.tools.StorageTool", "format"]
+    tool = [str(find_java(_JAVA)), "-cp", str(libraries / "*"), "kafka.tools.StorageTool", "format"]
     run_tool([*tool, f"--cluster-id={cluster}", "--config", str(properties)], folder)
 
 

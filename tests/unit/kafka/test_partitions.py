@@ -14,11 +14,10 @@ COUNTS = st.integers(1, 300)
 
 @given(count=COUNTS, start=st.integers(0, 1000))
 def test_the_walk_visits_every_partition_before_one_twice(count: int, start: int) -> None:
-    first, second = (list(itertools.islice(walk(count, start), 2 * count))[i::2] for i in (0, 1))
-    visited = list(itertools.islice(walk(count, start), count))
-    assert sorted(visited) == list(range(count))
+    visited = list(itertools.islice(walk(count, start), 2 * count))
     assert visited[0] == start % count
-    assert len(first) == len(second)
+    assert sorted(visited[:count]) == list(range(count))
+    assert visited[count:] == visited[:count]
 
 
 @given(count=st.integers(12, 300))
@@ -37,7 +36,8 @@ def test_consecutive_requests_fall_on_different_workers(workers: int, owner: str
         return partition * workers // count if owner == "neighbours" else partition % workers
 
     visited = [worker_of(partition) for partition in itertools.islice(walk(count, 7), 20 * count)]
-    assert all(one != next_ for one, next_ in itertools.pairwise(visited))
+    longest = max(len(list(turns)) for _, turns in itertools.groupby(visited))
+    assert longest == (2 if (workers, owner) == (2, "neighbours") else 1)
     # However a short burst falls, no worker gets much more than its share of it.
     for begin in range(count):
         burst = visited[begin : begin + 2 * workers]

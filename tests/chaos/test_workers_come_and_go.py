@@ -1,0 +1,93 @@
+"""Workers that join, leave and are told to stop under load: nothing is done twice but what a deadline cut."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+from tests.chaos.conftest import Arena
+from tests.chaos.fleet import until
+from tests.chaos.test_workers_die import pictures
+
+
+def test_joining_and_leaving_under_load_repeats_no_work(arena: Arena) -> None:
+    first = arena.fleet.start("first").wait_ready()
+    until(lambda: first.partitions() == 12, 30, "the first has all partitions")
+    arena.send(pictures(1_000))
+    arena.wait_answered(60, share=0.1)
+    second = arena.fleet.start("second").wait_ready()
+    until(lambda: second.partitions() == 6, 30, "the second has its half")
+    arena.wait_answered(60, share=0.5)
+    first.signal(signal.SIGTERM)
+    assert first.wait(40) == 0
+
+    report = arena.wait_answered(120)
+    arena.assert_exactly_once(report)
+    assert report.statuses() == {"SUCCEEDED": 1_000}
+    # The drain time was long enough for everything, so nothing at all may have been generated twice.
+    assert sum(arena.fleet.generated().values()) == 1_000
+    shares = [len([line for line in w.lines() if line["message"] == "generated"]) for w in arena.fleet.workers]
+    assert min(shares) > 100
+
+
+def test_sigterm_under_load_ends_in_time_and_leaves_nothing_to_accuse(arena: Arena) -> None:
+    first = arena.fleet.start("first").wait_ready()
+    arena.send(pictures(2_000))
+    arena.wait_answered(60, share=0.1)
+    told = time.monotonic()
+    first.signal(signal.SIGTERM)
+    assert first.wait(40) == 0
+    assert time.monotonic() - told < arena.settings.worker.drain_timeout_s
+    answered_by_first = arena.answered()
+    assert answered_by_first < 2_000
+    assert arena.fleet.generated().total() == answered_by_first
+
+    arena.fleet.start("second").wait_ready()
+    report = arena.wait_answered(120)
+    arena.assert_exactly_once(report)
+    assert arena.fleet.generated().total() == 2_000
+
+
+def test_what_the_drain_deadline_cuts_is_done_again_and_nothing_else(arena: Arena) -> None:
+    # One picture takes 2 s and the drain time is half a second: what is on the engine is cut.
+    slow = {"ZIMAGE_ENGINE__SIMULATED_MS": "32000", "ZIMAGE_WORKER__DRAIN_TIMEOUT_S": "0.5"}
+    first = arena.fleet.start("first", **slow).wait_ready()
+    arena.send([*pictures(20)])
+    until(lambda: arena.answered() >= 8, 60, "the first batch is answered")
+    first.signal(signal.SIGTERM)
+    assert first.wait(20) == 0
+    before = arena.fleet.generated()
+
+    arena.fleet.start("second").wait_ready()
+    report = arena.wait_answered(60)
+    arena.assert_exactly_once(report)
+    assert report.statuses() == {"SUCCEEDED": 20}
+    assert all(result["attempts"] <= 1 for result in report.by_request().values())
+    assert before.total() == 8
+    assert arena.fleet.generated().total() == 20
+
+
+def test_a_second_sigterm_ends_at_once(arena: Arena) -> None:
+    worker = arena.fleet.start("first", ZIMAGE_ENGINE__SIMULATED_MS="160000").wait_ready()
+    arena.send(pictures(4))
+    until(lambda: any("health" in line["message"] for line in worker.lines()), 10, "it runs")
+    time.sleep(1.0)
+    worker.signal(signal.SIGTERM)
+    until(lambda: any("SIGTERM" in line["message"] for line in worker.lines()), 10, "it has heard the first")
+    worker.signal(signal.SIGTERM)
+    assert worker.wait(3) == 128 + signal.SIGTERM
+
+
+def test_two_processes_in_one_slot_do_not_fence_each_other_for_ever(arena: Arena) -> None:
+    arena.fleet.start("slot").wait_ready()
+    # As a second machine would be that was given the same slot name.
+    arena.fleet.start("twin", slot="slot")
+    for round_ in range(40):
+        arena.send(pictures(10, f"round {round_}"))
+        time.sleep(0.5)
+        ended = [worker for worker in arena.fleet.workers if worker.exit_code() is not None]
+        if ended:
+            break
+    assert [worker.exit_code() for worker in ended] == [72]
+    report = arena.wait_answered(90)
+    arena.assert_exactly_once(report)

@@ -1,0 +1,174 @@
+"""The command line as a user types it; nothing here needs a broker."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from zimage_stream.cli import main
+from zimage_stream.kafka.embedded import EmbeddedBroker
+
+
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def zimage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command in this process."""
+    for name in [name for name in os.environ if name.startswith("ZIMAGE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*words: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["zimage", *words])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return Done(int(ended.value.code or 0), said.out, said.err)
+
+    return run
+
+
+def start(*words: str, **env: str) -> subprocess.Popen[str]:
+    """Starts the command in a process of its own."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("ZIMAGE_")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "zimage_stream", *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        env={**inherited, "PYTHONUTF8": "1", **env},
+    )
+
+
+def finish(process: subprocess.Popen[str], stdin: str | None = None) -> Done:
+    out, err = process.communicate(stdin, timeout=120)
+    return Done(process.returncode, out, err)
+
+
+@pytest.fixture
+def nobody() -> str:
+    """An address where nothing listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def test_the_version_is_the_packages(zimage: Run) -> None:
+    done = zimage("--version")
+    assert (done.returncode, done.stdout) == (0, f"zimage {version('zimage-stream')}\n")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [(), ("topics",), ("topics", "create"), ("topics", "check"), ("produce",), ("results",), ("worker",)],
+)
+def test_help_fits_a_terminal(zimage: Run, words: tuple[str, ...]) -> None:
+    done = zimage(*words, "--help")
+    assert done.returncode == 0, done.stderr
+    assert max(len(line) for line in done.stdout.splitlines()) <= 80
+    assert "--help" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("nosuch",), "nosuch"),
+        (("produce",), "either a prompt or --file"),
+        (("produce", "a", "--file", "b.csv"), "either a prompt or --file"),
+        (("produce", "a", "--width", "wide"), "--width"),
+        (("produce", "a", "--attribute", "colour"), "NAME=VALUE"),
+        (("produce", "a", "--width", "1000"), "width: got 1000, takes a multiple of 16"),
+        (("produce", "a", "--expires-at", "soon"), "expires_at"),
+        (("results", "--status", "nosuch"), "nosuch"),
+        (("--config", "nosuch.toml", "results"), "no such file"),
+    ],
+)
+def test_wrong_use_is_2_and_one_clear_message(zimage: Run, words: tuple[str, ...], says: str) -> None:
+    done = zimage(*words)
+    assert done.returncode == 2
+    assert says in " ".join(done.stderr.replace("│", " ").split())
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_wrong_setting_names_its_variable(zimage: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZIMAGE_WORKER__WINDOW", "many")
+    done = zimage("topics", "check")
+    assert done.returncode == 2
+    assert "ZIMAGE_WORKER__WINDOW" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_settings_file_is_read(zimage: Run, tmp_path: Path) -> None:
+    config = tmp_path / "zimage.toml"
+    config.write_text("[kafka]\nbootstrap_server = 'misspelt:9092'\n", encoding="utf-8")
+    done = zimage("--config", str(config), "topics", "check")
+    assert done.returncode == 2
+    assert "ZIMAGE_KAFKA__BOOTSTRAP_SERVER: there is no such setting" in done.stderr
+
+
+def test_a_broker_that_is_down_is_one_line_within_bounded_time(nobody: str) -> None:
+    commands = [("produce", "a"), ("results",), ("topics", "create")]
+    # At once, since each does nothing but wait.
+    started = [start(*words, ZIMAGE_KAFKA__BOOTSTRAP_SERVERS=nobody) for words in commands]
+    for process in started:
+        done = finish(process)
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"zimage: Kafka at {nobody} does not answer")
+        assert len(done.stderr.splitlines()) == 1
+        assert done.stdout == ""
+
+
+def test_a_file_is_sent_and_broken_lines_are_told() -> None:
+    lines = [
+        '{"prompt": "a"}',
+        '{"prompt": "b", "width": 65}',
+        "{",
+        '{"prompt": "c", "steps": true}',
+        '{"prompt": "d"}',
+    ]
+    with EmbeddedBroker() as broker:
+        process = start(
+            *("produce", "--file", "-", "--batch", "night", "--json"),
+            ZIMAGE_KAFKA__BOOTSTRAP_SERVERS=broker.bootstrap_servers,
+        )
+        done = finish(process, "\n".join(lines))
+    assert done.returncode == 1
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [
+        {"request_id": "night-1", "line": 1},
+        {"request_id": "night-5", "line": 5},
+    ]
+    assert "line 2: width: got 65, takes a multiple of 16" in done.stderr
+    assert "line 3: it is no JSON" in done.stderr
+    assert "line 4: steps: got True" in done.stderr
+    assert "accepted 2, failed 3" in done.stderr
+
+
+def test_one_prompt_prints_its_id() -> None:
+    with EmbeddedBroker() as broker:
+        process = start(
+            *("produce", "雾中的灯塔", "--request-id", "fog"),
+            ZIMAGE_KAFKA__BOOTSTRAP_SERVERS=broker.bootstrap_servers,
+        )
+        done = finish(process)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "fog\n", "")

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zimage_stream import Failure, ImageResult, Source, Status, StoredImage
+from zimage_stream.saving import Saver, safe_name
+from zimage_stream.stores import ImageStore
+from zimage_stream.stores.directory import DirectoryStore
+
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[ImageStore]:
+    store = DirectoryStore(tmp_path / "store")
+    store.create()
+    yield store
+    store.close()
+
+
+def stored(store: ImageStore, request_id: str, data: bytes, tenant: str = "default") -> ImageResult:
+    key = f"{tenant}/{request_id}.png"
+    store.put(key, data, "image/png", {})
+    image = StoredImage(
+        uri=store.uri(key),
+        url=None,
+        bucket=store.bucket,
+        key=key,
+        content_type="image/png",
+        width=64,
+        height=64,
+        size_bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        seed=1,
+        steps=8,
+        guidance_scale=0.0,
+    )
+    return ImageResult(
+        request_id=request_id,
+        tenant=tenant,
+        status=Status.SUCCEEDED,
+        source=Source(topic="t", partition=0, offset=0),
+        requested_at=AT,
+        completed_at=AT,
+        image=image,
+    )
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "results.csv").open(encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def pictures(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "results.csv"}
+
+
+def test_pictures_and_a_table_of_them(store: ImageStore, tmp_path: Path) -> None:
+    out = tmp_path / "out" / "deep"
+    failed = replace(
+        stored(store, "c", b"-"),
+        status=Status.FAILED,
+        image=None,
+        error=Failure(code="OUT_OF_MEMORY", message="太大", retriable=False),
+        attributes={"城市": "上海"},
+    )
+    with Saver(store, out) as saver:
+        saver.save(stored(store, "a", b"one"))
+        saver.save(stored(store, "b", b"two"), "雾中的 灯塔/..")
+        saver.save(failed)
+    assert pictures(out) == {"a.png": b"one", "雾中的_灯塔.png": b"two"}
+    assert (saver.saved, saver.failed) == (2, 0)
+    rows = {row["request_id"]: row for row in table(out)}
+    assert rows["b"]["file"] == "雾中的_灯塔.png"
+    assert rows["a"]["sha256"] == hashlib.sha256(b"one").hexdigest()
+    assert (rows["c"]["code"], rows["c"]["message"], rows["c"]["file"]) == ("OUT_OF_MEMORY", "太大", "")
+    assert "上海" in rows["c"]["attributes"]
+
+
+def test_one_name_for_two_pictures_loses_neither(store: ImageStore, tmp_path: Path) -> None:
+    with Saver(store, tmp_path / "out") as saver:
+        for number in range(20):
+            saver.save(stored(store, f"r{number}", b"%d" % number), "same")
+    assert sorted(pictures(tmp_path / "out").values()) == sorted(b"%d" % number for number in range(20))
+    assert len({row["file"] for row in table(tmp_path / "out")}) == 20
+
+
+def test_a_second_run_fetches_nothing_again(store: ImageStore, tmp_path: Path) -> None:
+    result = stored(store, "a", b"one")
+    with Saver(store, tmp_path / "out") as saver:
+        saver.save(result)
+    (tmp_path / "store" / "default" / "a.png").unlink()
+    with Saver(store, tmp_path / "out") as saver:
+        saver.save(result)
+    assert (saver.saved, saver.problems) == (1, [])
+    assert pictures(tmp_path / "out") == {"a.png": b"one"}
+
+
+def test_damaged_bytes_are_not_saved(store: ImageStore, tmp_path: Path) -> None:
+    result = stored(store, "a", b"one")
+    (tmp_path / "store" / "default" / "a.png").write_bytes(b"eno")
+    with Saver(store, tmp_path / "out") as saver:
+        saver.save(result)
+        saver.save(stored(store, "b", b"two"))
+    assert saver.failed == 1
+    assert "sha256" in saver.problems[0]
+    assert pictures(tmp_path / "out") == {"b.png": b"two"}
+
+
+def test_a_spreadsheet_runs_nothing_of_what_others_wrote(store: ImageStore, tmp_path: Path) -> None:
+    error = Failure(code="GENERATION_FAILED", message="=cmd|' /C calc'!A0", retriable=True)
+    with Saver(store, tmp_path / "out") as saver:
+        saver.save(replace(stored(store, "a", b"one"), status=Status.FAILED, image=None, error=error))
+    assert table(tmp_path / "out")[0]["message"].startswith("'=")
+
+
+@given(text=st.text(max_size=300))
+def test_every_text_makes_a_safe_name(text: str) -> None:
+    name = safe_name(text)
+    assert 0 < len(name) <= 101
+    assert not name.startswith(".")
+    assert not set(name) & set('/\\:*?"<>|\0\n')
+    assert name.split(".")[0].lower() not in ("con", "nul", "aux", "prn", "com1")

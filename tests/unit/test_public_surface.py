@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import zimage_stream
+
+PUBLIC = {
+    "BrokerUnavailableError",
+    "Code",
+    "Failure",
+    "ImageResult",
+    "PromptClient",
+    "PromptRequest",
+    "RegistryUnavailableError",
+    "RequestError",
+    "ResultTimeoutError",
+    "Settings",
+    "SettingsError",
+    "Source",
+    "Status",
+    "StoreError",
+    "StoreUnavailableError",
+    "StoredImage",
+    "SubmitError",
+    "Submitted",
+    "Timing",
+    "UnavailableError",
+    "UnsupportedSizeError",
+    "WireError",
+    "ZImageError",
+    "__version__",
+    "load_settings",
+    "new_request_id",
+}
+
+HEAVY = {"torch", "diffusers", "transformers", "accelerate", "numpy", "zimage_consumers", "zimage_producers"}
+
+
+def test_the_exported_names_are_these() -> None:
+    assert set(zimage_stream.__all__) == PUBLIC
+    assert set(dir(zimage_stream)) == PUBLIC
+    for name in PUBLIC:
+        assert getattr(zimage_stream, name) is not None
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="PromptClint"):
+        zimage_stream.PromptClint  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import zimage_stream",
+        "from zimage_stream import *",
+        "import zimage_producers.produce.command",
+        "import zimage_consumers.results.command",
+        "import zimage_consumers.image_worker.command",
+        "import zimage_stream.cli",
+    ],
+)
+def test_importing_loads_nothing_heavy(statement: str) -> None:
+    """What a producer installs has no torch, and nobody waits for it to see a help text."""
+    code = f"import sys\n{statement}\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    own = {name for name in HEAVY if f"import {name}." in statement}
+    assert not (HEAVY - own) & set(loaded)

@@ -16,7 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zimage_stream.client import PromptClient, Submitted
+    from zimage_stream.client import PromptClient
     from zimage_stream.errors import (
         BrokerUnavailableError,
         RegistryUnavailableError,
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     )
     from zimage_stream.events.prompt_request import PromptRequest, new_request_id
     from zimage_stream.settings import Settings, load_settings
+    from zimage_stream.submitting import Submitted
 
     __version__: str
 
@@ -76,7 +77,7 @@ __all__ = [
 
 _HOMES = {
     "PromptClient": "client",
-    "Submitted": "client",
+    "Submitted": "submitting",
     "Settings": "settings",
     "load_settings": "settings",
     "PromptRequest": "events.prompt_request",

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
 
 from zimage_stream.errors import (
-    BrokerUnavailableError,
-    RequestError,
     ResultTimeoutError,
     SubmitError,
     ZImageError,
@@ -27,24 +23,16 @@ from zimage_stream.kafka.reader import ResultReader, TopicMissingError
 from zimage_stream.kafka.submitter import Submitter
 from zimage_stream.mailbox import Mailbox, Submission
 from zimage_stream.settings import Settings, load_settings
+from zimage_stream.submitting import Submitted, submit_each
 
 log = logging.getLogger(__name__)
 
 SOURCE = "/zimage/client"
 """``ce_source`` of requests."""
 
-IN_FLIGHT = 2_000
 _POLL_S = 0.2
 
 Headers = Mapping[str, str] | Iterable[Header]
-
-
-@dataclass(frozen=True, slots=True)
-class Submitted:
-    """What came of :meth:`PromptClient.submit_many`: how many the brokers have, and how many not."""
-
-    accepted: int
-    failed: int
 
 
 class PromptClient:
@@ -161,43 +149,7 @@ class PromptClient:
         Raises:
             BrokerUnavailableError: no broker answers, so that going on would fail them all.
         """
-        fail = _log_failure if on_failure is None else on_failure
-        settled: queue.SimpleQueue[tuple[PromptRequest, Future[Source]]] = queue.SimpleQueue()
-        accepted = failed = in_flight = unanswered = 0
-
-        def settle() -> None:
-            nonlocal accepted, failed, in_flight, unanswered
-            request, future = settled.get()
-            error = future.exception()
-            in_flight -= 1
-            if error is None:
-                accepted, unanswered = accepted + 1, 0
-                return
-            failed += 1
-            unanswered += isinstance(error.__cause__, BrokerUnavailableError)
-            assert isinstance(error, SubmitError)
-            fail(request, error)
-
-        def send(request: PromptRequest) -> None:
-            nonlocal failed, in_flight
-            try:
-                future = self.submit_nowait(request)
-            except (RequestError, SubmitError) as error:
-                failed += 1
-                fail(request, error)
-                return
-            in_flight += 1
-            future.add_done_callback(lambda done: settled.put((request, done)))
-
-        for request in requests:
-            while in_flight and (in_flight >= IN_FLIGHT or not settled.empty()):
-                settle()
-            if unanswered >= IN_FLIGHT:
-                raise BrokerUnavailableError(f"Kafka took none of the last {unanswered:,} requests")
-            send(request)
-        while in_flight:
-            settle()
-        return Submitted(accepted, failed)
+        return submit_each(self.submit_nowait, requests, on_failure)
 
     # -- reading
 
@@ -333,10 +285,6 @@ class PromptClient:
                 # What is submitted from now on has its result above what has been read by now.
                 self._horizon = self._reader.topic.positions
             self._news.notify_all()
-
-
-def _log_failure(request: PromptRequest, error: ZImageError) -> None:
-    log.warning("%s", error, extra={"request_id": request.request_id})
 
 
 def _matches(

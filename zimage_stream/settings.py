@@ -13,7 +13,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -109,6 +118,18 @@ class EngineSettings(Group):
     allow_guidance: bool = False
     idle_release_s: Annotated[float, Field(ge=0)] = 0.0
     """0: the weights stay on the device."""
+
+    @field_validator("simulated_faults")
+    @classmethod
+    def faults_are_known(cls, value: dict[str, str]) -> dict[str, str]:
+        from zimage_stream.engines.faults import Fault  # its package imports this module
+
+        for directive in value.values():
+            try:
+                Fault.parse(directive)
+            except ValueError as error:
+                raise PydanticCustomError("fault", "{problem}", {"problem": str(error)}) from None
+        return value
 
 
 class SchedulerSettings(Group):

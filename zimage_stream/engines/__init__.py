@@ -11,7 +11,7 @@ def create_engine(settings: EngineSettings) -> Engine:
     """The engine that the settings name, not loaded yet.
 
     Raises:
-        SettingsError: what it needs is not installed.
+        SettingsError: what it needs is not installed, or the settings ask for what is not there.
     """
     if settings.kind == "simulated":
         from zimage_stream.engines.simulated import SimulatedEngine
@@ -19,9 +19,10 @@ def create_engine(settings: EngineSettings) -> Engine:
         return SimulatedEngine.from_settings(settings)
     try:
         from zimage_stream.engines.zimage import ZImageEngine
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise SettingsError(
-            f"ZIMAGE_ENGINE__KIND: got 'zimage', which needs {error.name}; pip install 'zimage-stream[worker]'"
+            f"ZIMAGE_ENGINE__KIND: got 'zimage', which cannot be imported: {error}; "
+            "pip install 'zimage-stream[worker]'"
         ) from error
     return ZImageEngine(settings)
 

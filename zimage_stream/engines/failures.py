@@ -27,7 +27,12 @@ _POISONED = (
     "cublas_status_mapping_error",
     "cublas_status_internal_error",
 )
-_MEMORY = ("out of memory", "cublas_status_alloc_failed", "cudnn_status_alloc_failed", "can't allocate memory")
+_MEMORY = (
+    "out of memory",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+    "can't allocate memory",
+)
 
 
 def failure_of(kind: str, message: str) -> EngineError:

@@ -4,25 +4,28 @@ The time of one 1024x1024 picture at 8 steps is given; others scale by area and 
 what batching gained on a real card (Qwen-Image on an H200: nothing at 1024x1024; at 512x512 1.82 times
 at 2, 2.77 at 4, 3.14 at 8). Pictures are equal for equal specs.
 
+    engine = SimulatedEngine(0.05, faults={"poison": Fault.parse("raise")})
+    engine.generate([ImageSpec("a heron", 512, 512, 8, 0.0, seed=1)])
+
 Faults are played by directive: a mapping from a piece of prompt to what happens to requests that have
-it, given when the engine is made. A prompt by itself never does anything here.
+it, given when the engine is made (``engine.simulated_faults`` of the settings). A prompt by itself
+never does anything here.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from itertools import pairwise
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from zimage_stream.engines.base import ImageSpec
-from zimage_stream.errors import ContextLostError, EngineError, OutOfMemoryError, RequestError, SettingsError
+from zimage_stream.engines.faults import Fault, FaultKind
+from zimage_stream.errors import ContextLostError, EngineError, OutOfMemoryError, RequestError
 from zimage_stream.settings import EngineSettings
 
 _REFERENCE_PIXELS, _REFERENCE_STEPS = 1024 * 1024, 8
@@ -30,44 +33,7 @@ _HANG_S = 86_400.0
 _GAIN_OF_SMALL = ((1, 1.0), (2, 1.82), (4, 2.77), (8, 3.14))
 _SMALL_PIXELS = 512 * 512
 _CHARACTERS_A_TOKEN = 4
-
-
-class FaultKind(StrEnum):
-    """What a directive does to a request."""
-
-    SLOW = "slow"
-    HANG = "hang"
-    OOM = "oom"
-    RAISE = "raise"
-    REFUSE = "refuse"
-    KILL = "kill"
-    LOST = "lost"
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """A directive: ``slow:3`` takes 3 seconds more, ``oom:2`` fails in batches above 2; others take no number.
-
-    ``hang`` never ends, ``raise`` fails, ``refuse`` says the request is at fault, ``kill`` ends the
-    process by SIGKILL, ``lost`` poisons the device context.
-    """
-
-    kind: FaultKind
-    number: float = 0.0
-
-    @classmethod
-    def parse(cls, text: str) -> Fault:
-        """Read a directive. Raises SettingsError naming what it takes."""
-        match = re.fullmatch(r"(?P<kind>[a-z]+)(:(?P<number>\d+(\.\d+)?))?", text)
-        kinds = ", ".join(FaultKind)
-        if match is None or match["kind"] not in set(FaultKind):
-            raise SettingsError(f"ZIMAGE_ENGINE__SIMULATED_FAULTS: got {text!r}, takes one of {kinds}")
-        kind = FaultKind(match["kind"])
-        takes_number = kind in (FaultKind.SLOW, FaultKind.OOM)
-        if takes_number != (match["number"] is not None):
-            form = f"{kind}:NUMBER" if takes_number else f"{kind} without a number"
-            raise SettingsError(f"ZIMAGE_ENGINE__SIMULATED_FAULTS: got {text!r}, takes {form}")
-        return cls(kind, float(match["number"] or 0))
+_FONT_SIZE, _MARGIN = 10, 3
 
 
 def service_seconds(specs: Sequence[ImageSpec], reference_s: float) -> float:
@@ -85,9 +51,13 @@ def service_seconds(specs: Sequence[ImageSpec], reference_s: float) -> float:
 
 
 def _gain(size: int, pixels: int) -> float:
+    """How many times faster a batch is than its pictures singly; straight lines between what was measured."""
     if pixels > _SMALL_PIXELS:
         return 1.0
-    return next((gain for reached, gain in reversed(_GAIN_OF_SMALL) if size >= reached), 1.0)
+    for (low, gain_low), (high, gain_high) in pairwise(_GAIN_OF_SMALL):
+        if size <= high:
+            return gain_low + (gain_high - gain_low) * (size - low) / (high - low)
+    return _GAIN_OF_SMALL[-1][1]
 
 
 class SimulatedEngine:
@@ -117,7 +87,7 @@ class SimulatedEngine:
 
     @classmethod
     def from_settings(cls, settings: EngineSettings) -> SimulatedEngine:
-        """As the settings say. Raises SettingsError for a directive that is none."""
+        """As the settings say."""
         faults = {piece: Fault.parse(text) for piece, text in settings.simulated_faults.items()}
         return cls(settings.simulated_ms / 1e3, faults, settings.simulated_salt)
 
@@ -153,6 +123,9 @@ class SimulatedEngine:
                 raise OutOfMemoryError(f"a batch of {batch} does not fit (simulated)")
             case FaultKind.RAISE:
                 raise EngineError("generation failed (simulated)")
+            case FaultKind.REFUSE if batch > 1:
+                # Whose fault it is shows only when it runs alone, as with a real pipeline.
+                raise EngineError("a batch failed (simulated)")
             case FaultKind.REFUSE:
                 raise RequestError("prompt", "what this engine can draw (simulated)", spec.prompt)
             case FaultKind.KILL:
@@ -162,7 +135,29 @@ class SimulatedEngine:
 
 
 def draw(spec: ImageSpec, salt: str = "") -> Image.Image:
-    """A picture of the spec: its digest as a grid of colours, in the spec's size."""
+    """A picture of the spec, in its size: its digest as a grid of colours, its parameters in words."""
     digest = hashlib.sha256(repr((spec, salt)).encode()).digest()
     grid = Image.frombytes("RGB", (4, 2), digest[:24])
-    return grid.resize((spec.width, spec.height), Image.Resampling.NEAREST)
+    image = grid.resize((spec.width, spec.height), Image.Resampling.NEAREST)
+    # The font that Pillow brings draws no Chinese; such characters are left to the picture's metadata.
+    prompt = spec.prompt.encode("ascii", "replace").decode()
+    lines = (
+        f"{spec.width}x{spec.height}",
+        f"{spec.steps} steps",
+        f"guidance {spec.guidance_scale:g}",
+        f"seed {spec.seed}",
+        " ".join(prompt.split())[: spec.width // 6],
+    )
+    pen = ImageDraw.Draw(image)
+    font = ImageFont.load_default(size=_FONT_SIZE)
+    # An outline keeps the words readable on any colour.
+    pen.multiline_text(
+        (_MARGIN, _MARGIN),
+        "\n".join(lines),
+        fill="white",
+        font=font,
+        spacing=1,
+        stroke_width=1,
+        stroke_fill="black",
+    )
+    return image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.util
 import logging
@@ -74,10 +75,8 @@ class ZImageEngine:
             SettingsError: the model cannot be loaded, or a switch does not work here.
             EngineError: the device fails to make a first picture.
         """
-        diffusers_logging.set_verbosity_error()
-        diffusers_logging.disable_progress_bar()
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
+        _quieten(diffusers_logging)
+        _quieten(transformers_logging)
         started = time.monotonic()
         pipeline = self._read()
         pipeline.set_progress_bar_config(disable=True)
@@ -93,17 +92,22 @@ class ZImageEngine:
         """See :class:`~zimage_stream.engines.base.Engine`."""
         try:
             images = self._generate(specs)
+            if self._memory.reserved() - self._memory.allocated() > UNUSED_CACHE_BYTES:
+                self._memory.release()
         except Exception as error:
-            failure = failure_of(type(error).__name__, str(error))
+            failure = _failure(error)
             if not isinstance(failure, OutOfMemoryError):
                 raise failure from error
         else:
-            if self._memory.reserved() - self._memory.allocated() > UNUSED_CACHE_BYTES:
-                self._memory.release()
+            if len(images) != len(specs):
+                raise EngineError(f"the pipeline made {len(images)} pictures of {len(specs)}")
             return images
         # Outside the except block the traceback is gone, and with it the tensors that it held.
-        self._pipeline.maybe_free_model_hooks()
-        self._memory.release()
+        try:
+            self._pipeline.maybe_free_model_hooks()
+            self._memory.release()
+        except Exception as error:
+            raise _failure(error) from error
         raise failure
 
     def count_tokens(self, prompt: str) -> int | None:
@@ -122,14 +126,21 @@ class ZImageEngine:
         limit = self._settings.idle_release_s
         if limit and not self._away and self._clock() - self._used >= limit:
             self._away = True
-            self._move(torch.device("cpu"))
-            self._memory.release()
+            try:
+                self._move(torch.device("cpu"))
+                self._memory.release()
+            except RuntimeError as error:
+                # Whether the device still works shows at the next batch, which has someone to tell.
+                log.warning("the weights could not be moved off the device: %s", error)
+                return
             log.info("idle for %g s: the weights are off the device", limit)
 
     def close(self) -> None:
         """Release the device."""
         self._pipeline = None
-        self._memory.release()
+        # A poisoned context refuses this too; it ends with the process.
+        with contextlib.suppress(RuntimeError):
+            self._memory.release()
 
     def _generate(self, specs: Sequence[ImageSpec]) -> list[Image]:
         first = specs[0]
@@ -153,13 +164,12 @@ class ZImageEngine:
                 max_sequence_length=MAX_PROMPT_TOKENS,
             ).images
         self._used = self._clock()
-        if len(images) != len(specs):
-            raise EngineError(f"the pipeline made {len(images)} pictures of {len(specs)}")
         return list(images)
 
     def _read(self) -> Any:
+        pipelines: Any = ZImagePipeline
         try:
-            return ZImagePipeline.from_pretrained(
+            return pipelines.from_pretrained(
                 self._source,
                 revision=self._settings.revision,
                 dtype=self._dtype,
@@ -180,7 +190,7 @@ class ZImageEngine:
             case "sequential":
                 self._pipeline.enable_sequential_cpu_offload(device=self._device)
             case "text_encoder":
-                from diffusers.hooks import apply_group_offloading
+                from diffusers.hooks.group_offloading import apply_group_offloading
 
                 # Of the ways to keep one part away, the one that the pipeline's choice of device understands.
                 apply_group_offloading(
@@ -235,6 +245,16 @@ class ZImageEngine:
                 raise
             names = ", ".join(f"ZIMAGE_ENGINE__{name.upper()}" for name in switches)
             raise SettingsError(f"{names}: the first picture failed with it: {error}") from error
+
+
+def _quieten(library: Any) -> None:
+    """Nothing of a library's chatter belongs in a worker's log; what fails it raises."""
+    library.set_verbosity_error()
+    library.disable_progress_bar()
+
+
+def _failure(error: Exception) -> EngineError:
+    return failure_of(type(error).__name__, str(error))
 
 
 def _device(name: str) -> torch.device:

@@ -45,10 +45,12 @@ def encode(image: Image.Image, format: str, quality: int | None, text: Mapping[s
             image.save(out, "PNG", compress_level=PNG_LEVEL, pnginfo=info)
             return Encoded(out.getvalue(), "image/png", "png")
         case "webp":
-            lossy = {"lossless": True, "quality": 50, "method": 0} if quality is None else {"quality": quality}
+            lossy = (
+                {"lossless": True, "quality": 50, "method": 0} if quality is None else {"quality": quality}
+            )
             image.save(out, "WEBP", xmp=to_xmp(text), **lossy)
             return Encoded(out.getvalue(), "image/webp", "webp")
         case "jpeg":
-            image.save(out, "JPEG", quality=quality or JPEG_QUALITY, xmp=to_xmp(text))
+            image.save(out, "JPEG", quality=JPEG_QUALITY if quality is None else quality, xmp=to_xmp(text))
             return Encoded(out.getvalue(), "image/jpeg", "jpg")
     raise ValueError(f"format: got {format!r}, takes png, webp or jpeg")

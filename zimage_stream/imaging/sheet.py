@@ -28,7 +28,7 @@ def contact_sheet(images: Sequence[Image.Image], columns: int = 6, cell: int = 1
         left = _MARGIN + index % columns * (cell + _MARGIN)
         top = _MARGIN + index // columns * (cell + _LABEL + _MARGIN)
         scale = cell / max(image.size)
-        size = (round(image.width * scale), round(image.height * scale))
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         sheet.paste(image.convert("RGB").resize(size, Image.Resampling.LANCZOS), (left, top))
         draw.text((left, top + cell + 2), str(index + 1), fill="black", font=font)
     return sheet

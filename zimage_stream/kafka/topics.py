@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType  # type: ignore[attr-defined]
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    ConfigResource,
+    NewTopic,
+    ResourceType,
+    TopicMetadata,
+)
 
 from zimage_stream.errors import BrokerUnavailableError, ZImageError
 from zimage_stream.events.rules import MAX_RECORD_BYTES
@@ -159,6 +166,7 @@ def create_topics(
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise TopicError(f"topic {name} could not be made: {error.args[0].str()}") from error
             made[name] = False
+    _wait_until_known(kafka, admin, made)
     return made
 
 
@@ -177,14 +185,28 @@ def check_topics(
     return [finding for spec in specs for finding in compare(spec, states.get(spec.name))]
 
 
-def _states(kafka: KafkaSettings, admin: AdminClient, names: Sequence[str]) -> dict[str, TopicState]:
+def _wait_until_known(kafka: KafkaSettings, admin: AdminClient, names: Iterable[str]) -> None:
+    """The controller answers before every broker knows of a topic; whoever submits next must not be
+    told that it is missing."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not all(name in _topics(kafka, admin) for name in names):
+        if time.monotonic() > deadline:
+            raise TopicError(f"the topics are made, but {kafka.bootstrap_servers} does not show them yet")
+        time.sleep(0.05)
+
+
+def _topics(kafka: KafkaSettings, admin: AdminClient) -> dict[str, TopicMetadata]:
     try:
         # Of all topics: to ask for one by name can make it, where the broker creates automatically.
-        topics = admin.list_topics(timeout=TIMEOUT_S).topics
+        return admin.list_topics(timeout=TIMEOUT_S).topics
     except KafkaException as error:
         raise BrokerUnavailableError(
             f"Kafka at {kafka.bootstrap_servers} does not answer: {error.args[0].str()}"
         ) from error
+
+
+def _states(kafka: KafkaSettings, admin: AdminClient, names: Sequence[str]) -> dict[str, TopicState]:
+    topics = _topics(kafka, admin)
     there = [name for name in names if name in topics]
     resources = [ConfigResource(ResourceType.TOPIC, name) for name in there]
     answers = admin.describe_configs(resources, request_timeout=TIMEOUT_S) if resources else {}

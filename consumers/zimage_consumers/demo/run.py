@@ -33,12 +33,15 @@ from zimage_stream.imaging import contact_sheet
 from zimage_stream.kafka.clients import producer_config, reader_config
 from zimage_stream.kafka.embedded import EmbeddedBroker
 from zimage_stream.kafka.topics import create_topics
-from zimage_stream.settings import ENV_PREFIX, Settings, load_settings
+from zimage_stream.settings import ENV_PREFIX, Settings, TopicSettings, load_settings
 from zimage_stream.stores import create_store
 
 from zimage_consumers.demo.page import Shown, page
 from zimage_consumers.demo.prompts import POISON, SIDE, requests
 
+TOPICS = TopicSettings(
+    requests="zimage-demo.requests", results="zimage-demo.results", dead_letters="zimage-demo.dead-letters"
+)
 STARTUP_S = 120.0
 TIMEOUT_S = 120.0
 
@@ -67,11 +70,12 @@ def run_demo(config: Path | None, configured: bool, out: Path, console: Console)
     with contextlib.ExitStack() as stack:
         if configured:
             settings = load_settings(config, _overrides())
-            _prepare(settings)
+            create_topics(settings.kafka, settings.topics)
         else:
             console.print("Starting an embedded broker and a worker with the packaged checkpoint.")
-            broker = stack.enter_context(EmbeddedBroker())
+            broker = stack.enter_context(EmbeddedBroker(TOPICS))
             settings = load_settings(None, _embedded(broker.bootstrap_servers, out))
+        _create_store(settings)
         port = stack.enter_context(_worker(settings, out / "worker.log", console))
         asked = requests()
         outcome = _serve(settings, asked, port, console)
@@ -93,19 +97,14 @@ def _embedded(bootstrap_servers: str, out: Path) -> dict[str, Any]:
 def _overrides() -> dict[str, Any]:
     """What the demo needs whatever is configured: topics of its own, and the packaged model."""
     return {
-        "topics": {
-            "requests": "zimage-demo.requests",
-            "results": "zimage-demo.results",
-            "dead_letters": "zimage-demo.dead-letters",
-        },
+        "topics": TOPICS.model_dump(),
         "worker": {"group_id": "zimage-demo"},
         "engine": {"kind": "zimage", "model": "tiny"},
         "telemetry": {"port": _free_port()},
     }
 
 
-def _prepare(settings: Settings) -> None:
-    create_topics(settings.kafka, settings.topics)
+def _create_store(settings: Settings) -> None:
     store = create_store(settings.store)
     try:
         store.create()

@@ -39,8 +39,8 @@ def test_every_item_is_answered_once_in_whatever_order_things_come(count: int, s
             if early is not None:
                 assert early.source == source(number)
                 answered.append(number)
-        elif (item := outstanding.arrived(result(number))) is not None:
-            assert item is items[number]
+        elif (answers := outstanding.arrived(result(number))) is not None:
+            assert answers is items[number]
             answered.append(number)
     assert sorted(answered) == list(range(count))
     assert len(outstanding) == 0

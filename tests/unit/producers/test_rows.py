@@ -132,7 +132,7 @@ def test_whatever_the_bytes_there_are_rows_or_a_clear_error(data: bytes) -> None
     for kind in ("csv", "jsonl"):
         for encoding in ("utf-8-sig", "gb18030"):
             try:
-                for row in read_rows(io.BytesIO(b"prompt\n" + data), kind, encoding):  # type: ignore[arg-type]
+                for row in read_rows(io.BytesIO(b"prompt\n" + data), kind, encoding):
                     if row.problem is None:
                         request_of(row, "b", {})
             except (InputError, RequestError):

@@ -1,0 +1,1 @@
+"""The packaged checkpoint; README.md is its model card."""

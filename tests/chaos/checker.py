@@ -90,7 +90,8 @@ def _true(result: dict[str, Any], store: Minio) -> bool:
     finally:
         response.close()
         response.release_conn()
-    return len(data) == image["size_bytes"] and hashlib.sha256(data).hexdigest() == image["sha256"]
+    stated: tuple[int, str] = image["size_bytes"], image["sha256"]
+    return (len(data), hashlib.sha256(data).hexdigest()) == stated
 
 
 def _read(kafka: dict[str, Any], topic: str) -> list[tuple[bytes, dict[str, str]]]:
@@ -114,7 +115,9 @@ def _read(kafka: dict[str, Any], topic: str) -> list[tuple[bytes, dict[str, str]
             if message.error() is not None:
                 ended.add(number)
                 continue
-            headers = {n: v.decode(errors="replace") for n, v in message.headers() or [] if isinstance(v, bytes)}
+            headers = {
+                n: v.decode(errors="replace") for n, v in message.headers() or [] if isinstance(v, bytes)
+            }
             value = message.value()
             out.append((value if isinstance(value, bytes) else b"", headers))
     finally:

@@ -156,5 +156,8 @@ class Fleet:
     def generated(self) -> Counter[str]:
         """How often each request was generated, all workers and lives together."""
         return Counter(
-            line["request_id"] for worker in self.workers for line in worker.lines() if line["message"] == "generated"
+            line["request_id"]
+            for worker in self.workers
+            for line in worker.lines()
+            if line["message"] == "generated"
         )

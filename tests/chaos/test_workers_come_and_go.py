@@ -26,7 +26,9 @@ def test_joining_and_leaving_under_load_repeats_no_work(arena: Arena) -> None:
     assert report.statuses() == {"SUCCEEDED": 1_000}
     # The drain time was long enough for everything, so nothing at all may have been generated twice.
     assert sum(arena.fleet.generated().values()) == 1_000
-    shares = [len([line for line in w.lines() if line["message"] == "generated"]) for w in arena.fleet.workers]
+    shares = [
+        len([line for line in w.lines() if line["message"] == "generated"]) for w in arena.fleet.workers
+    ]
     assert min(shares) > 100
 
 

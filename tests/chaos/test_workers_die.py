@@ -38,7 +38,9 @@ def test_three_workers_two_killed_one_frozen_past_its_session(arena: Arena) -> N
     until(lambda: first.ready()[0] and second.ready()[0], 60, "the killed ones are back")
     zombie.signal(signal.SIGCONT)
     until(
-        lambda: any("were lost" in line["message"] or "thrown away" in line["message"] for line in zombie.lines()),
+        lambda: any(
+            "were lost" in line["message"] or "thrown away" in line["message"] for line in zombie.lines()
+        ),
         60,
         "the frozen one has noticed",
     )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 import uuid
 
 import pytest
@@ -41,7 +42,11 @@ def test_a_changed_setting_is_found(kafka: KafkaAddress) -> None:
     admin = AdminClient(common_config(kafka.settings))
     for answer in admin.incremental_alter_configs([resource]).values():
         answer.result(10)
-    (finding,) = check_topics(kafka.settings, topics, request_partitions=1)
+    deadline = time.monotonic() + 30
+    # The broker answers before it shows the change.
+    while not (findings := check_topics(kafka.settings, topics, request_partitions=1)):
+        assert time.monotonic() < deadline
+    (finding,) = findings
     assert (finding.topic, finding.setting, finding.got) == (topics.results, "max.message.bytes", "1000000")
 
 

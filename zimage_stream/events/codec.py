@@ -112,8 +112,8 @@ class Codec:
             schema = by_fingerprint().get(mark)
             if schema is None:
                 raise UnknownSchemaError(
-                    f"no published schema has the fingerprint {mark.hex()}; a newer producer may have written "
-                    f"it: upgrade this reader first"
+                    f"no published schema has the fingerprint {mark.hex()}; a newer producer may have "
+                    f"written it: upgrade this reader first"
                 )
             return schema.parsed, data[body:]
         if data.startswith(CONFLUENT_V0):

@@ -15,6 +15,15 @@ SEED_BITS = 53
 """Derived seeds stay exact in JavaScript numbers and in spreadsheets."""
 
 
+def new_request_id() -> str:
+    """A UUIDv7 (RFC 9562): unique without asking anybody, and sorted by time."""
+    milliseconds = time.time_ns() // 1_000_000
+    value = (milliseconds << 80) | int.from_bytes(os.urandom(10), "big")
+    value = value & ~(0xF << 76) | (0x7 << 76)
+    value = value & ~(0x3 << 62) | (0x2 << 62)
+    return str(uuid.UUID(int=value))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptRequest:
     """One picture to make. ``schemas/zimage.PromptRequest`` documents every field.
@@ -25,7 +34,7 @@ class PromptRequest:
     """
 
     prompt: str
-    request_id: str = field(default_factory=lambda: new_request_id())
+    request_id: str = field(default_factory=new_request_id)
     tenant: str = "default"
     width: int = 1024
     height: int = 1024
@@ -42,7 +51,7 @@ class PromptRequest:
 
     @property
     def chosen_seed(self) -> int:
-        """The seed asked for, else one derived from tenant and id, so that a re-run makes the same picture."""
+        """The seed asked for, else one of tenant and id, so that a re-run makes the same picture."""
         if self.seed is not None:
             return self.seed
         name = f"{self.tenant}/{self.request_id}".encode()
@@ -72,12 +81,3 @@ class PromptRequest:
         """Where the picture is kept, the same for every attempt and every resend."""
         extension = {"jpeg": "jpg"}.get(self.format, self.format)
         return f"{self.tenant}/{self.request_id}.{extension}"
-
-
-def new_request_id() -> str:
-    """A UUIDv7 (RFC 9562): unique without asking anybody, and sorted by time."""
-    milliseconds = time.time_ns() // 1_000_000
-    value = (milliseconds << 80) | int.from_bytes(os.urandom(10), "big")
-    value = value & ~(0xF << 76) | (0x7 << 76)
-    value = value & ~(0x3 << 62) | (0x2 << 62)
-    return str(uuid.UUID(int=value))

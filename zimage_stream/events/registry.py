@@ -93,7 +93,7 @@ class Registry:
     def _look_up(self, subject: str, schema: Schema) -> int:
         wanted = RegistrySchema(schema.text, "AVRO")
         if self._auto_register:
-            return self._ask(lambda: self._client.register_schema(subject, wanted))
+            return int(self._ask(lambda: self._client.register_schema(subject, wanted)))
         try:
             found = self._ask(lambda: self._client.lookup_schema(subject, wanted))
         except UnknownSchemaError as error:
@@ -103,7 +103,7 @@ class Registry:
             ) from error
         if found.schema_id is None:
             raise RegistryUnavailableError(f"the registry at {self._url} gave no id for subject {subject}")
-        return found.schema_id
+        return int(found.schema_id)
 
     def _ask(self, call: Callable[[], Any]) -> Any:
         try:

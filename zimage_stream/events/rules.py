@@ -123,7 +123,9 @@ def _check_guidance(scale: object, limits: Limits) -> None:
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
         raise RequestError("guidance_scale", "a number", scale)
     if scale != 0 and not limits.allow_guidance:
-        raise RequestError("guidance_scale", "0 (this model is distilled; engine.allow_guidance is off)", scale)
+        raise RequestError(
+            "guidance_scale", "0 (this model is distilled; engine.allow_guidance is off)", scale
+        )
     if not 0 <= scale <= 20:
         raise RequestError("guidance_scale", "0 to 20", scale)
 

@@ -155,7 +155,9 @@ class DirectoryStore:
         if reason is not None:
             raise StoreMisconfiguredError(f"the store's folder {self._root}: {reason} ({error})") from error
         if error.errno == errno.ENAMETOOLONG:
-            raise StoreRejectedError(f"the object's name is too long for this file system: {error}") from error
+            raise StoreRejectedError(
+                f"the object's name is too long for this file system: {error}"
+            ) from error
         raise StoreUnavailableError(f"the store's folder {self._root}: {error}") from error
 
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeVar
 
 import urllib3
 from minio import Minio
-from minio.credentials import (
+from minio.credentials.providers import (
     ChainedProvider,
     EnvAWSProvider,
     EnvMinioProvider,
@@ -56,7 +56,9 @@ _OPERATORS_CODES = frozenset(
         "InsufficientCapacity",
     )
 )
-_PASSING_CODES = frozenset(("SlowDown", "RequestTimeout", "ServiceUnavailable", "InternalError", "OperationAborted"))
+_PASSING_CODES = frozenset(
+    ("SlowDown", "RequestTimeout", "ServiceUnavailable", "InternalError", "OperationAborted")
+)
 
 T = TypeVar("T")
 
@@ -97,7 +99,7 @@ def classify(status: int, code: str) -> Answer:
 class _WriteOnce(urllib3.PoolManager):
     """Adds the condition to object writes, for which minio-py has no parameter."""
 
-    def urlopen(self, method: str, url: str, redirect: bool = True, **kw: Any) -> Any:
+    def urlopen(self, method: str, url: str, redirect: bool = True, **kw: Any) -> Any:  # type: ignore[override]
         # A bucket is made by PUT too, without a body.
         if method == "PUT" and kw.get("body"):
             kw["headers"] = urllib3.HTTPHeaderDict(kw.get("headers") or {})
@@ -192,7 +194,9 @@ class MinioStore:
         except Exception as error:
             self._raise(error, key)
         headers = found.metadata or {}
-        metadata = {n.lower().removeprefix(_PREFIX): v for n, v in headers.items() if n.lower().startswith(_PREFIX)}
+        metadata = {
+            n.lower().removeprefix(_PREFIX): v for n, v in headers.items() if n.lower().startswith(_PREFIX)
+        }
         return StoredObject(key, found.size or 0, found.content_type or "", metadata)
 
     def get(self, key: str) -> bytes:

@@ -46,7 +46,7 @@ def serve(health: Health, registry: CollectorRegistry, host: str, port: int) -> 
     """
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802
+        def do_GET(self) -> None:
             path = self.path.partition("?")[0]
             if path == "/healthz":
                 alive = health.alive()

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import quantiles
@@ -22,9 +22,18 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from PIL import Image
 from pydantic import SecretStr
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
+from zimage_consumers.demo.page import Shown, page
+from zimage_consumers.demo.prompts import POISON, SIDE, requests
 from zimage_stream.client import PromptClient
 from zimage_stream.errors import ResultTimeoutError, StoreError, ZImageError
 from zimage_stream.events.image_result import ImageResult
@@ -35,9 +44,6 @@ from zimage_stream.kafka.embedded import EmbeddedBroker
 from zimage_stream.kafka.topics import create_topics
 from zimage_stream.settings import ENV_PREFIX, Settings, TopicSettings, load_settings
 from zimage_stream.stores import create_store
-
-from zimage_consumers.demo.page import Shown, page
-from zimage_consumers.demo.prompts import POISON, SIDE, requests
 
 TOPICS = TopicSettings(
     requests="zimage-demo.requests", results="zimage-demo.results", dead_letters="zimage-demo.dead-letters"
@@ -170,7 +176,13 @@ def _get(port: int, path: str) -> str:
 def _serve(settings: Settings, asked: Sequence[PromptRequest], port: int, console: Console) -> Outcome:
     results: dict[str, ImageResult] = {}
     started, busy_before = time.monotonic(), _busy_seconds(port)
-    columns = (SpinnerColumn(), TextColumn("pictures"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("pictures"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with PromptClient(settings) as client, Progress(*columns, console=console) as progress:
         task = progress.add_task("pictures", total=len(asked))
         for index, request in enumerate(asked):
@@ -218,14 +230,14 @@ def _dead_letters(settings: Settings) -> list[str]:
         while time.monotonic() < deadline:
             message = consumer.poll(0.2)
             if message is not None and message.error() is None and message.value() == POISON:
-                return [_describe(message.headers() or [])]
+                return [_describe(dict(message.headers() or []))]
         return []
     finally:
         consumer.close()
 
 
-def _describe(headers: Sequence[tuple[str, Any]]) -> str:
-    read = {name: value.decode() if isinstance(value, bytes) else value for name, value in headers}
+def _describe(headers: Mapping[str, Any]) -> str:
+    read = {name: value.decode() if isinstance(value, bytes) else value for name, value in headers.items()}
     return (
         f"{read['zimage.code']}: {read['__connect.errors.exception.message']} "
         f"(partition {read['__connect.errors.partition']}, offset {read['__connect.errors.offset']})"
@@ -280,7 +292,9 @@ def _report(
     for path in ("contact-sheet.png", "index.html"):
         console.print(str(out / path), soft_wrap=True, highlight=False)
     console.print("\nNext, on your own Kafka and store (README, «Against a real cluster»):", highlight=False)
-    console.print('  zimage produce "a red heart on a white background" --wait --out pictures', highlight=False)
+    console.print(
+        '  zimage produce "a red heart on a white background" --wait --out pictures', highlight=False
+    )
 
 
 def _free_port() -> int:

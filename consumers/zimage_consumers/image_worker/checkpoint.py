@@ -116,7 +116,7 @@ class Checkpoint:
         try:
             raw = base64.b64decode(metadata + "=" * (-len(metadata) % 4), validate=True)
             if len(raw) < _HEADER.size + 4:
-                raise ValueError("too short")
+                raise ValueError("it is too short")
             raw, crc = raw[:-4], raw[-4:]
             if struct.pack(">I", zlib.crc32(raw)) != crc:
                 raise ValueError("its checksum does not match")
@@ -209,8 +209,10 @@ class Ledger:
         self.next = offset + 1
         return Taken.RESOLVED if self.checkpoint.is_resolved(offset) else Taken.NEW
 
-    def after(self, resolved: Iterable[int] = (), marks: Mapping[int, Mark | None] | None = None) -> Checkpoint:
-        """The checkpoint as it would be with these offsets resolved and these marks set or, for None, erased."""
+    def after(
+        self, resolved: Iterable[int] = (), marks: Mapping[int, Mark | None] | None = None
+    ) -> Checkpoint:
+        """The checkpoint as it would be with these offsets resolved and these marks set, or erased by None."""
         held = self.checkpoint
         bits = held.resolved
         kept = dict(held.marks)

@@ -20,6 +20,7 @@ def worker(
     supervise: Annotated[
         bool, typer.Option(help="Start one process per device and restart what dies; else run here.")
     ] = True,
+    parent: Annotated[int | None, typer.Option(hidden=True, help="Process id of the supervisor.")] = None,
 ) -> None:
     """Generate pictures for requests, one process per GPU, until stopped.
 
@@ -28,10 +29,12 @@ def worker(
     Example: zimage worker --devices 0,1
     """
     from zimage_consumers.image_worker.process import run_worker, stop_on_signals
-    from zimage_consumers.image_worker.supervisor import Supervisor, count_gpus, devices_of
+    from zimage_consumers.image_worker.supervisor import Supervisor, count_gpus, devices_of, die_with
 
     config: Path | None = (context.obj or {}).get("config")
     settings = load_settings(config)
+    if parent is not None:
+        die_with(parent)
     if not supervise:
         slot = settings.slot(settings.engine.device)
         raise typer.Exit(run_worker(settings, slot, lambda worker, _: stop_on_signals(worker)))

@@ -8,10 +8,12 @@ import random
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 from PIL.Image import Image
 
+from zimage_consumers.image_worker.jobs import Failed, Job, Outcome, Stored
 from zimage_stream.errors import (
     IdConflictError,
     StoreError,
@@ -25,8 +27,6 @@ from zimage_stream.imaging import Encoded, encode
 from zimage_stream.stores.base import ImageStore, StoredObject
 from zimage_stream.telemetry.health import Health
 from zimage_stream.telemetry.metrics import Metrics
-
-from zimage_consumers.image_worker.jobs import Failed, Job, Outcome, Stored
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class Delivery:
         for job in jobs:
             request = job.decoded
             try:
-                found = self._patiently(job, lambda key=request.object_key: self._store.stat(key))
+                found = self._patiently(job, partial(self._store.stat, request.object_key))
                 if found is None:
                     missing.append(job)
                     continue

@@ -10,17 +10,16 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from datetime import datetime
 
-from zimage_stream.errors import RegistryUnavailableError
-
 from zimage_consumers.image_worker.checkpoint import Mark
 from zimage_consumers.image_worker.deliver import Delivery
 from zimage_consumers.image_worker.generate import Batch, EngineThread
 from zimage_consumers.image_worker.intake import Intake
-from zimage_consumers.image_worker.jobs import BatchDone, Job, Outcome, now
+from zimage_consumers.image_worker.jobs import BatchDone, Job, Outcome
 from zimage_consumers.image_worker.publish import CommitRefusedError
 from zimage_consumers.image_worker.schedule import Scheduler
 from zimage_consumers.image_worker.session import Session
 from zimage_consumers.image_worker.verdict import ExpiredError, WorkerCrashedError
+from zimage_stream.errors import RegistryUnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -214,5 +213,7 @@ class Dispatcher:
 
     def _undelivered(self) -> int:
         """Pixels generated and not yet stored."""
-        sizes = (job.decoded for job in self._started if job.generate_ms is not None and job.upload_ms is None)
+        sizes = (
+            job.decoded for job in self._started if job.generate_ms is not None and job.upload_ms is None
+        )
         return sum(request.width * request.height for request in sizes)

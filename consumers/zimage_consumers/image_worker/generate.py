@@ -11,11 +11,10 @@ from dataclasses import dataclass
 
 from PIL.Image import Image
 
+from zimage_consumers.image_worker.jobs import BatchDone, EngineLost, Failed, Job, Outcome, now
 from zimage_stream.engines.base import Engine, ImageSpec
 from zimage_stream.errors import ContextLostError, OutOfMemoryError, RequestError
 from zimage_stream.telemetry.metrics import Metrics
-
-from zimage_consumers.image_worker.jobs import BatchDone, EngineLost, Failed, Job, Outcome, now
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +127,7 @@ class EngineThread(threading.Thread):
             return None if self._stopping else self._deck.popleft()
 
     def _run(self, jobs: Sequence[Job]) -> None:
-        """Generate, in smaller batches where the whole fails, until each job has a picture or its own error."""
+        """Generate; where a batch fails, in smaller ones, until each job has a picture or its own error."""
         try:
             images = self._generate(jobs)
         except ContextLostError:

@@ -7,29 +7,29 @@ from datetime import UTC, datetime
 
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Message
 
+from zimage_consumers.image_worker.jobs import Job, Record, now
 from zimage_stream.engines.base import MAX_PROMPT_TOKENS
 from zimage_stream.errors import RequestError
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.prompt_request import PromptRequest
 from zimage_stream.events.rules import MAX_RECORD_BYTES, Limits, check_request
 
-from zimage_consumers.image_worker.jobs import Job, Record, now
-
 
 def record_of(message: Message) -> Record:
     """The consumed record, its headers as they were sent."""
     kind, milliseconds = message.timestamp()
-    timestamp = (
-        now() if kind == TIMESTAMP_NOT_AVAILABLE else datetime.fromtimestamp(milliseconds / 1000, UTC)
-    )
+    timestamp = now() if kind == TIMESTAMP_NOT_AVAILABLE else datetime.fromtimestamp(milliseconds / 1000, UTC)
+    sent = message.headers() or ()
     headers = tuple(
-        (name, value.encode() if isinstance(value, str) else value) for name, value in message.headers() or ()
+        (name, _bytes(value)) for name, value in (sent.items() if isinstance(sent, dict) else sent)
     )
     topic, partition, offset = message.topic(), message.partition(), message.offset()
     assert topic is not None
     assert partition is not None
     assert offset is not None
-    return Record(topic, partition, offset, _bytes(message.key()), _bytes(message.value()), headers, timestamp)
+    return Record(
+        topic, partition, offset, _bytes(message.key()), _bytes(message.value()), headers, timestamp
+    )
 
 
 def _bytes(value: str | bytes | None) -> bytes | None:

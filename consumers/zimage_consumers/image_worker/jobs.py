@@ -10,7 +10,6 @@ from zimage_stream.events.image_result import Code, Source, StoredImage
 from zimage_stream.events.prompt_request import PromptRequest
 
 
-
 @dataclass(frozen=True, slots=True)
 class Record:
     """A consumed record, kept whole: a dead letter gives it back byte for byte."""

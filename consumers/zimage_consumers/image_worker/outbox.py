@@ -7,19 +7,18 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 
-from zimage_stream.errors import RegistryUnavailableError
-from zimage_stream.events.codec import Codec
-from zimage_stream.events.image_result import Status
-from zimage_stream.settings import TopicSettings
-from zimage_stream.telemetry.health import Health
-from zimage_stream.telemetry.metrics import Metrics
-
 from zimage_consumers.image_worker.checkpoint import Checkpoint, CheckpointOverflowError
 from zimage_consumers.image_worker.jobs import Job, Resolution, now
 from zimage_consumers.image_worker.publish import ClientsLostError, PublishAbortedError, RefusedRecordError
 from zimage_consumers.image_worker.session import Session
 from zimage_consumers.image_worker.terminal import Identity, Outgoing, records_of
 from zimage_consumers.image_worker.verdict import Breaker
+from zimage_stream.errors import RegistryUnavailableError
+from zimage_stream.events.codec import Codec
+from zimage_stream.events.image_result import Status
+from zimage_stream.settings import TopicSettings
+from zimage_stream.telemetry.health import Health
+from zimage_stream.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +140,9 @@ class Outbox:
         job, code = resolution.job, resolution.code
         fields = job.log | {"attempt": job.attempts, "code": code}
         if job.request is not None:
-            status = Status.SUCCEEDED if code is None else Status.FAILED if resolution.dead else Status.EXPIRED
+            status = (
+                Status.SUCCEEDED if code is None else Status.FAILED if resolution.dead else Status.EXPIRED
+            )
             self._metrics.results.labels(status).inc()
             log.info("%s", status.lower(), extra=fields)
         if resolution.dead and code is not None:

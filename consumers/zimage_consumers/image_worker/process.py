@@ -10,6 +10,7 @@ from types import FrameType
 
 from prometheus_client import CollectorRegistry
 
+from zimage_consumers.image_worker.worker import ExitCode, Worker
 from zimage_stream.engines import create_engine
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.registry import Registry
@@ -19,8 +20,6 @@ from zimage_stream.telemetry.health import Health
 from zimage_stream.telemetry.logs import configure
 from zimage_stream.telemetry.metrics import Metrics
 from zimage_stream.telemetry.server import serve
-
-from zimage_consumers.image_worker.worker import ExitCode, Worker
 
 log = logging.getLogger(__name__)
 

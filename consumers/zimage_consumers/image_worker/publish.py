@@ -9,12 +9,11 @@ from typing import Any, Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
+from zimage_consumers.image_worker.terminal import Outgoing
 from zimage_stream.errors import ZImageError
 from zimage_stream.kafka.clients import producer_config, transactional_config
 from zimage_stream.settings import KafkaSettings
 from zimage_stream.telemetry.health import Health
-
-from zimage_consumers.image_worker.terminal import Outgoing
 
 log = logging.getLogger(__name__)
 

@@ -14,12 +14,6 @@ from dataclasses import dataclass
 
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from zimage_stream.errors import ZImageError
-from zimage_stream.kafka.clients import worker_consumer_config
-from zimage_stream.settings import Settings
-from zimage_stream.telemetry.health import Health
-from zimage_stream.telemetry.metrics import Metrics
-
 from zimage_consumers.image_worker.checkpoint import Checkpoint, Ledger, Mark, release, take_over
 from zimage_consumers.image_worker.publish import (
     ClientsLostError,
@@ -30,6 +24,11 @@ from zimage_consumers.image_worker.publish import (
     commit,
 )
 from zimage_consumers.image_worker.terminal import Outgoing
+from zimage_stream.errors import ZImageError
+from zimage_stream.kafka.clients import worker_consumer_config
+from zimage_stream.settings import Settings
+from zimage_stream.telemetry.health import Health
+from zimage_stream.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -103,9 +102,7 @@ class Session:
         self._publisher: Publisher
         if settings.worker.guarantee == "exactly_once":
             transactional_id = f"{kafka.transactional_id_prefix}-{settings.worker.group_id}-{slot}"
-            self._publisher = TransactionalPublisher(
-                kafka, transactional_id, self._consumer, give_up, health
-            )
+            self._publisher = TransactionalPublisher(kafka, transactional_id, self._consumer, give_up, health)
         else:
             self._publisher = PlainPublisher(kafka, self._consumer, give_up, health)
 

@@ -14,10 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 
+from zimage_consumers.image_worker.worker import ExitCode
 from zimage_stream.errors import SettingsError
 from zimage_stream.settings import Settings
-
-from zimage_consumers.image_worker.worker import ExitCode
 
 log = logging.getLogger(__name__)
 
@@ -156,13 +155,11 @@ class Supervisor:
         )  # fmt: skip
 
     def _start(self, child: _Child) -> None:
-        parent = os.getpid()
         child.process = subprocess.Popen(
-            self._arguments,
+            [*self._arguments, "--parent", str(os.getpid())],
             env={**os.environ, **child.environment},
             # Not in our process group: a terminal's Ctrl-C reaches us alone, and we forward it once.
             start_new_session=True,
-            preexec_fn=lambda: _die_with_parent(parent),
         )
         child.started = time.monotonic()
         log.info("worker %s started, process %d", child.slot, child.process.pid)
@@ -191,10 +188,10 @@ def describe(code: int) -> str:
         return f"exit code {code}"
 
 
-def _die_with_parent(parent: int) -> None:
-    """A supervisor that is killed must not leave workers that nobody watches."""
+def die_with(parent: int) -> None:
+    """Have the kernel stop this process when the supervisor that started it dies, however it dies."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-        if os.getppid() != parent:
-            os._exit(1)
+    if os.getppid() != parent:
+        raise SystemExit(ExitCode.FAILED)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from zimage_consumers.image_worker.jobs import Job, Resolution
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.headers import Headers, dead_letter_headers, result_headers
 from zimage_stream.events.image_result import Code, Failure, ImageResult, Status, Timing
 from zimage_stream.settings import TopicSettings
-
-from zimage_consumers.image_worker.jobs import Job, Resolution
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ def result_of(resolution: Resolution, identity: Identity, at: datetime) -> Image
         status=_STATUS.get(code, Status.FAILED),
         attempts=job.attempts,
         image=resolution.image,
-        error=code and Failure(code=code, message=message_of(resolution), retriable=resolution.retriable),
+        error=_failure(resolution),
         timing=_timing(job, at),
         model=identity.model,
         model_revision=identity.model_revision,
@@ -63,6 +62,12 @@ def result_of(resolution: Resolution, identity: Identity, at: datetime) -> Image
         started_at=job.started_at,
         completed_at=at,
     )
+
+
+def _failure(resolution: Resolution) -> Failure | None:
+    if resolution.code is None:
+        return None
+    return Failure(code=resolution.code, message=message_of(resolution), retriable=resolution.retriable)
 
 
 def message_of(resolution: Resolution) -> str:

@@ -16,15 +16,6 @@ from collections import deque
 from collections.abc import Collection
 from enum import IntEnum
 
-from zimage_stream.engines.base import Engine
-from zimage_stream.errors import RegistryUnavailableError, ZImageError
-from zimage_stream.events.codec import Codec
-from zimage_stream.events.rules import Limits
-from zimage_stream.settings import Settings
-from zimage_stream.stores.base import ImageStore
-from zimage_stream.telemetry.health import Health
-from zimage_stream.telemetry.metrics import Metrics
-
 from zimage_consumers.image_worker.checkpoint import Mark, Taken
 from zimage_consumers.image_worker.clock import ClockGuard
 from zimage_consumers.image_worker.deliver import Delivery
@@ -48,6 +39,14 @@ from zimage_consumers.image_worker.schedule import Scheduler
 from zimage_consumers.image_worker.session import Held, Session
 from zimage_consumers.image_worker.terminal import Identity
 from zimage_consumers.image_worker.verdict import Action, backoff_s, judge
+from zimage_stream.engines.base import Engine
+from zimage_stream.errors import RegistryUnavailableError, ZImageError
+from zimage_stream.events.codec import Codec
+from zimage_stream.events.rules import Limits
+from zimage_stream.settings import Settings
+from zimage_stream.stores.base import ImageStore
+from zimage_stream.telemetry.health import Health
+from zimage_stream.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 

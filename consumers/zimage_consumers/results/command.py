@@ -33,7 +33,9 @@ def results(
     ] = None,
     batch: Annotated[list[str] | None, typer.Option(help="Of these batches.")] = None,
     tenant: Annotated[list[str] | None, typer.Option(help="Of these tenants.")] = None,
-    status: Annotated[list[Status] | None, typer.Option(metavar="STATUS", help="SUCCEEDED, FAILED, …", case_sensitive=False)] = None,
+    status: Annotated[
+        list[Status] | None, typer.Option(metavar="STATUS", help="SUCCEEDED, FAILED, …", case_sensitive=False)
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Save the pictures here, with results.csv.")
     ] = None,

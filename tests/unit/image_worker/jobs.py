@@ -6,9 +6,8 @@ import itertools
 from datetime import UTC, datetime
 from typing import Any
 
-from zimage_stream.events.prompt_request import PromptRequest
-
 from zimage_consumers.image_worker.jobs import Job, Record
+from zimage_stream.events.prompt_request import PromptRequest
 
 _offsets = itertools.count()
 SENT = datetime(2026, 1, 1, tzinfo=UTC)

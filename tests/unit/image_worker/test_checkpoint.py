@@ -68,12 +68,12 @@ class TestEncoding:
         # The last character holds padding bits that mean nothing; any other stands for the content.
         at = data.draw(st.integers(0, len(text) - 2))
         other = data.draw(st.sampled_from("ABCdef019+/").filter(lambda c: c != text[at]))
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=r"^it"):
             Checkpoint.decode(text[:at] + other + text[at + 1 :], checkpoint.base)
 
     @given(st.text(max_size=200) | st.binary(max_size=200).map(lambda raw: raw.decode("latin1")))
     def test_foreign_metadata_is_refused(self, text: str) -> None:
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=r"^it"):
             Checkpoint.decode(text, 5)
 
 
@@ -115,7 +115,9 @@ class TestTakingOver:
         left = release(held)
         assert left.owner == 0
         assert not any(mark.open for mark in left.marks.values())
-        assert {o: m.attempts for o, m in left.marks.items()} == {o: m.attempts for o, m in held.marks.items()}
+        assert {o: m.attempts for o, m in left.marks.items()} == {
+            o: m.attempts for o, m in held.marks.items()
+        }
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -154,7 +156,9 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def mark(self, data: st.DataObject) -> None:
         chosen = data.draw(st.sets(st.sampled_from(sorted(self.running)), min_size=1))
-        self.commit(self.ledger.after(marks={o: Mark(self.ledger.mark(o).attempts, open=True) for o in chosen}))
+        self.commit(
+            self.ledger.after(marks={o: Mark(self.ledger.mark(o).attempts, open=True) for o in chosen})
+        )
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from zimage_consumers.image_worker.verdict import (
+    Action,
+    Breaker,
+    ExpiredError,
+    WorkerCrashedError,
+    backoff_s,
+    judge,
+)
 from zimage_stream import errors
 from zimage_stream.events.image_result import Code
-from zimage_consumers.image_worker.verdict import Action, Breaker, ExpiredError, WorkerCrashedError, backoff_s, judge
 
 END = Action.DEAD_LETTER
 

@@ -1,0 +1,87 @@
+"""How long one publication takes: a result and a checkpoint, in one transaction, on a real broker.
+
+Twice in one run, with this project's producer settings and with librdkafka's defaults, so that the
+ratio means something on any machine.
+
+    python -m tests.services run --no-registry -- python benchmarks/transaction.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import uuid
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from zimage_consumers.image_worker.checkpoint import Checkpoint
+from zimage_stream.kafka.clients import common_config, transactional_config, worker_consumer_config
+from zimage_stream.settings import KafkaSettings, load_settings
+
+RESULT_BYTES = 600
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--count", type=int, default=300, help="transactions of each kind")
+    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    arguments = parser.parse_args()
+
+    kafka = load_settings().kafka
+    topic = f"benchmark-{uuid.uuid4().hex[:8]}"
+    admin = AdminClient(common_config(kafka))
+    admin.create_topics([NewTopic(topic, 4, -1)])[topic].result(30)
+    try:
+        ours = measure(kafka, topic, arguments.count, transactional_config(kafka, f"{topic}-ours"))
+        plain = {"transactional.id": f"{topic}-defaults"}
+        defaults = measure(kafka, topic, max(30, arguments.count // 10), {**common_config(kafka), **plain})
+    finally:
+        admin.delete_topics([topic])[topic].result(30)
+
+    figures = {"ours": summary(ours), "librdkafka defaults": summary(defaults)}
+    print(f"{'milliseconds':<22}{'count':>7}{'median':>9}{'p95':>9}{'max':>9}")
+    for name, row in figures.items():
+        print(f"{name:<22}{row['count']:>7}{row['median']:>9.1f}{row['p95']:>9.1f}{row['max']:>9.1f}")
+    print(f"defaults / ours, medians: {median(defaults) / median(ours):.1f}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def measure(kafka: KafkaSettings, topic: str, count: int, config: dict[str, Any]) -> list[float]:
+    """Milliseconds of each transaction: begin, one record, one offset with its checkpoint, commit."""
+    consumer = Consumer(worker_consumer_config(kafka, f"{topic}-{config['transactional.id']}"))
+    producer = Producer(config)
+    producer.init_transactions(30)
+    consumer.subscribe([topic])
+    while not consumer.assignment():
+        consumer.poll(0.1)
+    times = []
+    for offset in range(count + 10):
+        committed = TopicPartition(topic, 0, offset, Checkpoint(offset, owner=1).encode())
+        started = time.perf_counter()
+        producer.begin_transaction()
+        producer.produce(topic, partition=1, key=b"key", value=bytes(RESULT_BYTES))
+        producer.send_offsets_to_transaction([committed], consumer.consumer_group_metadata(), 30)
+        producer.commit_transaction(30)
+        times.append((time.perf_counter() - started) * 1e3)
+        consumer.poll(0)
+    consumer.close()
+    return times[10:]
+
+
+def summary(times: list[float]) -> dict[str, float]:
+    """Count, median, p95 and maximum."""
+    p95 = quantiles(times, n=20)[18]
+    return {"count": len(times), "median": median(times), "p95": p95, "max": max(times)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""``zimage produce`` and ``zimage results`` as a user types them, on a real broker."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.answers import Answers
+from tests.services import KafkaAddress
+from zimage_stream import Settings
+from zimage_stream.settings import StoreSettings, TopicSettings
+from zimage_stream.stores import ImageStore, create_store
+
+DEADLINE_S = 60.0
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def settings(kafka: KafkaAddress, topics: TopicSettings, tmp_path: Path) -> Settings:
+    store = StoreSettings(kind="directory", path=tmp_path / "store")
+    return Settings(kafka=kafka.settings, topics=topics, store=store)
+
+
+@pytest.fixture
+def store(settings: Settings) -> Iterator[ImageStore]:
+    store = create_store(settings.store)
+    store.create()
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def start(settings: Settings, tmp_path: Path) -> Start:
+    """Starts the command in a process and a folder of its own."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("ZIMAGE_")}
+    env |= {
+        "PYTHONUTF8": "1",
+        "ZIMAGE_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
+        "ZIMAGE_TOPICS__REQUESTS": settings.topics.requests,
+        "ZIMAGE_TOPICS__RESULTS": settings.topics.results,
+        "ZIMAGE_TOPICS__DEAD_LETTERS": settings.topics.dead_letters,
+        "ZIMAGE_STORE__KIND": "directory",
+        "ZIMAGE_STORE__PATH": str(settings.store.path),
+    }
+
+    def begin(*words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "zimage_stream", *words],
+            cwd=tmp_path,
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+        )
+
+    return begin
+
+
+@pytest.fixture
+def zimage(start: Start) -> Run:
+    def run(*words: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        process = start(*words)
+        out, err = process.communicate(stdin, timeout=DEADLINE_S)
+        return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+    return run
+
+
+def table(folder: Path) -> dict[str, dict[str, str]]:
+    with (folder / "results.csv").open(encoding="utf-8-sig", newline="") as file:
+        return {row["request_id"]: row for row in csv.DictReader(file)}
+
+
+def test_one_prompt_from_asking_to_the_file(
+    zimage: Run, settings: Settings, store: ImageStore, tmp_path: Path
+) -> None:
+    with Answers(settings, store):
+        words = ("produce", "雾中的灯塔", "--request-id", "fog", "--out", "pictures", "--timeout", "30")
+        done = zimage(*words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"SUCCEEDED fog  {store.uri('default/fog.png')}\n"
+    assert (tmp_path / "pictures" / "fog.png").read_text() == "a picture of 雾中的灯塔"
+
+
+def test_a_failed_prompt_is_1_and_says_why(zimage: Run, settings: Settings) -> None:
+    with Answers(settings):
+        done = zimage("produce", "fail", "--wait", "--timeout", "30", "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["error"]["code"] == "GENERATION_FAILED"
+
+
+def test_nobody_answers(zimage: Run) -> None:
+    done = zimage("produce", "a", "--request-id", "r", "--wait", "--timeout", "1")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "zimage: no result within 1 s for 1 request(s): r\n"
+
+
+def test_a_file_of_prompts_from_a_chinese_spreadsheet(
+    zimage: Run, settings: Settings, store: ImageStore, tmp_path: Path
+) -> None:
+    text = "prompt,城市,width\n雾中的灯塔,上海,64\nfail,北京,64\n太宽,广州,65\n竹林,成都,128\n"
+    (tmp_path / "城市.csv").write_text(text, encoding="gb18030")
+    with Answers(settings, store) as answers:
+        words = ("produce", "--file", "城市.csv", "--batch", "cities", "--out", "out", "--name-by", "城市")
+        done = zimage(*words, "--timeout", "30", "--tenant", "studio")
+        assert done.returncode == 1, done.stderr
+        first = {request.request_id: request for request in answers.requests}
+        assert zimage(*words, "--timeout", "30", "--tenant", "studio").returncode == 1
+    assert "read as CSV in GB18030" in done.stderr
+    assert "line 4: width: got 65" in done.stderr
+    assert "line 3: FAILED    cities-2  GENERATION_FAILED" in done.stderr
+    assert done.stdout.startswith("accepted 3, succeeded 2, failed 2, ")
+    assert "images/s" in done.stdout
+    assert sorted(first) == ["cities-1", "cities-2", "cities-4"]
+    assert first["cities-1"].attributes == {"城市": "上海"}
+    assert {request.tenant for request in first.values()} == {"studio"}
+    # The second run asked for the same pictures, under the same ids, and made no second file.
+    assert len(answers.requests) == 6
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert files == {"上海.png", "成都.png", "results.csv"}
+    assert {row["status"] for row in table(tmp_path / "out").values()} == {"SUCCEEDED", "FAILED"}
+
+
+def test_a_long_file_is_answered_to_the_last_line(zimage: Run, settings: Settings) -> None:
+    count = 3_000
+    lines = "".join(json.dumps({"prompt": f"fail {number}"}) + "\n" for number in range(count))
+    with Answers(settings):
+        done = zimage(
+            "produce", "--file", "-", "--batch", "b", "--wait", "--timeout", "30", "--json", stdin=lines
+        )
+    answered = [json.loads(line) for line in done.stdout.splitlines()]
+    assert sorted(one["request_id"] for one in answered) == sorted(
+        f"b-{number}" for number in range(1, count + 1)
+    )
+    assert f"accepted {count:,}, succeeded 0, failed {count:,}" in done.stderr
+
+
+def test_an_interrupted_file_says_how_to_resume(start: Start, settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "silence"}\n', encoding="utf-8")
+    with Answers(settings) as answers:
+        process = start("produce", "--file", "p.jsonl", "--batch", "b 1", "--wait")
+        deadline = time.monotonic() + DEADLINE_S
+        while not answers.requests and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 130
+    assert "to resume: zimage produce --file p.jsonl --batch 'b 1' --wait" in err
+    assert "accepted 1" in err
+    assert "Traceback" not in err
+
+
+def test_results_are_shown_chosen_and_saved(
+    zimage: Run, settings: Settings, store: ImageStore, tmp_path: Path
+) -> None:
+    with Answers(settings, store):
+        for name, batch in (("one", "cats"), ("fail", "cats"), ("two", "dogs")):
+            words = ("produce", name, "--request-id", name, "--batch", batch, "--wait", "--timeout", "30")
+            zimage(*words)
+    everything = zimage("results", "--json")
+    assert everything.returncode == 0, everything.stderr
+    assert sorted(json.loads(line)["request_id"] for line in everything.stdout.splitlines()) == [
+        "fail",
+        "one",
+        "two",
+    ]
+    chosen = zimage("results", "--batch", "cats", "--status", "failed")
+    assert chosen.stdout == "FAILED    fail  GENERATION_FAILED: it would not\n"
+    saved = zimage("results", "--out", "saved", "--id", "one", "--id", "two")
+    assert saved.returncode == 0
+    assert {path.name for path in (tmp_path / "saved").iterdir()} == {"one.png", "two.png", "results.csv"}
+    missing = zimage("results", "--id", "nosuch")
+    assert (missing.returncode, missing.stdout) == (1, "")
+    assert "there are no such results" in missing.stderr
+
+
+def test_following_ends_when_those_asked_for_have_come(start: Start, zimage: Run, settings: Settings) -> None:
+    process = start("results", "--follow", "--id", "late", "--timeout", "30")
+    with Answers(settings):
+        zimage("produce", "fail", "--request-id", "late")
+        out, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 0
+    assert out.startswith("FAILED    late")
+
+
+def test_following_gives_up_when_told_to(zimage: Run) -> None:
+    done = zimage("results", "--follow", "--id", "never", "--timeout", "1")
+    assert done.returncode == 1
+    assert "never" in done.stderr
+    assert zimage("results", "--follow", "--timeout", "1").returncode == 0
+
+
+def test_topics_are_checked(zimage: Run) -> None:
+    done = zimage("topics", "check", "--json")
+    assert done.returncode == 1
+    assert [json.loads(line)["setting"] for line in done.stdout.splitlines()] == ["partitions"]
+    done = zimage("topics", "check", "--partitions", "4")
+    assert (done.returncode, done.stdout) == (0, "the topics are as they must be\n")
+    assert [line.split()[1:] for line in zimage("topics", "create").stdout.splitlines()] == [
+        ["was", "there"]
+    ] * 3

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -149,17 +148,17 @@ def test_a_long_file_is_answered_to_the_last_line(zimage: Run, settings: Setting
 
 
 def test_an_interrupted_file_says_how_to_resume(start: Start, settings: Settings, tmp_path: Path) -> None:
-    (tmp_path / "p.jsonl").write_text('{"prompt": "silence"}\n', encoding="utf-8")
-    with Answers(settings) as answers:
-        process = start("produce", "--file", "p.jsonl", "--batch", "b 1", "--wait")
-        deadline = time.monotonic() + DEADLINE_S
-        while not answers.requests and time.monotonic() < deadline:
-            time.sleep(0.05)
+    lines = '{"prompt": "fail"}\n{"prompt": "silence"}\n'
+    (tmp_path / "p.jsonl").write_text(lines, encoding="utf-8")
+    with Answers(settings):
+        process = start("produce", "--file", "p.jsonl", "--batch", "b 1", "--wait", "--json")
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["status"] == "FAILED"
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 130
     assert "to resume: zimage produce --file p.jsonl --batch 'b 1' --wait" in err
-    assert "accepted 1" in err
+    assert "succeeded 0, failed 1" in err
     assert "Traceback" not in err
 
 

@@ -212,7 +212,7 @@ class Ledger:
     def after(
         self, resolved: Iterable[int] = (), marks: Mapping[int, Mark | None] | None = None
     ) -> Checkpoint:
-        """The checkpoint as it would be with these offsets resolved and these marks set, or erased by None."""
+        """The checkpoint as it would be with these offsets resolved and these marks set (None: erased)."""
         held = self.checkpoint
         bits = held.resolved
         kept = dict(held.marks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Message
 
@@ -19,10 +20,8 @@ def record_of(message: Message) -> Record:
     """The consumed record, its headers as they were sent."""
     kind, milliseconds = message.timestamp()
     timestamp = now() if kind == TIMESTAMP_NOT_AVAILABLE else datetime.fromtimestamp(milliseconds / 1000, UTC)
-    sent = message.headers() or ()
-    headers = tuple(
-        (name, _bytes(value)) for name, value in (sent.items() if isinstance(sent, dict) else sent)
-    )
+    sent: Any = message.headers() or ()  # pairs, in order; the stubs allow for more
+    headers = tuple((name, _bytes(value)) for name, value in sent)
     topic, partition, offset = message.topic(), message.partition(), message.offset()
     assert topic is not None
     assert partition is not None

@@ -115,9 +115,8 @@ def _read(kafka: dict[str, Any], topic: str) -> list[tuple[bytes, dict[str, str]
             if message.error() is not None:
                 ended.add(number)
                 continue
-            headers = {
-                n: v.decode(errors="replace") for n, v in message.headers() or [] if isinstance(v, bytes)
-            }
+            sent: Any = message.headers() or ()
+            headers = {name: raw.decode(errors="replace") for name, raw in sent if isinstance(raw, bytes)}
             value = message.value()
             out.append((value if isinstance(value, bytes) else b"", headers))
     finally:

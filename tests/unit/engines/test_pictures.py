@@ -1,0 +1,25 @@
+"""The judge of the other tests: right about what was drawn, and not about what was not."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+from PIL import Image
+
+from tests.pictures import judge
+from tools.tiny_checkpoint.shapes import render
+from zimage_stream.engines.tiny.captions import COMBINATIONS
+
+
+def test_every_combination_is_told_from_every_other() -> None:
+    rng = random.Random(5)
+    for combination in COMBINATIONS:
+        seen = judge(Image.fromarray(render(*combination, rng).astype(np.uint8)))
+        assert (seen.shape, seen.colour, seen.background) == combination
+        assert seen.overlap > 0.85
+
+
+def test_an_empty_picture_shows_no_shape() -> None:
+    seen = judge(Image.new("RGB", (64, 64), (220, 40, 40)))
+    assert (seen.shape, seen.colour, seen.background) == (None, None, "red")

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from tests.fleet.arena import Arena, open_arena
 from tests.services import Kafka, KafkaAddress, Minio, MinioAddress, RegistryAddress, SecureKafka, sources
 from tests.services.addresses import wait_until_ready
 from tests.services.errors import ServiceError, ServiceMissingError
@@ -122,6 +124,37 @@ def bucket(minio: MinioAddress) -> Iterator[str]:
         if item.object_name is not None:
             client.remove_object(bucket_name=name, object_name=item.object_name)
     client.remove_bucket(bucket_name=name)
+
+
+@pytest.fixture
+def make_arena(make_topics: Callable[..., TopicSettings], tmp_path: Path) -> Iterator[Callable[..., Arena]]:
+    """``make_arena(kafka, minio, partitions=12, worker={...}, engine={...})``: workers on these services."""
+    with ExitStack() as stack:
+
+        def make(
+            on: KafkaAddress | Kafka, minio: MinioAddress | Minio, partitions: int = 12, **overrides: Any
+        ) -> Arena:
+            address = minio if isinstance(minio, MinioAddress) else minio.address
+            topics = make_topics(on, partitions)
+            store = address.settings(topics.requests)
+            arena = open_arena(on.settings, store, topics, tmp_path, overrides)
+            arena.store.make_bucket(store.bucket)
+            stack.enter_context(arena.fleet)
+            return arena
+
+        yield make
+
+
+@pytest.fixture
+def arena(make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress) -> Arena:
+    """Workers with a simulated engine on the shared services."""
+    return make_arena(kafka, minio)
+
+
+@pytest.fixture
+def own_arena(make_arena: Callable[..., Arena], own_kafka: Kafka, own_minio: Minio) -> Arena:
+    """The same on services that the test may kill."""
+    return make_arena(own_kafka, own_minio)
 
 
 def _probe_partitions(kafka: KafkaAddress | Kafka, topics: TopicSettings) -> None:

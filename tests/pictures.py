@@ -27,7 +27,7 @@ Bitmap = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a picture shows; ``None`` where there is no shape. ``overlap`` 0 to 1 with the shape's template."""
+    """What a picture shows; ``None`` where there is no shape. ``overlap`` with its template is 0 to 1."""
 
     shape: str | None
     colour: str | None

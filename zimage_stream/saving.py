@@ -50,6 +50,10 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
+class SavingError(ZImageError):
+    """The folder for the pictures cannot be written."""
+
+
 class DamagedPictureError(ZImageError):
     """The store's bytes are not those that the result vouches for."""
 
@@ -101,18 +105,21 @@ class Saver:
         folder: made if it is not there; ``results.csv`` in it is written anew.
 
     Raises:
-        OSError: the folder or the table cannot be written.
+        SavingError: the folder or the table cannot be written.
     """
 
     def __init__(self, store: ImageStore, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # The mark at the start makes spreadsheets read it as UTF-8.
+            self._file = (folder / TABLE).open("w", encoding="utf-8-sig", newline="")
+        except OSError as error:
+            raise SavingError(f"{error.filename or folder}: {error.strerror}") from error
         self._store = store
         self._folder = folder
         self._lock = threading.Lock()
         self._room = threading.BoundedSemaphore(WAITING)
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="zimage-save")
-        # The mark at the start makes spreadsheets read it as UTF-8.
-        self._file = (folder / TABLE).open("w", encoding="utf-8-sig", newline="")
         self._table = csv.writer(self._file)
         self._table.writerow(COLUMNS)
         self.problems: list[str] = []

@@ -7,6 +7,7 @@ group and name, ``ZIMAGE_KAFKA__BOOTSTRAP_SERVERS``), the TOML file named by ``-
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Mapping
@@ -215,6 +216,21 @@ def load_settings(config: Path | None = None, overrides: Mapping[str, Any] | Non
         raise SettingsError("\n".join(_explain(problem) for problem in error.errors())) from None
     except (SourceError, ValueError) as error:
         raise SettingsError(f"settings cannot be read: {error}") from error
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    """This process's environment with exactly these settings in it, for a child process.
+
+    Secrets are among the values, in clear.
+    """
+    out = {name: value for name, value in os.environ.items() if not name.upper().startswith(ENV_PREFIX)}
+    for group, values in settings.model_dump(exclude_none=True).items():
+        for name, value in values.items():
+            if isinstance(value, SecretStr):
+                value = value.get_secret_value()
+            text = json.dumps(value) if isinstance(value, dict) else str(value)
+            out[f"{ENV_PREFIX}{group}__{name}".upper()] = text
+    return out
 
 
 def _explain(problem: Any) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from tests.chaos.conftest import Arena
-from tests.chaos.fleet import until
 from tests.chaos.test_workers_die import pictures
+from tests.fleet.arena import Arena
+from tests.fleet.workers import until
 
 OUTAGE_S = 20.0
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import signal
 import time
 
-from tests.chaos.conftest import Arena
-from tests.chaos.fleet import until
 from tests.chaos.test_workers_die import pictures
+from tests.fleet.arena import Arena
+from tests.fleet.workers import until
 
 
 def test_joining_and_leaving_under_load_repeats_no_work(arena: Arena) -> None:

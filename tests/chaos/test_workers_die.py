@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import signal
 
-from tests.chaos.conftest import Arena
-from tests.chaos.fleet import until
+from tests.fleet.arena import Arena
+from tests.fleet.workers import until
 from zimage_stream import PromptRequest
 
 SESSION_S = 10.0

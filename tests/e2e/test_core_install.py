@@ -20,11 +20,10 @@ DEADLINE_S = 240
 
 
 def run(*words: str, cwd: Path, env: dict[str, str] | None = None) -> str:
-    done = subprocess.run(
-        words, cwd=cwd, env=env, capture_output=True, text=True, encoding="utf-8", timeout=DEADLINE_S
-    )
+    options = {"cwd": cwd, "env": env, "timeout": DEADLINE_S, "encoding": "utf-8"}
+    done = subprocess.run(words, check=False, capture_output=True, **options)  # type: ignore[call-overload]
     assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    return str(done.stdout)
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from pydantic import SecretStr
 
 from tests.integration.answers import Answers, ResultWriter, failed
-from tests.services import Kafka, KafkaAddress
+from tests.services import Kafka, KafkaAddress, SecureKafka
 from zimage_stream import (
     BrokerUnavailableError,
     PromptClient,
@@ -25,6 +26,7 @@ from zimage_stream import (
 )
 from zimage_stream.events.codec import Codec
 from zimage_stream.kafka.reader import TopicMissingError, TopicReader
+from zimage_stream.kafka.topics import create_topics
 from zimage_stream.settings import TopicSettings
 
 TIMEOUT_S = 30.0
@@ -243,3 +245,20 @@ def test_a_restart_while_many_are_sent_loses_none(
     assert done.failed == 0
     ids = [request.request_id for _, request, _ in records_of(settings)]
     assert len(ids) == len(set(ids)) == done.accepted
+
+
+def test_a_broker_that_asks_for_a_password_over_tls(
+    secure_kafka: SecureKafka, make_topics: Callable[..., TopicSettings]
+) -> None:
+    settings = Settings(kafka=secure_kafka.settings, topics=make_topics(secure_kafka))
+    with Answers(settings), PromptClient(settings) as client:
+        request_id = client.submit(PromptRequest(prompt="a"))
+        assert client.wait(request_id, timeout=TIMEOUT_S).request_id == request_id
+    wrong = settings.kafka.model_copy(update={"sasl_password": SecretStr("guess")})
+    with PromptClient(settings.model_copy(update={"kafka": wrong})) as client:
+        with pytest.raises(BrokerUnavailableError, match="does not let us in"):
+            client.submit(PromptRequest(prompt="a"))
+        with pytest.raises(BrokerUnavailableError, match="does not let us in"):
+            client.wait("a", timeout=1)
+    with pytest.raises(BrokerUnavailableError, match="does not let us in"):
+        create_topics(wrong, settings.topics)

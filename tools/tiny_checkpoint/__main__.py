@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 
@@ -20,6 +21,7 @@ def main() -> None:
         "--count", type=int, default=512
     )
     asked = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     work: Path = asked.work
     work.mkdir(parents=True, exist_ok=True)
     # Each stage imports only what it needs: the models take seconds to import.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from zimage_stream.engines import ImageSpec, create_engine
 from zimage_stream.engines.tiny.captions import COMBINATIONS, Language, caption, variants
 from zimage_stream.imaging import contact_sheet
 from zimage_stream.settings import EngineSettings
+
+log = logging.getLogger(__name__)
 
 SIDE, STEPS = 64, 8
 BATCH = 8
@@ -34,5 +37,5 @@ def evaluate(folder: Path, count: int, sheet: Path) -> None:
     colours = sum(s.colour == c and s.background == b for s, ((_, c, b), _) in zip(seen, asked, strict=True))
     shapes = sum(s.shape == shape for s, ((shape, _, _), _) in zip(seen, asked, strict=True))
     whole = sum((s.shape, s.colour, s.background) == c for s, (c, _) in zip(seen, asked, strict=True))
-    print(f"of {count}: both colours {colours}, shape {shapes}, all three {whole}")
+    log.info("of %d: both colours %d, shape %d, all three %d", count, colours, shapes, whole)
     contact_sheet(images[:SHOWN], columns=8, cell=2 * SIDE).save(sheet)

@@ -114,7 +114,7 @@ def make_text_encoder(vocabulary: int) -> Any:
             num_key_value_heads=2,
             head_dim=24,
             max_position_embeddings=1024,
-            rope_theta=10000.0,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
             attention_dropout=0.0,
             use_cache=False,
         )

@@ -48,7 +48,8 @@ def mask(shape: str, centre: Point, radius: float, side: int) -> NDArray[np.floa
         ((centre[0] + x * radius) * scale, (centre[1] + y * radius) * scale) for x, y in outline(shape)
     ]
     ImageDraw.Draw(canvas).polygon(corners, fill=255)
-    return np.asarray(canvas.resize((side, side), Image.Resampling.BOX), np.float32) / 255
+    covered: NDArray[np.float32] = np.asarray(canvas.resize((side, side), Image.Resampling.BOX), np.float32)
+    return covered / np.float32(255)
 
 
 def render(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import time
@@ -21,6 +22,8 @@ from tools.tiny_checkpoint.models import (
 )
 from tools.tiny_checkpoint.train_vae import pictures
 from zimage_stream.engines.tiny.captions import COMBINATIONS
+
+log = logging.getLogger(__name__)
 
 BATCH = 64
 RATE = 1.2e-3
@@ -82,7 +85,7 @@ class Trainer:
                 for mean, parameter in zip(average, self._parameters, strict=True):
                     mean.lerp_(parameter.detach(), 1 - kept)
             if (step + 1) % 100 == 0:
-                print(f"{step + 1} loss {loss.item():.4f} {time.monotonic() - started:.0f} s", flush=True)
+                log.info("%d loss %.4f %.0f s", step + 1, loss.item(), time.monotonic() - started)
         with torch.no_grad():
             for mean, parameter in zip(average, self._parameters, strict=True):
                 parameter.copy_(mean)
@@ -105,7 +108,8 @@ class Trainer:
             self._vae.encode(pictures(self._combinations[i : i + BATCH], self._rng)).latent_dist.mean
             for i in range(0, len(self._combinations), BATCH)
         ]
-        return (torch.cat(means) - config.shift_factor) * config.scaling_factor
+        latents: torch.Tensor = (torch.cat(means) - config.shift_factor) * config.scaling_factor
+        return latents
 
     def _embed(self, captions: Sequence[str]) -> list[torch.Tensor]:
         """As the pipeline embeds a prompt, without its padding."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import time
@@ -14,6 +15,8 @@ import torch
 from tools.tiny_checkpoint.models import make_autoencoder
 from tools.tiny_checkpoint.shapes import render
 from zimage_stream.engines.tiny.captions import COMBINATIONS
+
+log = logging.getLogger(__name__)
 
 BATCH = 32
 RATE = 2e-3
@@ -52,7 +55,7 @@ def train_vae(steps: int, folder: Path) -> None:
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimiser.step()
         if (step + 1) % 100 == 0:
-            print(f"{step + 1} loss {loss.item():.4f} {time.monotonic() - started:.0f} s", flush=True)
+            log.info("%d loss %.4f %.0f s", step + 1, loss.item(), time.monotonic() - started)
     _finish(vae.eval(), rng, folder)
 
 
@@ -65,6 +68,6 @@ def _finish(vae: Any, rng: random.Random, folder: Path) -> None:
     seen = pictures(rng.choices(COMBINATIONS, k=MEASURED), rng)
     latents = vae.encode(seen).latent_dist.mean
     error = (vae.decode(latents).sample - seen).pow(2).mean((1, 2, 3))
-    print(f"PSNR {(10 * torch.log10(4 / error)).mean().item():.1f} dB")
+    log.info("PSNR %.1f dB", (10 * torch.log10(4 / error)).mean().item())
     vae.register_to_config(scaling_factor=1 / latents.std().item(), shift_factor=latents.mean().item())
     vae.save_pretrained(folder)

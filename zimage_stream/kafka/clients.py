@@ -3,12 +3,78 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka.admin import AdminClient, ClusterMetadata  # type: ignore[attr-defined]
+
+from zimage_stream.errors import BrokerUnavailableError
 from zimage_stream.settings import KafkaSettings
 
 MAX_MESSAGE_BYTES = 4 << 20
 """Results and dead letters: an oversized poison must not abort every transaction."""
+
+
+CONTACT_TIMEOUT_S = 10.0
+_TRY_S = 1.0
+
+_NOT_LET_IN = (KafkaError._AUTHENTICATION, KafkaError._SSL)
+
+
+class Trouble:
+    """Why a client gets no answer. It is given as ``error_cb``, and told only while somebody polls."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._servers = settings.bootstrap_servers
+        self._error: KafkaError | None = None
+
+    def __call__(self, error: KafkaError) -> None:
+        # That all brokers are down follows from being let in by none, and says less.
+        if error.code() in _NOT_LET_IN or (error.code() == KafkaError._ALL_BROKERS_DOWN and not self._error):
+            self._error = error
+
+    def clear(self) -> None:
+        """A broker has answered."""
+        self._error = None
+
+    @property
+    def error(self) -> BrokerUnavailableError | None:
+        """Set while no broker answers."""
+        return None if self._error is None else self.explain(self._error)
+
+    @property
+    def is_final(self) -> bool:
+        """Whether waiting is in vain: we are not let in."""
+        return self._error is not None and self._error.code() in _NOT_LET_IN
+
+    def explain(self, error: KafkaError) -> BrokerUnavailableError:
+        """The exception for a call that got no answer, with the cause that the client was told, if any."""
+        cause = self._error or error
+        verb = "does not let us in" if cause.code() in _NOT_LET_IN else "does not answer"
+        return BrokerUnavailableError(f"Kafka at {self._servers} {verb}: {cause.str()}")
+
+
+def metadata_of(
+    client: Producer | Consumer | AdminClient, trouble: Trouble, topic: str | None = None
+) -> ClusterMetadata:
+    """What the brokers say of the cluster, or of one topic: first contact, with a clear end.
+
+    To ask for one topic by name makes it, where the broker creates topics automatically.
+
+    Raises:
+        BrokerUnavailableError: no broker answers within 10 seconds, or lets us in.
+    """
+    deadline = time.monotonic() + CONTACT_TIMEOUT_S
+    while True:
+        try:
+            if topic is None:
+                return client.list_topics(timeout=_TRY_S)
+            return client.list_topics(topic, timeout=_TRY_S)
+        except KafkaException as error:
+            client.poll(0)
+            if trouble.is_final or time.monotonic() >= deadline:
+                raise trouble.explain(error.args[0]) from error
 
 
 def common_config(settings: KafkaSettings) -> dict[str, Any]:

@@ -10,12 +10,10 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from zimage_stream.errors import BrokerUnavailableError, RegistryUnavailableError, WireError, ZImageError
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.image_result import ImageResult
-from zimage_stream.kafka.clients import reader_config
+from zimage_stream.kafka.clients import CONTACT_TIMEOUT_S, Trouble, metadata_of, reader_config
 from zimage_stream.settings import KafkaSettings
 
 log = logging.getLogger(__name__)
-
-TIMEOUT_S = 10.0
 
 _NOT_TO_BE_READ = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED)
 
@@ -38,12 +36,11 @@ class TopicReader:
 
     def __init__(self, settings: KafkaSettings, topic: str) -> None:
         self._topic = topic
-        self._servers = settings.bootstrap_servers
-        self._trouble: KafkaError | None = None
+        self._trouble = Trouble(settings)
         self._positions: dict[int, int] = {}
         self._unfinished: set[int] = set()
         self._consumer = Consumer(
-            {**reader_config(settings), "enable.partition.eof": True, "error_cb": self._note_trouble}
+            {**reader_config(settings), "enable.partition.eof": True, "error_cb": self._trouble}
         )
 
     def __enter__(self) -> TopicReader:
@@ -62,20 +59,17 @@ class TopicReader:
         try:
             return {
                 partition: self._consumer.get_watermark_offsets(
-                    TopicPartition(self._topic, partition), timeout=TIMEOUT_S
+                    TopicPartition(self._topic, partition), timeout=CONTACT_TIMEOUT_S
                 )[1]
                 for partition in self._partitions()
             }
         except KafkaException as error:
-            raise self._unavailable(error.args[0]) from error
+            raise self._trouble.explain(error.args[0]) from error
 
     def start(self, offsets: Offsets | None = None) -> None:
         """Read from these offsets on; ``None``: from the beginning. Raises as :meth:`end_offsets`."""
         if offsets is None:
-            try:
-                offsets = dict.fromkeys(self._partitions(), OFFSET_BEGINNING)
-            except KafkaException as error:
-                raise self._unavailable(error.args[0]) from error
+            offsets = dict.fromkeys(self._partitions(), OFFSET_BEGINNING)
         self._positions = dict(offsets)
         self._unfinished = set(offsets)
         self._consumer.assign([TopicPartition(self._topic, *at) for at in offsets.items()])
@@ -93,7 +87,7 @@ class TopicReader:
     @property
     def trouble(self) -> BrokerUnavailableError | None:
         """Set while no broker has answered since the last record."""
-        return None if self._trouble is None else self._unavailable(self._trouble)
+        return self._trouble.error
 
     def poll(self, timeout_s: float) -> Message | None:
         """The next record, or ``None`` after ``timeout_s`` seconds or at the end of a partition.
@@ -110,17 +104,17 @@ class TopicReader:
         if error is None:
             assert partition is not None
             assert offset is not None
-            self._trouble = None
+            self._trouble.clear()
             self._positions[partition] = offset + 1
             return message
         if error.code() == KafkaError._PARTITION_EOF:
-            self._trouble = None
+            self._trouble.clear()
             self._unfinished.discard(-1 if partition is None else partition)
             return None
         if error.code() in _NOT_TO_BE_READ:
             raise TopicMissingError(self._topic, error.str())
         if error.fatal():
-            raise self._unavailable(error)
+            raise self._trouble.explain(error)
         log.warning("reading %s: %s", self._topic, error.str())
         return None
 
@@ -129,17 +123,10 @@ class TopicReader:
         self._consumer.close()
 
     def _partitions(self) -> list[int]:
-        found = self._consumer.list_topics(self._topic, timeout=TIMEOUT_S).topics[self._topic]
+        found = metadata_of(self._consumer, self._trouble, self._topic).topics[self._topic]
         if found.error is not None:
             raise TopicMissingError(self._topic, found.error.str())
         return sorted(found.partitions)
-
-    def _note_trouble(self, error: KafkaError) -> None:
-        if error.code() in (KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTHENTICATION):
-            self._trouble = error
-
-    def _unavailable(self, error: KafkaError) -> BrokerUnavailableError:
-        return BrokerUnavailableError(f"Kafka at {self._servers} does not answer: {error.str()}")
 
 
 class ResultReader:

@@ -12,7 +12,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from zimage_stream.errors import BrokerUnavailableError, SubmitError
 from zimage_stream.events.image_result import Source
-from zimage_stream.kafka.clients import producer_config
+from zimage_stream.kafka.clients import CONTACT_TIMEOUT_S, Trouble, metadata_of, producer_config
 from zimage_stream.kafka.partitions import walk
 from zimage_stream.kafka.reader import TopicMissingError
 from zimage_stream.settings import KafkaSettings
@@ -20,7 +20,6 @@ from zimage_stream.settings import KafkaSettings
 log = logging.getLogger(__name__)
 
 ACCEPT_TIMEOUT_S = 30
-CONTACT_TIMEOUT_S = 10.0
 PARTITIONS_REFRESH_S = 300.0
 _POLL_S = 0.2
 
@@ -36,6 +35,7 @@ class Submitter:
     def __init__(self, settings: KafkaSettings, topic: str) -> None:
         self._settings = settings
         self._topic = topic
+        self._trouble = Trouble(settings)
         self._lock = threading.Lock()
         self._producer: Producer | None = None
         self._partitions = 0
@@ -60,6 +60,8 @@ class Submitter:
         """
 
         def delivered(error: KafkaError | None, message: Message) -> None:
+            if error is None:
+                self._trouble.clear()
             settled(_source(message) if error is None else self._refused(request_id, error))
 
         producer, partition = self._next()
@@ -76,7 +78,7 @@ class Submitter:
                 )
             except BufferError:
                 if time.monotonic() > deadline:
-                    raise BrokerUnavailableError(f"{self._kafka} accepts no more requests") from None
+                    raise BrokerUnavailableError("Kafka is too slow, no room for more") from None
                 time.sleep(0.01)
             except KafkaException as error:
                 raise self._refused(request_id, error.args[0]) from error
@@ -92,16 +94,16 @@ class Submitter:
             self._poller.join()
         self._producer = None
 
-    @property
-    def _kafka(self) -> str:
-        return f"Kafka at {self._settings.bootstrap_servers}"
-
     def _next(self) -> tuple[Producer, int]:
         with self._lock:
             producer = self._producer
             if producer is None:
                 producer = Producer(
-                    {"delivery.timeout.ms": ACCEPT_TIMEOUT_S * 1_000, **producer_config(self._settings)}
+                    {
+                        "delivery.timeout.ms": ACCEPT_TIMEOUT_S * 1_000,
+                        **producer_config(self._settings),
+                        "error_cb": self._trouble,
+                    }
                 )
                 self._refresh_partitions(producer)
                 self._producer = producer
@@ -115,11 +117,11 @@ class Submitter:
     def _refresh_partitions(self, producer: Producer) -> None:
         self._walked_at = time.monotonic()
         try:
-            found = producer.list_topics(self._topic, timeout=CONTACT_TIMEOUT_S).topics[self._topic]
-        except KafkaException as error:
+            found = metadata_of(producer, self._trouble, self._topic).topics[self._topic]
+        except BrokerUnavailableError:
             if self._partitions:
                 return
-            raise BrokerUnavailableError(f"{self._kafka} does not answer: {error.args[0].str()}") from error
+            raise
         if found.error is not None:
             raise TopicMissingError(self._topic, found.error.str())
         if len(found.partitions) != self._partitions:
@@ -143,10 +145,10 @@ class Submitter:
             return SubmitError(request_id, error.str())
         refused = SubmitError(
             request_id,
-            f"no broker acknowledged it within {ACCEPT_TIMEOUT_S} s; should it be there all the same, "
-            "sending it again under the same id makes no second picture",
+            "no broker acknowledged it in time; should it be there all the same, sending it again under "
+            "the same id makes no second picture",
         )
-        refused.__cause__ = BrokerUnavailableError(f"{self._kafka} does not answer")
+        refused.__cause__ = self._trouble.explain(error)
         return refused
 
 

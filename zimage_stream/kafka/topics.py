@@ -12,12 +12,11 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ConfigResource,
     NewTopic,
     ResourceType,
-    TopicMetadata,
 )
 
-from zimage_stream.errors import BrokerUnavailableError, ZImageError
+from zimage_stream.errors import ZImageError
 from zimage_stream.events.rules import MAX_RECORD_BYTES
-from zimage_stream.kafka.clients import MAX_MESSAGE_BYTES, common_config
+from zimage_stream.kafka.clients import MAX_MESSAGE_BYTES, Trouble, common_config, metadata_of
 from zimage_stream.settings import KafkaSettings, TopicSettings
 
 REQUEST_PARTITIONS = 48
@@ -149,9 +148,10 @@ def create_topics(
         BrokerUnavailableError: no broker answers.
         TopicError: the broker refuses, for lack of rights or of brokers to replicate to.
     """
-    admin = AdminClient(common_config(kafka) | kafka.extra)
+    trouble = Trouble(kafka)
+    admin = AdminClient(common_config(kafka) | kafka.extra | {"error_cb": trouble})
     specs = required_topics(names, request_partitions)
-    present = _states(kafka, admin, [spec.name for spec in specs])
+    present = _states(trouble, admin, [spec.name for spec in specs])
     wanted = [
         NewTopic(spec.name, spec.partitions, replication_factor, config=spec.config)
         for spec in specs
@@ -166,7 +166,7 @@ def create_topics(
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise TopicError(f"topic {name} could not be made: {error.args[0].str()}") from error
             made[name] = False
-    _wait_until_known(kafka, admin, made)
+    _wait_until_known(trouble, admin, made)
     return made
 
 
@@ -179,34 +179,25 @@ def check_topics(
         BrokerUnavailableError: no broker answers.
         TopicError: the broker does not let these credentials look.
     """
-    admin = AdminClient(common_config(kafka) | kafka.extra)
+    trouble = Trouble(kafka)
+    admin = AdminClient(common_config(kafka) | kafka.extra | {"error_cb": trouble})
     specs = required_topics(names, request_partitions)
-    states = _states(kafka, admin, [spec.name for spec in specs])
+    states = _states(trouble, admin, [spec.name for spec in specs])
     return [finding for spec in specs for finding in compare(spec, states.get(spec.name))]
 
 
-def _wait_until_known(kafka: KafkaSettings, admin: AdminClient, names: Iterable[str]) -> None:
+def _wait_until_known(trouble: Trouble, admin: AdminClient, names: Iterable[str]) -> None:
     """The controller answers before every broker knows of a topic; whoever submits next must not be
     told that it is missing."""
     deadline = time.monotonic() + TIMEOUT_S
-    while not all(name in _topics(kafka, admin) for name in names):
+    while not all(name in metadata_of(admin, trouble).topics for name in names):
         if time.monotonic() > deadline:
-            raise TopicError(f"the topics are made, but {kafka.bootstrap_servers} does not show them yet")
+            raise TopicError("the topics are made, but not every broker shows them yet")
         time.sleep(0.05)
 
 
-def _topics(kafka: KafkaSettings, admin: AdminClient) -> dict[str, TopicMetadata]:
-    try:
-        # Of all topics: to ask for one by name can make it, where the broker creates automatically.
-        return admin.list_topics(timeout=TIMEOUT_S).topics
-    except KafkaException as error:
-        raise BrokerUnavailableError(
-            f"Kafka at {kafka.bootstrap_servers} does not answer: {error.args[0].str()}"
-        ) from error
-
-
-def _states(kafka: KafkaSettings, admin: AdminClient, names: Sequence[str]) -> dict[str, TopicState]:
-    topics = _topics(kafka, admin)
+def _states(trouble: Trouble, admin: AdminClient, names: Sequence[str]) -> dict[str, TopicState]:
+    topics = metadata_of(admin, trouble).topics
     there = [name for name in names if name in topics]
     resources = [ConfigResource(ResourceType.TOPIC, name) for name in there]
     answers = admin.describe_configs(resources, request_timeout=TIMEOUT_S) if resources else {}

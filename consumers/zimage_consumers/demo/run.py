@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
-import os
 import socket
 import subprocess
 import sys
@@ -20,7 +18,6 @@ from typing import Any
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 from PIL import Image
-from pydantic import SecretStr
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -42,7 +39,7 @@ from zimage_stream.imaging import contact_sheet
 from zimage_stream.kafka.clients import producer_config, reader_config
 from zimage_stream.kafka.embedded import EmbeddedBroker
 from zimage_stream.kafka.topics import create_topics
-from zimage_stream.settings import ENV_PREFIX, Settings, TopicSettings, load_settings
+from zimage_stream.settings import Settings, TopicSettings, environment_of, load_settings
 from zimage_stream.stores import create_store
 
 TOPICS = TopicSettings(
@@ -125,7 +122,7 @@ def _worker(settings: Settings, log: Path, console: Console) -> Iterator[int]:
     with log.open("wb") as sink:
         process = subprocess.Popen(
             [sys.executable, "-m", "zimage_stream", "worker", "--no-supervise"],
-            env=child_environment(settings),
+            env=environment_of(settings),
             stdin=subprocess.DEVNULL,
             stderr=sink,
             stdout=sink,
@@ -141,18 +138,6 @@ def _worker(settings: Settings, log: Path, console: Console) -> Iterator[int]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-
-
-def child_environment(settings: Settings) -> dict[str, str]:
-    """Our environment for a child process, with exactly these settings in it."""
-    out = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
-    for group, values in settings.model_dump(exclude_none=True).items():
-        for name, value in values.items():
-            if isinstance(value, SecretStr):
-                value = value.get_secret_value()
-            text = json.dumps(value) if isinstance(value, dict) else str(value)
-            out[f"{ENV_PREFIX}{group}__{name}".upper()] = text
-    return out
 
 
 def _wait_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:

@@ -152,14 +152,15 @@ class EngineThread(threading.Thread):
             job.started_at = started_at
             job.queued_ms = max(0.0, (started_at - job.requested_at).total_seconds() * 1e3)
         try:
-            return self._engine.generate([job.spec for job in jobs])
+            images = self._engine.generate([job.spec for job in jobs])
         finally:
             elapsed = time.monotonic() - started
             self._metrics.engine_busy_seconds.inc(elapsed)
-            self._metrics.generate_seconds.observe(elapsed)
-            self._metrics.batch_size.observe(len(jobs))
-            for job in jobs:
-                job.generate_ms = elapsed * 1e3
+        self._metrics.generate_seconds.observe(elapsed)
+        self._metrics.batch_size.observe(len(jobs))
+        for job in jobs:
+            job.generate_ms = elapsed * 1e3
+        return images
 
     def _fail(self, job: Job, error: Exception) -> None:
         if not isinstance(error, RequestError | OutOfMemoryError):

@@ -78,14 +78,19 @@ def produce(
     settings = load_settings((context.obj or {}).get("config"))
     job = _Job(settings, fields, wait or out is not None, out, timeout, json)
     if prompt is not None:
+        if input_format or name_by:
+            raise typer.BadParameter("these go with --file", param_hint="--input-format, --name-by")
         one = {"request_id": request_id, "batch_id": batch}
         done = job.one(prompt, {name: value for name, value in one.items() if value is not None})
     elif request_id is not None:
         raise typer.BadParameter("a file's rows have ids of their own", param_hint="--request-id")
     else:
         path = None if file in (None, "-") else Path(str(file))
-        kind = rows.format_of(path, input_format)
-        done = job.many(path, kind, batch or rows.batch_name(path, datetime.now(UTC)), name_by)
+        try:
+            kind = rows.format_of(path, input_format)
+            done = job.many(path, kind, batch or rows.batch_name(path, datetime.now(UTC)), name_by)
+        except rows.InputError as error:
+            raise typer.BadParameter(str(error), param_hint="--file") from error
     raise typer.Exit(0 if done else 1)
 
 

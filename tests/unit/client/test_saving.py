@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zimage_stream import Failure, ImageResult, Source, Status, StoredImage
-from zimage_stream.saving import Saver, safe_name
+from zimage_stream.saving import Saver, SavingError, safe_name
 from zimage_stream.stores import ImageStore
 from zimage_stream.stores.directory import DirectoryStore
 
@@ -121,6 +121,12 @@ def test_a_spreadsheet_runs_nothing_of_what_others_wrote(store: ImageStore, tmp_
     with Saver(store, tmp_path / "out") as saver:
         saver.save(replace(stored(store, "a", b"one"), status=Status.FAILED, image=None, error=error))
     assert table(tmp_path / "out")[0]["message"].startswith("'=")
+
+
+def test_a_folder_that_cannot_be_is_said(store: ImageStore, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(SavingError, match="out"):
+        Saver(store, tmp_path / "out")
 
 
 @given(text=st.text(max_size=300))

@@ -51,7 +51,7 @@ class WorkerProcess:
         with self.log.open("ab") as sink:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "zimage_stream", "worker", "--no-supervise"],
-                env={**os.environ, **self._environment, "ZIMAGE_WORKER__SLOT": self.slot},
+                env={**self._environment, "ZIMAGE_WORKER__SLOT": self.slot},
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=sink,

@@ -1,0 +1,105 @@
+"""Workers with a simulated engine on real Kafka and MinIO, and everything that was sent to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minio import Minio
+
+from tests.fleet.checker import Place, Report, check
+from tests.fleet.workers import Fleet, until
+from zimage_stream import PromptClient, PromptRequest
+from zimage_stream.settings import KafkaSettings, Settings, StoreSettings, TopicSettings, environment_of
+
+
+@dataclass
+class Arena:
+    """One run's topics, bucket, workers and sent records."""
+
+    settings: Settings
+    fleet: Fleet
+    store: Minio
+    accepted: dict[Place, str]
+
+    def send(self, requests: list[PromptRequest]) -> list[str]:
+        """Submit requests; returns their ids."""
+        with PromptClient(self.settings) as client:
+            futures = [(request, client.submit_nowait(request)) for request in requests]
+            for request, future in futures:
+                source = future.result(60)
+                self.accepted[source.partition, source.offset] = request.request_id
+        return [request.request_id for request in requests]
+
+    def report(self) -> Report:
+        topics = self.settings.topics
+        return check(client_config(self.settings.kafka), topics.results, topics.dead_letters, self.store)
+
+    def answered(self) -> int:
+        """Records with a terminal event by now."""
+        report = self.report()
+        return len(report.results.keys() | report.dead.keys())
+
+    def wait_answered(self, timeout_s: float, share: float = 1.0) -> Report:
+        """Wait until that share of what was sent is answered, and report."""
+        wanted = int(len(self.accepted) * share)
+        until(lambda: self.answered() >= wanted, timeout_s, f"{wanted} records are answered")
+        return self.report()
+
+    def assert_exactly_once(self, report: Report) -> None:
+        accepted = set(self.accepted)
+        assert not report.missing(accepted)
+        assert not report.foreign(accepted)
+        assert report.duplicates == []
+        assert report.mismatched == []
+        failed = {place for place, (result, *_) in report.results.items() if result["status"] == "FAILED"}
+        assert failed == report.dead.keys()
+
+
+def open_arena(
+    kafka: KafkaSettings,
+    store: StoreSettings,
+    topics: TopicSettings,
+    folder: Path,
+    overrides: Mapping[str, Any],
+) -> Arena:
+    """An arena on these services, with a bucket and a group of its own.
+
+    Args:
+        overrides: settings of its workers by group, over the arena's.
+    """
+    values: dict[str, Any] = {
+        # Shorter sessions than the default, so that a death is noticed sooner.
+        "kafka": kafka.model_dump()
+        | {"extra": {"session.timeout.ms": "4000", "heartbeat.interval.ms": "1000"}},
+        "topics": topics.model_dump(),
+        "store": store.model_dump(),
+        "engine": {"kind": "simulated", "simulated_ms": 320},
+        "worker": {"group_id": topics.requests},
+        "telemetry": {"port": 0, "log_level": "DEBUG"},
+    }
+    for group, chosen in overrides.items():
+        values[group] = values.get(group, {}) | chosen
+    settings = Settings.model_validate(values)
+    secret = settings.store.secret_key
+    client = Minio(
+        settings.store.endpoint,
+        settings.store.access_key,
+        secret.get_secret_value() if secret else None,
+        secure=settings.store.secure,
+    )
+    return Arena(settings, Fleet(environment_of(settings), folder), client, {})
+
+
+def client_config(kafka: KafkaSettings) -> dict[str, str]:
+    """The same address and credentials for a client that is not the product's."""
+    config = {"bootstrap.servers": kafka.bootstrap_servers, "security.protocol": kafka.security_protocol}
+    if kafka.sasl_mechanism and kafka.sasl_username and kafka.sasl_password:
+        config["sasl.mechanism"] = kafka.sasl_mechanism
+        config["sasl.username"] = kafka.sasl_username
+        config["sasl.password"] = kafka.sasl_password.get_secret_value()
+    if kafka.ssl_ca_location:
+        config["ssl.ca.location"] = str(kafka.ssl_ca_location)
+    return config

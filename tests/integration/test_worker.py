@@ -1,0 +1,296 @@
+"""One worker on real services: whatever is sent, each record gets its one terminal event."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+from PIL import Image
+
+from tests.fleet.arena import Arena, client_config
+from tests.fleet.workers import WorkerProcess, until
+from tests.services import KafkaAddress, MinioAddress, SecureKafka
+from zimage_stream import PromptClient, PromptRequest
+from zimage_stream.events.codec import Codec
+from zimage_stream.imaging import read_text
+
+SIDE = 64
+
+
+def picture(prompt: str = "a picture", **fields: Any) -> PromptRequest:
+    return PromptRequest(prompt=prompt, width=SIDE, height=SIDE, **fields)
+
+
+def publish(arena: Arena, value: bytes | None, headers: list[tuple[str, bytes]] | None = None) -> None:
+    """Put a record on the requests topic as somebody would who does not use the client."""
+    producer = Producer(client_config(arena.settings.kafka) | {"message.max.bytes": 4 << 20})
+
+    def delivered(error: object, message: Any) -> None:
+        assert error is None
+        arena.accepted[message.partition(), message.offset()] = f"record {len(arena.accepted)}"
+
+    producer.produce(
+        arena.settings.topics.requests, value, key=b"\xff\x00", headers=headers or [], on_delivery=delivered
+    )
+    assert producer.flush(30) == 0
+
+
+def publish_request(arena: Arena, request: PromptRequest) -> None:
+    """Put a request there without the client's own checks."""
+    publish(arena, Codec().encode_request(request, arena.settings.topics.requests))
+
+
+@pytest.fixture
+def worker(arena: Arena) -> WorkerProcess:
+    return arena.fleet.start("worker", ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
+
+
+class TestASuccessfulRequest:
+    def test_is_answered_with_the_picture_it_asked_for(self, arena: Arena, worker: WorkerProcess) -> None:
+        request = picture("一只红色的狐狸", tenant="studio", seed=7, batch_id="b1", attributes={"sku": "A-1"})
+        with PromptClient(arena.settings) as client:
+            client.submit(request, headers={"traceparent": "00-" + "a" * 32 + "-" + "b" * 16 + "-01"})
+            result = client.wait(request.request_id, timeout=30)
+        assert (result.tenant, result.batch_id, result.attributes) == ("studio", "b1", {"sku": "A-1"})
+        assert result.attempts == 1
+        assert result.worker == "worker"
+        image = result.image
+        assert image is not None
+        assert image.key == f"studio/{request.request_id}.png"
+        assert (image.width, image.height, image.seed, image.steps) == (SIDE, SIDE, 7, 8)
+        timing = result.timing
+        stages = (timing.queued_ms, timing.generate_ms, timing.encode_ms, timing.upload_ms, timing.total_ms)
+        assert all(stage is not None and stage >= 0 for stage in stages)
+        data = arena.store.get_object(image.bucket, image.key).read()
+        assert Image.open(BytesIO(data)).size == (SIDE, SIDE)
+        assert read_text(data)["prompt"] == "一只红色的狐狸"
+
+    def test_carries_its_trace_to_the_result(self, arena: Arena, worker: WorkerProcess) -> None:
+        trace = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
+        with PromptClient(arena.settings) as client:
+            client.wait(client.submit(picture(), headers={"traceparent": trace}), timeout=30)
+        topic = arena.settings.topics.results
+        headers = [dict(message.headers() or []) for message in read(arena, topic)]
+        assert [sent["traceparent"] for sent in headers] == [trace.encode()]
+        assert headers[0]["ce_type"] == b"zimage.ImageResult.v1"
+
+    def test_in_other_formats(self, arena: Arena, worker: WorkerProcess) -> None:
+        with PromptClient(arena.settings) as client:
+            for name, content_type in (("webp", "image/webp"), ("jpeg", "image/jpeg")):
+                result = client.wait(client.submit(picture(format=name)), timeout=30)
+                assert result.image is not None
+                assert result.image.content_type == content_type
+
+
+class TestASecondRequestOfTheSameId:
+    def test_with_the_same_parameters_costs_no_generation(
+        self, arena: Arena, worker: WorkerProcess
+    ) -> None:
+        request = picture()
+        with PromptClient(arena.settings) as client:
+            first = client.wait(client.submit(request), timeout=30)
+            second = client.wait(client.submit(request), timeout=30)
+        assert second.source != first.source
+        assert second.image == first.image
+        assert arena.fleet.generated()[request.request_id] == 1
+
+    def test_with_other_parameters_is_a_conflict(self, arena: Arena, worker: WorkerProcess) -> None:
+        request = picture()
+        arena.send([request])
+        arena.wait_answered(30)
+        arena.send([replace(request, prompt="something else")])
+        report = arena.wait_answered(30)
+        arena.assert_exactly_once(report)
+        codes = sorted(str(r["error"] and r["error"]["code"]) for (r,) in report.results.values())
+        assert codes == ["ID_CONFLICT", "None"]
+
+
+INVALID: list[tuple[dict[str, Any], str]] = [
+    ({"width": 100}, "width: got 100, takes a multiple of 16 from 64 to 2048"),
+    ({"width": 0}, "width: got 0"),
+    ({"steps": 0}, "steps: got 0, takes a whole number from 1 to 50"),
+    ({"prompt": " "}, "prompt: got ' '"),
+    ({"prompt": "a\0b"}, "U+0000"),
+    ({"prompt": "long " * 1_000}, "1 to 2,000 characters"),
+    ({"request_id": "../../etc/passwd"}, "request_id: got '../../etc/passwd'"),
+    ({"tenant": "t" * 10_000}, "tenant: got"),
+    ({"format": "bmp"}, "format: got 'bmp', takes one of png, webp, jpeg"),
+    ({"guidance_scale": 5.0}, "guidance_scale: got 5.0, takes 0"),
+    ({"seed": -1}, "seed: got -1"),
+    ({"attributes": {"a": "b" * 9_000}}, "attributes: got '9,001 bytes'"),
+]
+UNREADABLE: list[tuple[bytes | None, str]] = [
+    (None, "UNDECODABLE"),
+    (b"", "UNDECODABLE"),
+    (b"{}", "UNDECODABLE"),
+    (b"\xc3\x01", "UNDECODABLE"),
+    (b"\xc3\x01" + bytes(8) + b"x", "UNKNOWN_SCHEMA"),
+    (b"\x00\x00\x00\x00\x07x", "UNKNOWN_SCHEMA"),
+]
+
+
+class TestARequestThatCannotBeServed:
+    def test_is_told_why_and_the_innocent_are_served(self, arena: Arena, worker: WorkerProcess) -> None:
+        rules = {}
+        for change, words in INVALID:
+            publish_request(arena, replace(picture(), **change))
+            rules[next(reversed(arena.accepted))] = words
+        arena.send([picture("an innocent one")])
+        report = arena.wait_answered(30)
+        arena.assert_exactly_once(report)
+        assert report.statuses() == {"FAILED": len(INVALID), "SUCCEEDED": 1}
+        for place, words in rules.items():
+            error = report.results[place][0]["error"]
+            assert error["code"] == "INVALID_REQUEST"
+            assert words in error["message"]
+            assert not error["retriable"]
+
+    def test_and_that_nobody_can_read_is_kept_byte_for_byte(
+        self, arena: Arena, worker: WorkerProcess
+    ) -> None:
+        sent = {}
+        for value, code in UNREADABLE:
+            publish(arena, value, [("mine", b"\xff"), ("mine", b"twice")])
+            sent[next(reversed(arena.accepted))] = (value, code)
+        arena.send([picture("an innocent one")])
+        report = arena.wait_answered(30)
+        assert report.statuses() == {"SUCCEEDED": 1}
+        letters = list(read(arena, arena.settings.topics.dead_letters))
+        assert len(letters) == len(UNREADABLE)
+        for letter in letters:
+            headers: Any = letter.headers()
+            said = dict(headers)
+            place = int(said["__connect.errors.partition"]), int(said["__connect.errors.offset"])
+            assert (letter.value(), said["zimage.code"].decode()) == sent[place]
+            assert letter.key() == b"\xff\x00"
+            assert headers[:2] == [("mine", b"\xff"), ("mine", b"twice")]
+
+    def test_because_it_expired_has_no_dead_letter(self, arena: Arena, worker: WorkerProcess) -> None:
+        gone = picture(expires_at=datetime.now(UTC) - timedelta(seconds=1))
+        arena.send([gone, picture()])
+        report = arena.wait_answered(30)
+        arena.assert_exactly_once(report)
+        assert report.by_request()[gone.request_id]["status"] == "EXPIRED"
+        assert arena.fleet.generated()[gone.request_id] == 0
+
+
+class TestAnEngineThatFails:
+    def start(self, arena: Arena, **faults: str) -> WorkerProcess:
+        return arena.fleet.start(
+            "worker", ZIMAGE_ENGINE__SIMULATED_MS="0", ZIMAGE_ENGINE__SIMULATED_FAULTS=json.dumps(faults)
+        ).wait_ready()
+
+    def test_for_one_prompt_ends_that_request_after_its_attempts(self, arena: Arena) -> None:
+        self.start(arena, broken="raise")
+        bad = picture("broken")
+        arena.send([picture("before"), bad, *(picture(f"after {i}") for i in range(10))])
+        report = arena.wait_answered(40)
+        arena.assert_exactly_once(report)
+        failed = report.by_request()[bad.request_id]
+        assert (failed["error"]["code"], failed["attempts"]) == ("GENERATION_FAILED", 3)
+        assert report.statuses() == {"SUCCEEDED": 11, "FAILED": 1}
+
+    def test_for_want_of_memory_makes_smaller_batches(self, arena: Arena) -> None:
+        self.start(arena, large="oom:2")
+        arena.send([picture(f"large {i}") for i in range(16)])
+        report = arena.wait_answered(40)
+        arena.assert_exactly_once(report)
+        assert report.statuses() == {"SUCCEEDED": 16}
+        assert {result["attempts"] for result in report.by_request().values()} == {1}
+
+    def test_for_want_of_memory_even_alone_condemns_that_one_only(self, arena: Arena) -> None:
+        self.start(arena, huge="oom:0")
+        huge = picture("huge")
+        arena.send([huge, *(picture(f"small {i}") for i in range(8))])
+        report = arena.wait_answered(40)
+        arena.assert_exactly_once(report)
+        assert report.by_request()[huge.request_id]["error"]["code"] == "OUT_OF_MEMORY"
+        assert report.statuses() == {"SUCCEEDED": 8, "FAILED": 1}
+
+    def test_with_a_lost_context_ends_the_process_and_condemns_nobody_at_once(self, arena: Arena) -> None:
+        worker = self.start(arena, cursed="lost")
+        arena.send([picture("cursed")])
+        assert worker.wait(30) == 71
+        assert arena.report().results == {}
+
+
+def test_a_sick_engine_gives_its_requests_back(arena: Arena) -> None:
+    # The known-good picture fails too, so that the fault is the device's.
+    faults = json.dumps({"": "raise"})
+    sick = arena.fleet.start("sick", ZIMAGE_ENGINE__SIMULATED_FAULTS=faults).wait_ready()
+    arena.send([picture(f"{i}") for i in range(20)])
+    assert sick.wait(30) == 70
+    assert arena.report().results == {}
+    arena.fleet.start("healthy", ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
+    report = arena.wait_answered(30)
+    arena.assert_exactly_once(report)
+    assert report.statuses() == {"SUCCEEDED": 20}
+    assert {result["attempts"] for result in report.by_request().values()} == {1}
+
+
+def test_too_many_dead_letters_that_may_be_our_fault_stop_the_worker(arena: Arena) -> None:
+    worker = arena.fleet.start("worker", ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
+    for _ in range(150):
+        publish(arena, b"\x00\x00\x00\x00\x07 of a registry that this worker does not know")
+    reasons = until(lambda: worker.ready()[1], 30, "not ready")
+    assert "UNKNOWN_SCHEMA" in reasons[0]
+    assert len(arena.report().dead) < 100
+
+
+def test_at_least_once_answers_everything_too(
+    make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress
+) -> None:
+    arena = make_arena(kafka, minio, worker={"guarantee": "at_least_once"})
+    arena.fleet.start("worker", ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
+    arena.send([picture(f"{i}") for i in range(100)])
+    publish(arena, b"poison")
+    report = arena.wait_answered(30)
+    assert report.statuses() == {"SUCCEEDED": 100}
+    assert report.duplicates == []
+    assert len(report.dead) == 1
+
+
+def test_client_and_worker_over_sasl_ssl(
+    make_arena: Callable[..., Arena], secure_kafka: SecureKafka, minio: MinioAddress
+) -> None:
+    arena = make_arena(secure_kafka, minio)
+    assert arena.settings.kafka.security_protocol == "SASL_SSL"
+    arena.fleet.start("worker", ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
+    arena.send([picture(f"{i}") for i in range(20)])
+    report = arena.wait_answered(60)
+    arena.assert_exactly_once(report)
+    assert report.statuses() == {"SUCCEEDED": 20}
+
+
+def test_a_missing_bucket_is_said_at_start(arena: Arena, tmp_path: Path) -> None:
+    worker = arena.fleet.start("worker", ZIMAGE_STORE__BUCKET="nowhere")
+    assert worker.wait(30) == 1
+    assert "there is no bucket 'nowhere'" in worker.log.read_text()
+
+
+def read(arena: Arena, topic: str) -> Iterator[Any]:
+    """Every record of a topic that is there now."""
+    consumer = Consumer(
+        client_config(arena.settings.kafka)
+        | {"group.id": "test", "enable.partition.eof": "true", "isolation.level": "read_committed"}
+    )
+    try:
+        partitions = consumer.list_topics(topic, timeout=30).topics[topic].partitions
+        consumer.assign([TopicPartition(topic, number, 0) for number in partitions])
+        ended = 0
+        while ended < len(partitions):
+            message = consumer.poll(10)
+            assert message is not None, "the broker does not answer"
+            if message.error() is not None:
+                ended += 1
+            else:
+                yield message
+    finally:
+        consumer.close()

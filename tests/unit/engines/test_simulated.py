@@ -1,0 +1,155 @@
+"""The simulated engine: its times, its pictures, and every fault it plays."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zimage_stream.engines import ImageSpec
+from zimage_stream.engines.faults import Fault
+from zimage_stream.engines.simulated import SimulatedEngine, service_seconds
+from zimage_stream.errors import ContextLostError, EngineError, OutOfMemoryError, RequestError
+
+
+def spec(
+    prompt: str = "a heron", width: int = 64, height: int = 64, steps: int = 8, seed: int = 1
+) -> ImageSpec:
+    return ImageSpec(prompt, width, height, steps, 0.0, seed)
+
+
+def engine(faults: dict[str, str] | None = None, salt: str = "") -> tuple[SimulatedEngine, list[float]]:
+    """An engine that only notes how long it would sleep."""
+    slept: list[float] = []
+    parsed = {piece: Fault.parse(text) for piece, text in (faults or {}).items()}
+    return SimulatedEngine(0.32, parsed, salt, sleep=slept.append), slept
+
+
+@pytest.mark.parametrize(
+    ("count", "side", "steps", "seconds"),
+    [
+        (1, 1024, 8, 0.32),
+        (4, 1024, 8, 4 * 0.32),
+        (1, 512, 8, 0.08),
+        (2, 512, 8, 2 * 0.08 / 1.82),
+        (4, 512, 8, 4 * 0.08 / 2.77),
+        (8, 512, 8, 8 * 0.08 / 3.14),
+        (1, 1024, 4, 0.16),
+        (1, 2048, 8, 1.28),
+        (16, 512, 8, 16 * 0.08 / 3.14),
+    ],
+)
+def test_time_scales_as_stated(count: int, side: int, steps: int, seconds: float) -> None:
+    simulated, slept = engine()
+    images = simulated.generate([spec(width=side, height=side, steps=steps, seed=i) for i in range(count)])
+    assert slept == pytest.approx([seconds])
+    assert [image.size for image in images] == [(side, side)] * count
+
+
+@given(st.integers(1, 20), st.sampled_from([64, 256, 512, 768, 1024]), st.integers(1, 50))
+def test_a_larger_batch_takes_longer_in_all_and_no_longer_for_each(count: int, side: int, steps: int) -> None:
+    specs = [spec(width=side, height=side, steps=steps)] * (count + 1)
+    small, large = service_seconds(specs[:count], 0.32), service_seconds(specs, 0.32)
+    assert small < large
+    assert large / (count + 1) <= small / count * (1 + 1e-9)
+
+
+def test_equal_specs_give_equal_pictures_and_others_do_not() -> None:
+    simulated, _ = engine()
+    others = [
+        spec(),
+        spec(prompt="a heron!"),
+        spec(seed=2),
+        spec(steps=9),
+        ImageSpec("a heron", 64, 64, 8, 1.0, 1),
+        spec(prompt="一只苍鹭"),
+        spec(prompt="两只苍鹭"),
+    ]
+    pictures = [simulated.generate([one])[0].tobytes() for one in others]
+    assert len(set(pictures)) == len(others)
+    assert [image.tobytes() for image in engine()[0].generate(others)] == pictures
+
+
+def test_a_salt_changes_the_pixels() -> None:
+    plain, salted = (engine(salt=salt)[0].generate([spec()])[0] for salt in ("", "other card"))
+    assert plain.tobytes() != salted.tobytes()
+    assert plain.mode == salted.mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("directive", "error"),
+    [
+        ("raise", EngineError),
+        ("refuse", RequestError),
+        ("oom:0", OutOfMemoryError),
+        ("lost", ContextLostError),
+    ],
+)
+def test_a_fault_is_raised_for_the_prompts_it_is_for(directive: str, error: type[Exception]) -> None:
+    simulated, _ = engine({"poison": directive})
+    with pytest.raises(error) as caught:
+        simulated.generate([spec("some poison here")])
+    assert type(caught.value) is error
+    assert len(simulated.generate([spec("some medicine")])) == 1
+
+
+def test_a_prompt_alone_does_nothing() -> None:
+    simulated, slept = engine()
+    assert len(simulated.generate([spec("kill raise hang oom:0 refuse lost slow:3")])) == 1
+    assert slept == pytest.approx([0.32 / 256])
+
+
+def test_out_of_memory_only_above_its_batch() -> None:
+    simulated, _ = engine({"large": "oom:2"})
+    assert len(simulated.generate([spec("large"), spec()])) == 2
+    with pytest.raises(OutOfMemoryError):
+        simulated.generate([spec("large"), spec(), spec()])
+
+
+def test_a_refusal_names_the_request_only_when_it_is_alone() -> None:
+    simulated, _ = engine({"poison": "refuse"})
+    with pytest.raises(EngineError):
+        simulated.generate([spec(), spec("poison")])
+    with pytest.raises(RequestError) as caught:
+        simulated.generate([spec("poison")])
+    assert caught.value.field == "prompt"
+
+
+def test_slow_takes_its_seconds_more() -> None:
+    simulated, slept = engine({"heavy": "slow:2.5"})
+    simulated.generate([spec("heavy")])
+    assert slept == pytest.approx([2.5, 0.32 / 256])
+
+
+def test_hang_sleeps_beyond_any_patience() -> None:
+    simulated, slept = engine({"stuck": "hang"})
+    simulated.generate([spec("stuck")])
+    assert slept[0] >= 3600
+
+
+def test_kill_ends_the_process_at_once() -> None:
+    program = (
+        "from zimage_stream.engines import ImageSpec\n"
+        "from zimage_stream.engines.faults import Fault\n"
+        "from zimage_stream.engines.simulated import SimulatedEngine\n"
+        "engine = SimulatedEngine(0, {'poison': Fault.parse('kill')})\n"
+        "engine.generate([ImageSpec('fine', 64, 64, 8, 0.0, 1)])\n"
+        "print('alive', flush=True)\n"
+        "engine.generate([ImageSpec('poison', 64, 64, 8, 0.0, 1)])\n"
+        "print('still alive', flush=True)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, "alive\n")
+
+
+@given(st.text(min_size=1, max_size=400), st.integers(0, 2**63 - 1))
+def test_any_prompt_can_be_drawn(prompt: str, seed: int) -> None:
+    simulated, _ = engine()
+    assert simulated.generate([spec(prompt, seed=seed)])[0].size == (64, 64)
+    assert simulated.count_tokens(prompt) == (len(prompt) + 3) // 4

@@ -1,0 +1,256 @@
+"""The real engine, on the packaged checkpoint and the CPU."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageChops
+
+import zimage_stream.engines
+from zimage_stream.engines import ImageSpec
+from zimage_stream.engines.memory import UNUSED_CACHE_BYTES
+from zimage_stream.engines.zimage import ZImageEngine
+from zimage_stream.errors import EngineError, OutOfMemoryError, SettingsError
+from zimage_stream.settings import EngineSettings
+
+CHECKPOINT = Path(zimage_stream.engines.__file__).parent / "tiny"
+PROMPTS = (
+    "a red circle on a white background",
+    "一张图片：黑色背景上的一个黄色五角星",
+    "draw a blue heart on a green background, and make it the most beautiful heart " * 3,
+    "圆",
+)
+BEYOND_ANY_MEMORY = 16 * 2**21
+"""Pixels a side: its noise alone is 2**50 bytes, which no allocator gives."""
+
+
+def specs(prompts: Sequence[str], steps: int = 4) -> list[ImageSpec]:
+    return [ImageSpec(prompt, 64, 64, steps, 0.0, seed) for seed, prompt in enumerate(prompts)]
+
+
+class Memory:
+    """A device's memory with figures as they are set; counts releases."""
+
+    def __init__(self) -> None:
+        self.unused = 0
+        self.releases = 0
+
+    def reserved(self) -> int:
+        return 1_000 + self.unused
+
+    def allocated(self) -> int:
+        return 1_000
+
+    def release(self) -> None:
+        self.releases += 1
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def settings(**values: object) -> EngineSettings:
+    return EngineSettings.model_validate({"model": "tiny", "device": "cpu"} | values)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[ZImageEngine]:
+    engine = ZImageEngine(settings())
+    engine.load()
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def watched() -> Iterator[tuple[ZImageEngine, Memory, Clock]]:
+    """An engine whose memory and clock the test holds, idle after 60 s."""
+    memory, clock = Memory(), Clock()
+    engine = ZImageEngine(settings(idle_release_s=60), memory, clock)
+    engine.load()
+    yield engine, memory, clock
+    engine.close()
+
+
+def furthest(one: Image.Image, other: Image.Image) -> int:
+    return max(high for _, high in ImageChops.difference(one, other).getextrema())  # type: ignore[misc]
+
+
+def test_a_mixed_batch_gives_the_pictures_that_each_spec_gives_alone(engine: ZImageEngine) -> None:
+    batch = specs(PROMPTS)
+    together = engine.generate(batch)
+    assert len(together) == len(batch)
+    for spec, image in zip(batch, together, strict=True):
+        assert (image.mode, image.size) == ("RGB", (64, 64))
+        assert furthest(image, engine.generate([spec])[0]) <= 2
+
+
+def test_the_same_specs_give_the_same_bytes_again(engine: ZImageEngine) -> None:
+    first, second = (b"".join(i.tobytes() for i in engine.generate(specs(PROMPTS[:2]))) for _ in range(2))
+    assert first == second
+
+
+def test_seed_prompt_and_steps_each_matter(engine: ZImageEngine) -> None:
+    base = ImageSpec(PROMPTS[0], 64, 64, 4, 0.0, 7)
+    others = [
+        ImageSpec(PROMPTS[0], 64, 64, 4, 0.0, 2**63 - 1),
+        ImageSpec(PROMPTS[1], 64, 64, 4, 0.0, 7),
+        ImageSpec(PROMPTS[0], 64, 64, 3, 0.0, 7),
+    ]
+    pictures = {engine.generate([spec])[0].tobytes() for spec in [base, *others]}
+    assert len(pictures) == 4
+
+
+def test_sizes_and_proportions_are_as_asked(engine: ZImageEngine) -> None:
+    assert engine.generate([ImageSpec(PROMPTS[0], 96, 64, 1, 0.0, 1)])[0].size == (96, 64)
+
+
+def test_the_engine_goes_on_after_the_pipeline_failed(engine: ZImageEngine) -> None:
+    with pytest.raises(EngineError, match="ZeroDivisionError") as caught:
+        engine.generate([ImageSpec(PROMPTS[0], 64, 64, 0, 0.0, 1)])
+    assert type(caught.value) is EngineError
+    assert len(engine.generate(specs(PROMPTS[:1]))) == 1
+
+
+def test_a_picture_that_does_not_fit_is_out_of_memory_and_frees_the_cache(
+    watched: tuple[ZImageEngine, Memory, Clock],
+) -> None:
+    engine, memory, _ = watched
+    with pytest.raises(OutOfMemoryError, match="allocate") as caught:
+        engine.generate([ImageSpec(PROMPTS[0], BEYOND_ANY_MEMORY, BEYOND_ANY_MEMORY, 1, 0.0, 1)])
+    assert memory.releases == 1
+    # What did not fit must not be kept alive by the error that says so.
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+    assert len(engine.generate(specs(PROMPTS[:1]))) == 1
+
+
+def test_the_cache_is_released_when_too_much_of_it_is_unused(
+    watched: tuple[ZImageEngine, Memory, Clock],
+) -> None:
+    engine, memory, _ = watched
+    memory.unused = UNUSED_CACHE_BYTES
+    engine.generate(specs(PROMPTS[:1], steps=1))
+    assert memory.releases == 0
+    memory.unused += 1
+    engine.generate(specs(PROMPTS[:1], steps=1))
+    assert memory.releases == 1
+
+
+def test_idle_weights_leave_the_device_once_and_come_back_by_themselves(
+    watched: tuple[ZImageEngine, Memory, Clock],
+) -> None:
+    engine, memory, clock = watched
+    before = engine.generate(specs(PROMPTS[:1]))[0]
+    clock.now = 59.0
+    engine.idle()
+    assert memory.releases == 0
+    clock.now = 60.0
+    engine.idle()
+    engine.idle()
+    assert memory.releases == 1
+    assert engine.generate(specs(PROMPTS[:1]))[0].tobytes() == before.tobytes()
+    clock.now = 119.0
+    engine.idle()
+    assert memory.releases == 1
+    clock.now = 120.0
+    engine.idle()
+    assert memory.releases == 2
+
+
+def test_tokens_are_those_of_the_chat_template(engine: ZImageEngine) -> None:
+    empty = engine.count_tokens("")
+    assert empty is not None
+    assert empty > 0  # the template's own
+    for prompt in PROMPTS:
+        counted = engine.count_tokens(prompt)
+        assert counted is not None
+        assert counted > empty
+    # Bytes that no caption has are tokens of their own: four for this one, three for that.
+    assert engine.count_tokens("🎨" * 100) == empty + 400
+    assert engine.count_tokens("龘" * 100) == empty + 300
+
+
+def test_tokens_can_be_counted_beside_generation(engine: ZImageEngine) -> None:
+    expected = [engine.count_tokens(prompt) for prompt in PROMPTS]
+    with ThreadPoolExecutor(2) as pool:
+        counting = [
+            pool.submit(lambda: [engine.count_tokens(prompt) for prompt in PROMPTS]) for _ in range(50)
+        ]
+        images = engine.generate(specs(PROMPTS[:2]))
+        assert all(counted.result() == expected for counted in counting)
+    assert len(images) == 2
+
+
+def test_before_load_there_is_no_tokenizer() -> None:
+    assert ZImageEngine(settings()).count_tokens("a heron") is None
+
+
+def test_results_can_say_which_model_it_was(engine: ZImageEngine) -> None:
+    assert (engine.model, engine.model_revision) == ("tiny-zimage", "")
+    named = ZImageEngine(EngineSettings(model="Tongyi-MAI/Z-Image-Turbo", revision="abc", device="cpu"))
+    assert (named.model, named.model_revision) == ("Tongyi-MAI/Z-Image-Turbo", "abc")
+
+
+def test_a_folder_is_a_model(tmp_path: Path) -> None:
+    shutil.copytree(CHECKPOINT, tmp_path / "model", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    engine = ZImageEngine(settings(model=str(tmp_path / "model")))
+    engine.load()
+    assert engine.model == str(tmp_path / "model")
+    engine.close()
+
+
+def test_a_cut_file_is_a_wrong_model_and_no_crash(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(CHECKPOINT, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(SettingsError, match=r"ZIMAGE_ENGINE__MODEL: got .* cannot be loaded"):
+        ZImageEngine(settings(model=str(folder))).load()
+
+
+def test_an_empty_folder_is_a_wrong_model(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"ZIMAGE_ENGINE__MODEL: got .* cannot be loaded"):
+        ZImageEngine(settings(model=str(tmp_path))).load()
+
+
+@pytest.mark.parametrize("backend", ["flash", "no-such-thing"])
+def test_an_attention_that_is_not_installed_is_a_wrong_setting(backend: str) -> None:
+    with pytest.raises(SettingsError, match=f"ZIMAGE_ENGINE__ATTENTION: got '{backend}'"):
+        ZImageEngine(settings(attention=backend)).load()
+
+
+def test_torchs_own_attention_gives_the_same_picture(engine: ZImageEngine) -> None:
+    native = ZImageEngine(settings(attention="native"))
+    native.load()
+    pictures = [e.generate(specs(PROMPTS[:1]))[0] for e in (engine, native)]
+    native.close()
+    assert furthest(*pictures) <= 2
+
+
+def test_bfloat16_is_taken_where_it_is_asked_for(engine: ZImageEngine) -> None:
+    half = ZImageEngine(settings(dtype="bfloat16"))
+    half.load()
+    exact, rounded = (e.generate(specs(PROMPTS[:1], steps=8))[0] for e in (engine, half))
+    half.close()
+    assert exact.tobytes() != rounded.tobytes()
+
+
+def test_loading_says_one_line_and_the_libraries_say_nothing(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.INFO)
+    engine = ZImageEngine(settings())
+    engine.load()
+    engine.generate(specs(PROMPTS[:1]))
+    engine.close()
+    assert [record.name for record in caplog.records] == ["zimage_stream.engines.zimage"]
+    assert capfd.readouterr() == ("", "")

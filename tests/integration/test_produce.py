@@ -40,8 +40,9 @@ def store(settings: Settings) -> Iterator[ImageStore]:
 
 
 @pytest.fixture
-def start(settings: Settings, tmp_path: Path) -> Start:
+def start(settings: Settings, tmp_path: Path) -> Iterator[Start]:
     """Starts the command in a process and a folder of its own."""
+    started: list[subprocess.Popen[str]] = []
     env = {name: value for name, value in os.environ.items() if not name.startswith("ZIMAGE_")}
     env |= {
         "PYTHONUTF8": "1",
@@ -54,7 +55,7 @@ def start(settings: Settings, tmp_path: Path) -> Start:
     }
 
     def begin(*words: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "zimage_stream", *words],
             cwd=tmp_path,
             env=env,
@@ -64,8 +65,14 @@ def start(settings: Settings, tmp_path: Path) -> Start:
             text=True,
             encoding="utf-8",
         )
+        started.append(process)
+        return process
 
-    return begin
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 @pytest.fixture
@@ -187,7 +194,7 @@ def test_results_are_shown_chosen_and_saved(
 
 
 def test_following_ends_when_those_asked_for_have_come(start: Start, zimage: Run, settings: Settings) -> None:
-    process = start("results", "--follow", "--id", "late", "--timeout", "30")
+    process = start("results", "--follow", "--id", "late")
     with Answers(settings):
         zimage("produce", "fail", "--request-id", "late")
         out, _ = process.communicate(timeout=DEADLINE_S)

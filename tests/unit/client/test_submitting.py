@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 
@@ -12,48 +13,71 @@ PLACE = Source(topic="requests", partition=0, offset=0)
 
 
 class Brokers:
-    """Hold every answer back until as many are on their way as may be, then give them all."""
+    """Hold every answer back until as many are on their way as may be, or no more will come."""
 
     def __init__(self, error: Exception | None = None) -> None:
-        self.error = error
-        self.held: list[Future[Source]] = []
+        self._error = error
+        self._changed = threading.Condition()
+        self._held: list[Future[Source]] = []
+        self._all_sent = False
         self.most = 0
+        self._thread = threading.Thread(target=self._answer)
+
+    def __enter__(self) -> Brokers:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.no_more()
+        self._thread.join()
 
     def submit(self, request: PromptRequest) -> Future[Source]:
         if request.steps > 50:
             raise RequestError("steps", "at most 50", request.steps)
         future: Future[Source] = Future()
-        self.held.append(future)
-        self.most = max(self.most, len(self.held))
-        if len(self.held) == IN_FLIGHT:
-            self.answer()
+        with self._changed:
+            self._held.append(future)
+            self.most = max(self.most, len(self._held))
+            self._changed.notify()
         return future
 
-    def answer(self) -> None:
-        held, self.held = self.held, []
-        for future in held:
-            if self.error is None:
-                future.set_result(PLACE)
-            else:
-                future.set_exception(self.error)
+    def no_more(self) -> None:
+        with self._changed:
+            self._all_sent = True
+            self._changed.notify()
+
+    def _answer(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._all_sent or len(self._held) >= IN_FLIGHT)
+                # A sender that knows no bound sends on in the meantime.
+                self._changed.wait(0.02)
+                held, self._held = self._held, []
+                if not held and self._all_sent:
+                    return
+            for future in held:
+                if self._error is None:
+                    future.set_result(PLACE)
+                else:
+                    future.set_exception(self._error)
 
 
 def requests(count: int, brokers: Brokers) -> Iterator[PromptRequest]:
     for number in range(count):
         yield PromptRequest(prompt="a", steps=51 if number % 100 == 0 else 8)
-    brokers.answer()
+    brokers.no_more()
 
 
 def test_no_more_than_the_bound_are_on_their_way() -> None:
-    brokers = Brokers()
-    done = submit_each(brokers.submit, requests(10_000, brokers), lambda request, error: None)
+    with Brokers() as brokers:
+        done = submit_each(brokers.submit, requests(10_000, brokers), lambda request, error: None)
     assert done == Submitted(accepted=9_900, failed=100)
     assert brokers.most == IN_FLIGHT
 
 
 def test_failures_go_to_the_log_where_nobody_asks(caplog: pytest.LogCaptureFixture) -> None:
-    brokers = Brokers()
-    done = submit_each(brokers.submit, requests(1, brokers))
+    with Brokers() as brokers:
+        done = submit_each(brokers.submit, requests(1, brokers))
     assert done == Submitted(accepted=0, failed=1)
     assert "steps: got 51" in caplog.text
 
@@ -61,7 +85,7 @@ def test_failures_go_to_the_log_where_nobody_asks(caplog: pytest.LogCaptureFixtu
 def test_brokers_that_take_nothing_end_it() -> None:
     refused = SubmitError("any", "nobody answers")
     refused.__cause__ = BrokerUnavailableError("Kafka does not answer")
-    brokers, told = Brokers(refused), []
-    with pytest.raises(BrokerUnavailableError):
+    told: list[Exception] = []
+    with Brokers(refused) as brokers, pytest.raises(BrokerUnavailableError):
         submit_each(brokers.submit, requests(50_000, brokers), lambda _, error: told.append(error))
     assert told.count(refused) == IN_FLIGHT

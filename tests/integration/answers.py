@@ -115,7 +115,7 @@ class Answers:
             while not self._stop.is_set():
                 message = reader.poll(0.1)
                 results: list[ImageResult] = []
-                while message is not None and len(results) < 200:
+                while message is not None:
                     topic, partition, offset = message.topic(), message.partition(), message.offset()
                     assert topic is not None
                     assert partition is not None
@@ -125,7 +125,8 @@ class Answers:
                     source = Source(topic=topic, partition=partition, offset=offset)
                     if "silence" not in request.prompt:
                         results.append(self._answer(request, source))
-                    message = reader.poll(0)
+                    # A record that was polled and not answered would be lost.
+                    message = reader.poll(0) if len(results) < 200 else None
                 if results:
                     writer.write(results)
 

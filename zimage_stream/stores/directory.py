@@ -6,9 +6,11 @@ import errno
 import json
 import os
 import secrets
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from zimage_stream.errors import (
     StoreError,
@@ -17,27 +19,38 @@ from zimage_stream.errors import (
     StoreUnavailableError,
 )
 from zimage_stream.stores.base import Put, StoredObject
+from zimage_stream.stores.rules import checked_key, checked_metadata
+
+ROUNDS = 5
+"""Of a write that meets another one, before the folder is taken for confused."""
 
 _METADATA, _INCOMING = ".metadata", ".incoming"
-_OPERATORS = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the quota is used up",
+_OPERATOR = {
     errno.EACCES: "access is refused",
-    errno.EPERM: "access is refused",
-    errno.EROFS: "the file system is read-only",
+    errno.EDQUOT: "the quota is used up",
     errno.ENOENT: "the folder is not there",
-    errno.ENOTDIR: "a part of its path is no folder",
+    errno.ENOSPC: "the disk is full",
+    errno.ENOTDIR: "it is no folder",
+    errno.EOPNOTSUPP: "its file system has no hard links",
+    errno.EPERM: "access is refused, or its file system has no hard links",
+    errno.EROFS: "the file system is read-only",
+}
+_OBJECT = {
+    errno.EISDIR: "it is a folder of other objects",
+    errno.ENAMETOOLONG: "a part of it is too long for this file system",
+    errno.ENOTDIR: "a part of it is another object",
 }
 
 
 class DirectoryStore:
     """Objects are files under their keys; what is said of them lies under ``.metadata``.
 
-    An object is written whole beside its place and then linked into it, which fails where something
-    is already: the first writer wins. Its metadata is there before, under the key and the number of
-    the object's inode, which a link keeps: so an object is never visible without its metadata, of
-    two writers each description fits its own bytes whoever wins, and a crash in between leaves a
-    state from which the next writer goes on.
+    An object is written whole under ``.incoming`` and then linked into its place, which fails where
+    something is already: the first writer wins. Its note is there before it, named by key and inode;
+    a link keeps the inode, so of two writers each note describes its own bytes, whoever wins, and an
+    object is never visible without its metadata. Only then the note takes the key alone for its name,
+    so that a copy of the folder, whose inodes are others, is a store as well. A crash at any point
+    leaves a state from which the next writer goes on.
     """
 
     bucket = ""
@@ -46,68 +59,62 @@ class DirectoryStore:
         self._root = path.absolute()
 
     def check(self) -> None:
-        if not self._root.is_dir():
-            raise StoreMisconfiguredError(
-                f"the store's folder {self._root} is not there; make it, or set ZIMAGE_STORE__PATH"
-            )
+        self._be_there()
         self.probe()
 
     def create(self) -> None:
         try:
             self._root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            self._raise(error)
+            self._raise(error, "it")
 
     def put(self, key: str, data: bytes, content_type: str, metadata: Mapping[str, str]) -> Put:
-        place = self._place(key)
-        said = {name.lower(): value for name, value in metadata.items()}
+        place, said = self._place(key), checked_metadata(metadata)
+        self._be_there()
         try:
-            existing = self.stat(key)
-            if existing is not None:
-                return Put(existing, created=False)
-            source = self._write(data)
-            note = self._note(key, source)
-            try:
-                self._describe(note, content_type, said)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                os.link(source, place)
-                _sync(place.parent)
-            except FileExistsError:
-                note.unlink(missing_ok=True)
-                winner = self.stat(key)
-                if winner is None:
-                    raise StoreUnavailableError(f"{key} was taken away while it was written") from None
-                return Put(winner, created=False)
-            finally:
-                source.unlink()
+            for _ in range(ROUNDS):
+                existing = self.stat(key)
+                if existing is not None:
+                    return Put(existing, created=False)
+                if self._write(place, data, {"content_type": content_type, "metadata": said}):
+                    return Put(StoredObject(key, len(data), content_type, said), created=True)
         except OSError as error:
-            self._raise(error)
-        return Put(StoredObject(key, len(data), content_type, said), created=True)
+            self._raise(error, key)
+        raise StoreUnavailableError(f"{key} is written and taken away by others all the time")
 
     def stat(self, key: str) -> StoredObject | None:
         place = self._place(key)
+        self._be_there()
         try:
-            note = self._note(key, place)
-            said = json.loads(note.read_bytes())
-            return StoredObject(key, place.stat().st_size, said["content_type"], said["metadata"])
-        except FileNotFoundError:
+            found = place.stat()
+            if not stat.S_ISREG(found.st_mode):
+                return None
+            said = self._said(place, found.st_ino)
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            self._raise(error)
+            self._raise(error, key)
+        return StoredObject(key, found.st_size, said["content_type"], said["metadata"])
 
     def get(self, key: str) -> bytes:
+        place = self._place(key)
+        self._be_there()
         try:
-            return self._place(key).read_bytes()
-        except FileNotFoundError:
+            return place.read_bytes()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise StoreError(f"there is no object {key} in {self._root}") from None
         except OSError as error:
-            self._raise(error)
+            self._raise(error, key)
 
     def probe(self) -> None:
+        self._be_there()
         try:
-            self._write(b"probe").unlink()
+            with self._staged(b"probe") as file:
+                linked = file.with_name(f"{file.name}.linked")
+                os.link(file, linked)
+                linked.unlink()
         except OSError as error:
-            self._raise(error)
+            self._raise(error, "a probe")
 
     def uri(self, key: str) -> str:
         return self._place(key).as_uri()
@@ -117,46 +124,89 @@ class DirectoryStore:
 
     def _place(self, key: str) -> Path:
         """Where a key's object lies; nothing outside the folder and nothing of the store's own."""
-        parts = key.split("/")
-        if any(not part or part.startswith(".") or "\0" in part or "\\" in part for part in parts):
-            raise StoreRejectedError(
-                f"the key {key!r} is refused: its parts must not be empty or start with a dot"
-            )
-        place = self._root.joinpath(*parts)
-        if not place.parent.resolve().is_relative_to(self._root.resolve()):
+        place = self._root.joinpath(*checked_key(key))
+        if not Path(os.path.realpath(place)).is_relative_to(os.path.realpath(self._root)):
             raise StoreRejectedError(f"the key {key!r} is refused: a link leads it out of the store")
         return place
 
-    def _note(self, key: str, file: Path) -> Path:
-        return self._root / _METADATA / f"{key}.{file.stat().st_ino}.json"
-
-    def _describe(self, note: Path, content_type: str, metadata: Mapping[str, str]) -> None:
-        text = json.dumps({"content_type": content_type, "metadata": metadata})
-        written = self._write(text.encode())
-        note.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(written, note)
-        _sync(note.parent)
-
-    def _write(self, data: bytes) -> Path:
-        """A new file with these bytes, safely on the disk."""
+    def _be_there(self) -> None:
         if not self._root.is_dir():
-            raise FileNotFoundError(errno.ENOENT, "the store's folder is gone", str(self._root))
+            raise StoreMisconfiguredError(
+                f"the store's folder {self._root} is not there; make it, or set ZIMAGE_STORE__PATH"
+            )
+
+    def _write(self, place: Path, data: bytes, said: dict[str, object]) -> bool:
+        """Put an object into its place; false where something is there."""
+        with self._staged(data) as file, self._staged(json.dumps(said).encode()) as text:
+            pending = self._note(place, f"{file.stat().st_ino}.pending")
+            note = self._note(place, "json")
+            self._make_folder(note.parent)
+            self._make_folder(place.parent)
+            os.replace(text, pending)
+            _sync(pending.parent)
+            try:
+                os.link(file, place)
+            except FileExistsError as error:
+                pending.unlink()
+                if place.is_dir():
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(place)) from error
+                return False
+            except OSError:
+                pending.unlink()
+                raise
+            _sync(place.parent)
+            os.replace(pending, note)
+            _sync(note.parent)
+        return True
+
+    def _said(self, place: Path, inode: int) -> Any:
+        # In this order: the note of an object that somebody has removed may still have the key's name.
+        for name in (f"{inode}.pending", "json"):
+            try:
+                return json.loads(self._note(place, name).read_bytes())
+            except FileNotFoundError:
+                continue
+        # Not written by a store, and not to be overwritten by one.
+        return {"content_type": "application/octet-stream", "metadata": {}}
+
+    def _note(self, place: Path, suffix: str) -> Path:
+        # The dot keeps notes apart from the folders of keys, whose parts cannot begin with one.
+        beside = self._root / _METADATA / place.relative_to(self._root)
+        return beside.with_name(f".{place.name}.{suffix}")
+
+    @contextmanager
+    def _staged(self, data: bytes) -> Iterator[Path]:
+        """A file with these bytes, safely on the disk; gone afterwards under this name."""
         folder = self._root / _INCOMING
         folder.mkdir(exist_ok=True)
         file = folder / secrets.token_hex(8)
-        with file.open("xb") as sink:
-            sink.write(data)
-            sink.flush()
-            os.fsync(sink.fileno())
-        return file
+        try:
+            with file.open("xb") as sink:
+                sink.write(data)
+                sink.flush()
+                os.fsync(sink.fileno())
+            yield file
+        finally:
+            file.unlink(missing_ok=True)
 
-    def _raise(self, error: OSError) -> NoReturn:
-        reason = _OPERATORS.get(error.errno or 0)
-        if reason is not None:
-            raise StoreMisconfiguredError(f"the store's folder {self._root}: {reason} ({error})") from error
-        if error.errno == errno.ENAMETOOLONG:
-            raise StoreRejectedError(
-                f"the object's name is too long for this file system: {error}"
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder below the root, so that its name outlives a power cut."""
+        if folder.is_dir():
+            return
+        self._make_folder(folder.parent)
+        try:
+            folder.mkdir(exist_ok=True)
+        except FileExistsError as error:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from error
+        _sync(folder.parent)
+
+    def _raise(self, error: OSError, what: str) -> NoReturn:
+        code = error.errno or 0
+        if code in _OBJECT and self._root.is_dir():
+            raise StoreRejectedError(f"{what} is refused: {_OBJECT[code]} ({error})") from error
+        if code in _OPERATOR:
+            raise StoreMisconfiguredError(
+                f"the store's folder {self._root}: {_OPERATOR[code]} ({error})"
             ) from error
         raise StoreUnavailableError(f"the store's folder {self._root}: {error}") from error
 

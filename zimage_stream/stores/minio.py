@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import logging
+import secrets
 from collections.abc import Callable, Mapping
-from enum import Enum, auto
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
+from xml.etree.ElementTree import ParseError
 
 import urllib3
 from minio import Minio
+from minio.credentials.credentials import Credentials
 from minio.credentials.providers import (
     ChainedProvider,
     EnvAWSProvider,
@@ -18,6 +21,7 @@ from minio.credentials.providers import (
     StaticProvider,
 )
 from minio.error import InvalidResponseError, S3Error, ServerError
+from minio.helpers import check_bucket_name
 
 from zimage_stream.errors import (
     SettingsError,
@@ -25,181 +29,100 @@ from zimage_stream.errors import (
     StoreMisconfiguredError,
     StoreRejectedError,
     StoreUnavailableError,
+    ZImageError,
+    shorten,
 )
 from zimage_stream.settings import StoreSettings
+from zimage_stream.stores.answers import Answer, classify
 from zimage_stream.stores.base import Put, StoredObject
+from zimage_stream.stores.connections import Connections, WriteOnceConnections
+from zimage_stream.stores.rules import checked_key, checked_metadata
+
+log = logging.getLogger(__name__)
 
 LARGEST_OBJECT = 1 << 30
 """Above any picture. minio-py splits an upload at its part size, and the parts of a multipart upload
 carry no condition: the second writer would overwrite the first."""
-CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 3.0, 30.0
 ROUNDS = 5
 """Of a write that meets another one, before the store is taken for confused."""
 
 _PREFIX = "x-amz-meta-"
-_OPERATORS_CODES = frozenset(
-    (
-        "NoSuchBucket",
-        "AccessDenied",
-        "AccountProblem",
-        "AllAccessDisabled",
-        "InvalidAccessKeyId",
-        "SignatureDoesNotMatch",
-        "ExpiredToken",
-        "InvalidToken",
-        "AuthorizationHeaderMalformed",
-        "RequestTimeTooSkewed",
-        "PermanentRedirect",
-        "QuotaExceeded",
-        "XMinioAdminBucketQuotaExceeded",
-        "XMinioStorageFull",
-        "InsufficientCapacity",
-    )
-)
-_PASSING_CODES = frozenset(
-    ("SlowDown", "RequestTimeout", "ServiceUnavailable", "InternalError", "OperationAborted")
-)
 
 T = TypeVar("T")
 
 
-class Answer(Enum):
-    """What a refusal by the store means."""
-
-    UNAVAILABLE = auto()
-    MISCONFIGURED = auto()
-    REJECTED = auto()
-    TAKEN = auto()
-    CONFLICT = auto()
-    ABSENT = auto()
-
-
-def classify(status: int, code: str) -> Answer:
-    """The meaning of an error response.
-
-    Args:
-        status: of HTTP.
-        code: of S3, empty where the response has none.
-    """
-    if code in _OPERATORS_CODES or status in (401, 507):
-        return Answer.MISCONFIGURED
-    if status == 412:
-        return Answer.TAKEN
-    if status == 409:
-        return Answer.CONFLICT
-    if status >= 500 or status == 429 or code in _PASSING_CODES:
-        return Answer.UNAVAILABLE
-    if status == 404:
-        return Answer.ABSENT
-    if status == 403:
-        return Answer.MISCONFIGURED
-    return Answer.REJECTED
-
-
-class _WriteOnce(urllib3.PoolManager):
-    """Adds the condition to object writes, for which minio-py has no parameter."""
-
-    def urlopen(self, method: str, url: str, redirect: bool = True, **kw: Any) -> Any:  # type: ignore[override]
-        # A bucket is made by PUT too, without a body.
-        if method == "PUT" and kw.get("body"):
-            kw["headers"] = urllib3.HTTPHeaderDict(kw.get("headers") or {})
-            kw["headers"]["If-None-Match"] = "*"
-        return super().urlopen(method, url, redirect=redirect, **kw)
-
-
 class MinioStore:
-    """See the module.
+    """See the module. It needs the rights to read and write objects, to list the bucket and to see its
+    region; without the right to remove objects, a probe leaves a few bytes behind.
 
     Args:
         connections: kept open, one for each thread.
 
     Raises:
-        SettingsError: the endpoint is none.
+        SettingsError: the endpoint, the bucket's name, the prefix, the keys or the certificates
+            cannot be used.
     """
 
     def __init__(self, settings: StoreSettings, connections: int = 4) -> None:
         self.bucket = settings.bucket
-        self._endpoint = settings.endpoint
-        self._prefix = f"{settings.prefix.strip('/')}/" if settings.prefix.strip("/") else ""
-        self._region = settings.region
-        tls: dict[str, Any] = {"cert_reqs": "CERT_REQUIRED"} if settings.secure else {}
-        if settings.ssl_ca_location is not None:
-            tls["ca_certs"] = str(settings.ssl_ca_location)
-        self._http = _WriteOnce(
-            num_pools=2,
-            maxsize=connections,
-            block=False,
-            timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S),
-            # Whoever uses the store knows whether a request is still wanted, and tries again itself.
-            retries=False,
-            **tls,
-        )
+        self._settings = settings
+        self._prefix = _checked_prefix(settings.prefix)
         try:
-            self._client = Minio(
-                settings.endpoint,
-                credentials=_credentials(settings),
-                secure=settings.secure,
-                region=settings.region,
-                http_client=self._http,
-            )
+            check_bucket_name(settings.bucket)
         except ValueError as error:
-            raise SettingsError(f"ZIMAGE_STORE__ENDPOINT: got {settings.endpoint!r}; {error}") from error
+            raise SettingsError(f"ZIMAGE_STORE__BUCKET: got {settings.bucket!r}; {error}") from error
+        ca = settings.ssl_ca_location
+        if ca is not None and not ca.is_file():
+            raise SettingsError(
+                f"ZIMAGE_STORE__SSL_CA_LOCATION: got {str(ca)!r}, takes a file of certificates"
+            )
+        self._credentials = _credentials(settings)
+        self._http = WriteOnceConnections(connections, ca)
+        self._client = self._connect(self._http)
+        # One object for each user of the store: others' probes must not make ours look taken.
+        self._probe_key = f".zimage-probe-{secrets.token_hex(8)}"
 
     def check(self) -> None:
         if not self._ask(lambda: self._client.bucket_exists(self.bucket), f"bucket {self.bucket}"):
             raise StoreMisconfiguredError(
-                f"there is no bucket {self.bucket!r} at {self._endpoint}; make it, or name another one "
-                f"in ZIMAGE_STORE__BUCKET"
+                f"there is no bucket {self.bucket!r} at {self._settings.endpoint}; create it, for example by "
+                f"'mc mb ALIAS/{self.bucket}', or name another one in ZIMAGE_STORE__BUCKET"
             )
-        self.probe()
+        self._write_probe()
+        overwritten = self._write_probe().created
+        self._remove_probe()
+        if overwritten:
+            raise StoreMisconfiguredError(
+                f"the store at {self._settings.endpoint} overwrites objects: it does not know conditional "
+                "writes (If-None-Match), without which a picture could change under its result"
+            )
 
     def create(self) -> None:
-        if not self._ask(lambda: self._client.bucket_exists(self.bucket), f"bucket {self.bucket}"):
-            self._ask(lambda: self._client.make_bucket(self.bucket, self._region), f"bucket {self.bucket}")
+        if self._ask(lambda: self._client.bucket_exists(self.bucket), f"bucket {self.bucket}"):
+            return
+        # A bucket is made by a PUT too, and that one takes no condition.
+        http = Connections(1, self._settings.ssl_ca_location)
+        try:
+            self._connect(http).make_bucket(self.bucket, self._settings.region)
+        except S3Error as error:
+            if error.code != "BucketAlreadyOwnedByYou":
+                self._raise(error, f"bucket {self.bucket}")
+        except Exception as error:
+            self._raise(error, f"bucket {self.bucket}")
+        finally:
+            http.clear()
 
     def put(self, key: str, data: bytes, content_type: str, metadata: Mapping[str, str]) -> Put:
-        for _ in range(ROUNDS):
-            try:
-                self._client.put_object(
-                    self.bucket,
-                    self._prefix + key,
-                    io.BytesIO(data),
-                    len(data),
-                    content_type=content_type,
-                    metadata=dict(metadata),
-                    part_size=LARGEST_OBJECT,
-                )
-            except S3Error as error:
-                answer = classify(error.response.status, error.code or "")
-                if answer is Answer.TAKEN:
-                    existing = self.stat(key)
-                    if existing is not None:
-                        return Put(existing, created=False)
-                elif answer is not Answer.CONFLICT:
-                    self._raise(error, key)
-            except Exception as error:
-                self._raise(error, key)
-            else:
-                said = {name.lower(): value for name, value in metadata.items()}
-                return Put(StoredObject(key, len(data), content_type, said), created=True)
-        raise StoreUnavailableError(f"{key} was written and taken away again by others {ROUNDS} times")
+        checked_key(key)
+        return self._put(key, data, content_type, checked_metadata(metadata))
 
     def stat(self, key: str) -> StoredObject | None:
-        try:
-            found = self._client.stat_object(self.bucket, self._prefix + key)
-        except S3Error as error:
-            if error.code in ("NoSuchKey", "NoSuchObject", "ResourceNotFound"):
-                return None
-            self._raise(error, key)
-        except Exception as error:
-            self._raise(error, key)
-        headers = found.metadata or {}
-        metadata = {
-            n.lower().removeprefix(_PREFIX): v for n, v in headers.items() if n.lower().startswith(_PREFIX)
-        }
-        return StoredObject(key, found.size or 0, found.content_type or "", metadata)
+        checked_key(key)
+        return self._stat(key)
 
     def get(self, key: str) -> bytes:
+        checked_key(key)
+
         def read() -> bytes:
             response = self._client.get_object(self.bucket, self._prefix + key)
             try:
@@ -211,16 +134,84 @@ class MinioStore:
         return self._ask(read, key)
 
     def probe(self) -> None:
-        # A fixed key: being taken already is as good an answer as being written.
-        key = ".zimage-probe"
-        self.put(key, b"probe", "text/plain", {})
-        self._ask(lambda: self._client.remove_object(self.bucket, self._prefix + key), key)
+        self._write_probe()
+        self._remove_probe()
 
     def uri(self, key: str) -> str:
         return f"s3://{self.bucket}/{self._prefix}{key}"
 
     def close(self) -> None:
         self._http.clear()
+
+    def _connect(self, http: urllib3.PoolManager) -> Minio:
+        settings = self._settings
+        try:
+            return Minio(
+                settings.endpoint,
+                credentials=self._credentials,
+                secure=settings.secure,
+                region=settings.region,
+                http_client=http,
+            )
+        except ValueError as error:
+            raise SettingsError(
+                f"ZIMAGE_STORE__ENDPOINT, ZIMAGE_STORE__REGION: got {settings.endpoint!r} and "
+                f"{settings.region!r}; {error}"
+            ) from error
+
+    def _put(self, key: str, data: bytes, content_type: str, metadata: dict[str, str]) -> Put:
+        for _ in range(ROUNDS):
+            try:
+                self._client.put_object(
+                    self.bucket,
+                    self._prefix + key,
+                    io.BytesIO(data),
+                    len(data),
+                    content_type=content_type,
+                    # minio-py sends names such as cache-control as headers of their own.
+                    metadata={_PREFIX + name: value for name, value in metadata.items()},
+                    part_size=LARGEST_OBJECT,
+                )
+            except S3Error as error:
+                answer = classify(error.response.status, error.code or "")
+                if answer is Answer.TAKEN:
+                    existing = self._stat(key)
+                    if existing is not None:
+                        return Put(existing, created=False)
+                elif answer is not Answer.RACING:
+                    self._raise(error, key)
+            except Exception as error:
+                self._raise(error, key)
+            else:
+                return Put(StoredObject(key, len(data), content_type, metadata), created=True)
+        raise StoreUnavailableError(f"{key} is written and taken away by others all the time")
+
+    def _stat(self, key: str) -> StoredObject | None:
+        try:
+            found = self._client.stat_object(self.bucket, self._prefix + key)
+        except S3Error as error:
+            if classify(error.response.status, error.code or "") is Answer.ABSENT:
+                return None
+            self._raise(error, key)
+        except Exception as error:
+            self._raise(error, key)
+        headers = {name.lower(): value for name, value in (found.metadata or {}).items()}
+        metadata = {
+            name.removeprefix(_PREFIX): value for name, value in headers.items() if name.startswith(_PREFIX)
+        }
+        return StoredObject(key, found.size or 0, found.content_type or "", metadata)
+
+    def _write_probe(self) -> Put:
+        return self._put(self._probe_key, b"probe", "text/plain", {})
+
+    def _remove_probe(self) -> None:
+        try:
+            self._client.remove_object(self.bucket, self._prefix + self._probe_key)
+        except S3Error as error:
+            # A worker does not need the right to remove objects; a probe that stays does no harm.
+            log.debug("the probe %s stays in the store: %s", self._probe_key, error.code)
+        except Exception as error:
+            self._raise(error, self._probe_key)
 
     def _ask(self, call: Callable[[], T], what: str) -> T:
         try:
@@ -229,15 +220,15 @@ class MinioStore:
             self._raise(error, what)
 
     def _raise(self, error: Exception, what: str) -> NoReturn:
-        where = f"the store at {self._endpoint}"
-        if isinstance(error, StoreError | StoreUnavailableError):
+        where = f"the store at {self._settings.endpoint}"
+        if isinstance(error, ZImageError):
             raise error
         if isinstance(error, S3Error):
             message = f"{where} refused {what}: {error.code}: {error.message}"
             match classify(error.response.status, error.code or ""):
                 case Answer.MISCONFIGURED:
                     raise StoreMisconfiguredError(f"{message} (bucket {self.bucket!r})") from error
-                case Answer.UNAVAILABLE | Answer.CONFLICT:
+                case Answer.UNAVAILABLE | Answer.RACING:
                     raise StoreUnavailableError(message) from error
                 case Answer.ABSENT:
                     raise StoreError(f"{where} has no {what} in bucket {self.bucket!r}") from error
@@ -245,15 +236,50 @@ class MinioStore:
                     raise StoreRejectedError(message) from error
         if isinstance(error, ServerError):
             raise StoreUnavailableError(f"{where} answered {error.status_code} for {what}") from error
-        if isinstance(error, InvalidResponseError | urllib3.exceptions.HTTPError | OSError):
+        if isinstance(error, urllib3.exceptions.HTTPError | OSError):
             raise StoreUnavailableError(f"{where} does not answer: {error}") from error
-        if isinstance(error, ValueError):
-            raise StoreRejectedError(f"{where}: {what} cannot be stored: {error}") from error
+        if isinstance(error, InvalidResponseError | ParseError | ValueError):
+            # A gateway in front of a store that is down, or another server altogether.
+            said = shorten(str(error), 200)
+            raise StoreUnavailableError(f"{where} does not answer as an S3 store does: {said}") from error
         raise error
 
 
+class _Found(Provider):
+    """Credentials of this process's surroundings; that there are none is said in our words."""
+
+    def __init__(self) -> None:
+        # Where nothing answers at the address of instance roles, minio-py's own client waits for ever.
+        roles = IamAwsProvider(http_client=Connections(1))
+        self._chain = ChainedProvider([EnvAWSProvider(), EnvMinioProvider(), roles])
+
+    def retrieve(self) -> Credentials:
+        try:
+            return self._chain.retrieve()
+        except (ValueError, KeyError, OSError, urllib3.exceptions.HTTPError) as error:
+            raise StoreMisconfiguredError(
+                "there are no credentials for the store: set ZIMAGE_STORE__ACCESS_KEY and "
+                f"ZIMAGE_STORE__SECRET_KEY, or the AWS_* or MINIO_* variables ({error})"
+            ) from error
+
+
 def _credentials(settings: StoreSettings) -> Provider:
-    if settings.access_key is not None:
-        secret = settings.secret_key.get_secret_value() if settings.secret_key else ""
-        return StaticProvider(settings.access_key, secret)
-    return ChainedProvider([EnvAWSProvider(), EnvMinioProvider(), IamAwsProvider()])
+    if not settings.access_key and settings.secret_key is None:
+        return _Found()
+    if not settings.access_key:
+        raise SettingsError("ZIMAGE_STORE__ACCESS_KEY: is needed with ZIMAGE_STORE__SECRET_KEY")
+    secret = settings.secret_key.get_secret_value() if settings.secret_key else ""
+    if not secret:
+        raise SettingsError("ZIMAGE_STORE__SECRET_KEY: is needed with ZIMAGE_STORE__ACCESS_KEY")
+    return StaticProvider(settings.access_key, secret)
+
+
+def _checked_prefix(prefix: str) -> str:
+    stripped = prefix.strip("/")
+    if not stripped:
+        return ""
+    try:
+        checked_key(stripped)
+    except StoreRejectedError as error:
+        raise SettingsError(f"ZIMAGE_STORE__PREFIX: got {prefix!r}; {error}") from error
+    return f"{stripped}/"

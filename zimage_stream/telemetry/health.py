@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 HEARTBEAT_BOUND_S = 60.0
-"""The Kafka thread turns many times a second; calls to a broker that is down may hold it this long."""
+"""The Kafka thread turns many times a second."""
+PATIENCE_S = 3.0
+"""A call that is not answered for so long says that who was called is down."""
+CALL_BOUND_S = 600.0
+"""A call that has not returned by then never will: the process is better restarted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,7 @@ class Health:
         self._beat = clock()
         self._down: dict[str, _Down] = {}
         self._holds: dict[str, str] = {}
+        self._call: tuple[str, str, float] | None = None
 
     def set_started(self) -> None:
         """The model is loaded."""
@@ -40,6 +46,16 @@ class Health:
     def beat(self) -> None:
         """The Kafka thread is alive."""
         self._beat = self._clock()
+
+    @contextmanager
+    def waiting(self, dependency: str, call: str) -> Iterator[None]:
+        """For a call that returns when the dependency answers, however long that takes."""
+        self._call = (dependency, call, self._clock())
+        try:
+            yield
+        finally:
+            self._call = None
+            self.beat()
 
     def up(self, dependency: str) -> None:
         """A dependency answered."""
@@ -68,14 +84,21 @@ class Health:
             self._holds.pop(key, None)
 
     def alive(self) -> bool:
-        """Whether the Kafka thread has turned lately."""
+        """Whether the Kafka thread has turned lately, or waits for an answer."""
+        call = self._call
+        if call is not None:
+            return self._clock() - call[2] < CALL_BOUND_S
         return self._clock() - self._beat < HEARTBEAT_BOUND_S
 
     def ready(self) -> tuple[bool, list[str]]:
         """Whether the worker can serve, and every reason why not."""
         with self._lock:
             reasons = [] if self._started else ["the model is loading"]
-            for name, down in sorted(self._down.items()):
-                reasons.append(f"{name} has been down for {self._clock() - down.since:.0f} s: {down.reason}")
+            down = dict(self._down)
+            call = self._call
+            if call is not None and self._clock() - call[2] > PATIENCE_S:
+                down.setdefault(call[0], _Down(f"{call[1]} is not answered", call[2]))
+            for name, state in sorted(down.items()):
+                reasons.append(f"{name} has been down for {self._clock() - state.since:.0f} s: {state.reason}")
             reasons += [self._holds[key] for key in sorted(self._holds)]
         return not reasons, reasons

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from types import FrameType
 
 from prometheus_client import CollectorRegistry
@@ -22,6 +23,9 @@ from zimage_stream.telemetry.metrics import Metrics
 from zimage_stream.telemetry.server import serve
 
 log = logging.getLogger(__name__)
+
+LEAVE_S = 5.0
+"""After the drain time, for what is finished to be committed and the group to be left."""
 
 
 def run_worker(
@@ -49,9 +53,26 @@ def run_worker(
             log.info("health and metrics on port %d", server.port)
             if started is not None:
                 started(worker, server.port)
-            return worker.run()
+            return _run(worker, settings.worker.drain_timeout_s + LEAVE_S)
     finally:
         store.close()
+
+
+def _run(worker: Worker, longest_stop_s: float) -> ExitCode:
+    """Run the worker on a thread of its own.
+
+    Signals are heard by the main thread between two steps of Python, and a call into Kafka is one step
+    for as long as no broker answers: so the main thread makes none.
+    """
+    with ThreadPoolExecutor(1, "kafka") as pool:
+        running = pool.submit(worker.run)
+        while True:
+            done, _ = wait([running], timeout=0.2)
+            if done:
+                return running.result()
+            if worker.stopping_for() > longest_stop_s:
+                log.error("the brokers do not let this worker leave; it ends without")
+                os._exit(ExitCode.FAILED)
 
 
 def stop_on_signals(worker: Worker) -> None:

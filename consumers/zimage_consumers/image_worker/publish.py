@@ -195,7 +195,7 @@ class PlainPublisher:
         if failures or len(self._producer):
             reason = failures[0].str() if failures else "the brokers do not answer"
             raise ClientsLostError(f"results were not acknowledged: {reason}")
-        commit(self._consumer, offsets)
+        commit(self._consumer, offsets, self._health)
 
     def close(self) -> None:
         self._producer.purge()
@@ -232,7 +232,7 @@ _DEFINITE = frozenset(
 )
 
 
-def commit(consumer: Consumer, offsets: list[TopicPartition]) -> None:
+def commit(consumer: Consumer, offsets: list[TopicPartition], health: Health) -> None:
     """Commit checkpoints outside a transaction, and wait for the answer.
 
     Never between begin and end of a transaction: it would silently beat the transaction's offsets.
@@ -243,7 +243,8 @@ def commit(consumer: Consumer, offsets: list[TopicPartition]) -> None:
             are safe from a late one overwriting what they commit.
     """
     try:
-        answers = consumer.commit(offsets=offsets, asynchronous=False) or []
+        with health.waiting("kafka", "a commit"):
+            answers = consumer.commit(offsets=offsets, asynchronous=False) or []
         problems = [answer.error for answer in answers if answer.error is not None]
     except KafkaException as error:
         problems = [error.args[0]]

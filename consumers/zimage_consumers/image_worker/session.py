@@ -211,7 +211,7 @@ class Session:
             raise ClientsLostError(f"a rebalance failed: {self._broken}") from self._broken
 
     def _commit(self, checkpoints: Mapping[int, Checkpoint]) -> None:
-        commit(self._consumer, self._offsets(checkpoints))
+        commit(self._consumer, self._offsets(checkpoints), self._health)
         self._adopt(checkpoints)
         self._health.up("kafka")
 

@@ -100,6 +100,7 @@ class Worker:
         self._metrics = metrics
         self._owner = secrets.randbits(32) or 1
         self._stop = threading.Event()
+        self._stopped_at = 0.0
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self._delivery = Delivery(
             store,
@@ -138,7 +139,12 @@ class Worker:
 
     def stop(self) -> None:
         """Finish what runs, commit and leave; returns at once. Safe from a signal handler."""
+        self._stopped_at = time.monotonic()
         self._stop.set()
+
+    def stopping_for(self) -> float:
+        """Seconds since :meth:`stop`; 0 before."""
+        return time.monotonic() - self._stopped_at if self._stop.is_set() else 0.0
 
     def run(self) -> ExitCode:
         """Serve until :meth:`stop`.

@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import trustme
-from minio.credentials import AssumeRoleProvider
+from minio.credentials.providers import AssumeRoleProvider
 from pydantic import SecretStr
 
 from tests.services import Minio, MinioAddress
@@ -25,7 +26,6 @@ from tests.unit.stores.contract import PNG, StoreContract, fresh_key
 from zimage_stream.errors import (
     StoreError,
     StoreMisconfiguredError,
-    StoreRejectedError,
     StoreUnavailableError,
     ZImageError,
 )
@@ -159,9 +159,15 @@ class TestMisconfigured:
     ) -> None:
         key = fresh_key()
         with opened(settings, **wrong) as store:
-            for ask in (store.check, store.create, store.probe, lambda: store.stat(key)):
+            calls: list[Callable[[], object]] = [
+                store.check,
+                store.create,
+                store.probe,
+                partial(store.stat, key),
+            ]
+            for call in calls:
                 with pytest.raises(StoreMisconfiguredError):
-                    ask()
+                    call()
 
     def test_no_credentials_at_all_are_said_so(
         self, settings: StoreSettings, no_credentials_around: pytest.MonkeyPatch
@@ -212,11 +218,6 @@ class TestMisconfigured:
             store.probe()
             assert store.put("tenant/a.png", b"data", PNG, {}).created
             assert not store.put("tenant/a.png", b"other", PNG, {}).created
-
-    def test_a_key_below_an_object_is_that_objects_fault(self, store: MinioStore) -> None:
-        store.put("tenant/a.png", b"data", PNG, {})
-        with pytest.raises(StoreRejectedError):
-            store.put("tenant/a.png/below.png", b"data", PNG, {})
 
 
 class TestUnavailable:
@@ -349,12 +350,13 @@ class TestTls:
 class Request(BaseHTTPRequestHandler):
     """A request to a server of the test's own."""
 
-    reply: Callable[[Request], None]
+    reply: ClassVar[Callable[[Request], None]]
 
-    def handle_any(self) -> None:
-        self.reply()
-
-    do_GET = do_HEAD = do_PUT = do_DELETE = handle_any
+    def __getattr__(self, name: str) -> Callable[[], None]:
+        # The base class looks for do_GET, do_PUT and so on.
+        if not name.startswith("do_"):
+            raise AttributeError(name)
+        return lambda: type(self).reply(self)
 
     def answer(self, status: int, kind: str, body: bytes) -> None:
         left = int(self.headers.get("Content-Length") or 0)
@@ -376,7 +378,7 @@ def serving(reply: Callable[[Request], None]) -> Iterator[str]:
     """The address of a server that answers every request by ``reply``."""
     handler: Any = type("Reply", (Request,), {"reply": reply})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         try:
             yield f"127.0.0.1:{server.server_address[1]}"
         finally:
@@ -423,7 +425,10 @@ def assume(minio: MinioAddress, actions: Sequence[str]) -> tuple[str, str, str]:
     }
     scheme = "https" if minio.secure else "http"
     found = AssumeRoleProvider(
-        f"{scheme}://{minio.endpoint}", minio.access_key, minio.secret_key, policy=json.dumps(policy)
+        sts_endpoint=f"{scheme}://{minio.endpoint}",
+        access_key=minio.access_key,
+        secret_key=minio.secret_key,
+        policy=json.dumps(policy),
     ).retrieve()
     return found.access_key, found.secret_key, found.session_token or ""
 

@@ -133,11 +133,10 @@ class Trainer:
         noise = torch.randn_like(clean)
         share = sigma[:, None, None, None]
         mixed = (1 - share) * clean + share * noise
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            flow = self._transformer(
-                list(mixed.unsqueeze(2).unbind(0)), 1 - sigma, self._embed(captions), return_dict=False
-            )[0]
-        made = torch.stack([part.float() for part in flow]).squeeze(2)
+        flow = self._transformer(
+            list(mixed.unsqueeze(2).unbind(0)), 1 - sigma, self._embed(captions), return_dict=False
+        )[0]
+        made = torch.stack(flow).squeeze(2)
         # The pipeline negates what the transformer says, so it is to say: from noise to picture.
         return (made - (clean - noise)).pow(2).mean()
 

@@ -44,11 +44,9 @@ def train_vae(steps: int, folder: Path) -> None:
         for group in optimiser.param_groups:
             group["lr"] = _rate(step, steps)
         seen = pictures(rng.choices(COMBINATIONS, k=BATCH), rng)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            posterior = vae.encode(seen).latent_dist
-            made = vae.decode(posterior.sample()).sample
-        error = made.float() - seen
-        kl = posterior.kl().float().mean() / posterior.mean[0].numel()
+        posterior = vae.encode(seen).latent_dist
+        error = vae.decode(posterior.sample()).sample - seen
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
         loss = error.pow(2).mean() + ABSOLUTE_WEIGHT * error.abs().mean() + KL_WEIGHT * kl
         optimiser.zero_grad()
         loss.backward()

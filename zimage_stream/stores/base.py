@@ -30,14 +30,14 @@ class Put:
 
 
 class ImageStore(Protocol):
-    """Thread-safe.
+    """Thread-safe. Keys and metadata are taken as ``stores.rules`` has them; others raise StoreRejectedError.
 
     Every method raises StoreUnavailableError where the store does not answer, and
     StoreMisconfiguredError where no object could be stored until an operator acts.
     """
 
     def check(self) -> None:
-        """Raise unless objects can be stored: the bucket or folder is there and may be written."""
+        """Raise unless objects can be stored: the bucket or folder is there and may be written once."""
         ...
 
     def create(self) -> None:
@@ -61,7 +61,10 @@ class ImageStore(Protocol):
         ...
 
     def probe(self) -> None:
-        """Write a small object under a key of its own and take it away again; raises as ``put`` does."""
+        """Write a small object under a key of its own and take it away again, where that is allowed.
+
+        Raises as ``put`` does.
+        """
         ...
 
     def uri(self, key: str) -> str:

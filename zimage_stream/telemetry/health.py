@@ -22,6 +22,13 @@ class _Down:
     since: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    dependency: str
+    name: str
+    since: float
+
+
 class Health:
     """Thread-safe.
 
@@ -34,13 +41,14 @@ class Health:
         self._lock = threading.Lock()
         self._started = False
         self._beat = clock()
-        self._down: dict[str, _Down] = {}
+        self._dependencies: dict[str, _Down | None] = {}
         self._holds: dict[str, str] = {}
-        self._call: tuple[str, str, float] | None = None
+        self._call: _Call | None = None
 
     def set_started(self) -> None:
-        """The model is loaded."""
+        """The model is loaded; from now on the Kafka thread has to turn."""
         with self._lock:
+            self._beat = self._clock()
             self._started = True
 
     def beat(self) -> None:
@@ -50,7 +58,7 @@ class Health:
     @contextmanager
     def waiting(self, dependency: str, call: str) -> Iterator[None]:
         """For a call that returns when the dependency answers, however long that takes."""
-        self._call = (dependency, call, self._clock())
+        self._call = _Call(dependency, call, self._clock())
         try:
             yield
         finally:
@@ -59,19 +67,25 @@ class Health:
 
     def up(self, dependency: str) -> None:
         """A dependency answered."""
-        if dependency in self._down:
+        # Said many times a second, and nearly always no news.
+        if self._dependencies.get(dependency, _UNHEARD) is not None:
             with self._lock:
-                self._down.pop(dependency, None)
+                self._dependencies[dependency] = None
 
     def down(self, dependency: str, reason: str) -> None:
         """A dependency does not answer, or refuses everybody."""
         with self._lock:
-            since = self._down[dependency].since if dependency in self._down else self._clock()
-            self._down[dependency] = _Down(reason, since)
+            known = self._dependencies.get(dependency)
+            self._dependencies[dependency] = _Down(reason, known.since if known else self._clock())
 
     def is_up(self, dependency: str) -> bool:
         """Whether the dependency answered when it was last asked."""
-        return dependency not in self._down
+        return self._dependencies.get(dependency) is None
+
+    def dependencies(self) -> dict[str, bool]:
+        """Whether each dependency heard of so far is up."""
+        with self._lock:
+            return {name: down is None for name, down in sorted(self._dependencies.items())}
 
     def hold(self, key: str, reason: str) -> None:
         """Something needs an operator; it stays until :meth:`release`."""
@@ -84,21 +98,35 @@ class Health:
             self._holds.pop(key, None)
 
     def alive(self) -> bool:
-        """Whether the Kafka thread has turned lately, or waits for an answer."""
-        call = self._call
-        if call is not None:
-            return self._clock() - call[2] < CALL_BOUND_S
-        return self._clock() - self._beat < HEARTBEAT_BOUND_S
+        """Whether the Kafka thread has turned lately, or waits for an answer.
+
+        A worker that still loads its model is alive too.
+        """
+        return self._silent_s() is None
 
     def ready(self) -> tuple[bool, list[str]]:
         """Whether the worker can serve, and every reason why not."""
         with self._lock:
             reasons = [] if self._started else ["the model is loading"]
-            down = dict(self._down)
-            call = self._call
-            if call is not None and self._clock() - call[2] > PATIENCE_S:
-                down.setdefault(call[0], _Down(f"{call[1]} is not answered", call[2]))
-            for name, state in sorted(down.items()):
-                reasons.append(f"{name} has been down for {self._clock() - state.since:.0f} s: {state.reason}")
-            reasons += [self._holds[key] for key in sorted(self._holds)]
+            down = {name: state for name, state in self._dependencies.items() if state is not None}
+            holds = [self._holds[key] for key in sorted(self._holds)]
+        call, silent_s = self._call, self._silent_s()
+        if silent_s is not None:
+            reasons.append(f"the Kafka thread has not turned for {silent_s:.0f} s")
+        if call is not None and self._clock() - call.since > PATIENCE_S:
+            down.setdefault(call.dependency, _Down(f"{call.name} is not answered", call.since))
+        for name, state in sorted(down.items()):
+            reasons.append(f"{name} has been down for {self._clock() - state.since:.0f} s: {state.reason}")
+        reasons += holds
         return not reasons, reasons
+
+    def _silent_s(self) -> float | None:
+        """Seconds since the Kafka thread was heard of, if they are too many."""
+        call = self._call
+        since, bound = (self._beat, HEARTBEAT_BOUND_S) if call is None else (call.since, CALL_BOUND_S)
+        silent_s = self._clock() - since
+        # Until it has its model there is no Kafka thread to be heard of.
+        return silent_s if silent_s >= bound and (self._started or call is not None) else None
+
+
+_UNHEARD = _Down("never asked", 0.0)

@@ -14,13 +14,19 @@ REQUEST_FIELDS = ("request_id", "tenant", "partition", "offset", "attempt")
 """On every line that concerns a request, beside the worker's ``slot``."""
 
 
-class _Slot(logging.Filter):
-    def __init__(self, slot: str) -> None:
+class _Fields(logging.Filter):
+    """What every line has, and what none may have."""
+
+    def __init__(self, slot: str, prompts: bool) -> None:
         super().__init__()
         self._slot = slot
+        self._prompts = prompts
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.slot = self._slot
+        if not self._prompts:
+            # People write into prompts what is nobody else's business.
+            record.__dict__.pop("prompt", None)
         return True
 
 
@@ -33,22 +39,31 @@ class _Console(logging.Formatter):
     """Time, level, message, and the fields of a request where there are any."""
 
     def format(self, record: logging.LogRecord) -> str:
-        fields = [f"{name}={getattr(record, name)}" for name in REQUEST_FIELDS if hasattr(record, name)]
+        named = {name: getattr(record, name, None) for name in (*REQUEST_FIELDS, "prompt")}
+        fields = " ".join(f"{name}={value}" for name, value in named.items() if value is not None)
         line = super().format(record)
-        return f"{line} [{' '.join(fields)}]" if fields else line
+        return f"{line} [{fields}]" if fields else line
 
 
 def configure(settings: TelemetrySettings, slot: str) -> None:
     """Send this process's log lines to stderr in the form that the settings name.
 
+    What is given as ``extra`` becomes fields of the line; ``prompt`` only with ``log_prompts``.
+
     Args:
         slot: on every line, so that lines of many workers can be told apart.
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(_Slot(slot))
+    handler.addFilter(_Fields(slot, settings.log_prompts))
     if settings.log_format == "json":
         names = {"asctime": "time", "levelname": "level", "name": "logger"}
-        handler.setFormatter(_Json("%(asctime)s %(levelname)s %(name)s %(message)s", rename_fields=names))
+        handler.setFormatter(
+            _Json(
+                "%(asctime)s %(levelname)s %(name)s %(message)s",
+                rename_fields=names,
+                json_ensure_ascii=False,
+            )
+        )
     else:
         handler.setFormatter(_Console("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
     root = logging.getLogger()

@@ -5,7 +5,13 @@ No label has a tenant or a request in it: cardinality is bounded by partitions, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from zimage_stream.telemetry.health import Health
 
 _SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _LONG = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0)
@@ -81,3 +87,24 @@ class Metrics:
             "zimage_window_bytes", "Bytes of the requests in the window.", registry=registry
         )
         self.partitions = Gauge("zimage_partitions", "Partitions held.", registry=registry)
+
+
+class HealthCollector(Collector):
+    """The health of the worker as metrics, read when they are asked for."""
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        ready, _ = self._health.ready()
+        yield GaugeMetricFamily(
+            "zimage_ready", "1 if the worker can serve; /readyz says why not.", value=ready
+        )
+        up = GaugeMetricFamily(
+            "zimage_dependency_up",
+            "1 if the dependency (kafka, store, registry) answered when it was last asked.",
+            labels=["dependency"],
+        )
+        for name, is_up in self._health.dependencies().items():
+            up.add_metric([name], is_up)
+        yield up

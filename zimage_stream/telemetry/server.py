@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 import json
+import logging
+import socketserver
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
+from typing import Any, Self
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from zimage_stream.errors import SettingsError
 from zimage_stream.telemetry.health import Health
+from zimage_stream.telemetry.metrics import HealthCollector
+
+log = logging.getLogger(__name__)
+
+REQUEST_TIMEOUT_S = 10.0
+"""Within which a client has to say what it wants, so that idle ones do not pile up as threads."""
+_POLL_S = 0.1
+
+
+class _Http(ThreadingHTTPServer):
+    def server_bind(self) -> None:
+        # The base class looks its own name up in the DNS, which takes seconds where there is none.
+        socketserver.TCPServer.server_bind(self)
+        host, self.server_port = self.server_address[:2]
+        self.server_name = str(host)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            log.exception("a request for health or metrics failed")
 
 
 class Server:
@@ -20,15 +42,15 @@ class Server:
     def __init__(self, http: ThreadingHTTPServer) -> None:
         self._http = http
         self.port = int(http.server_address[1])
-        self._thread = threading.Thread(target=http.serve_forever, name="health", daemon=True)
+        self._thread = threading.Thread(
+            target=http.serve_forever, args=(_POLL_S,), name="health", daemon=True
+        )
         self._thread.start()
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -41,11 +63,16 @@ class Server:
 def serve(health: Health, registry: CollectorRegistry, host: str, port: int) -> Server:
     """Start serving on a thread of its own; port 0 takes a free one.
 
+    Args:
+        registry: what ``/metrics`` shows; the health is added to it.
+
     Raises:
-        SettingsError: the port is taken.
+        SettingsError: host or port cannot be used.
     """
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = REQUEST_TIMEOUT_S
+
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
             if path == "/healthz":
@@ -73,6 +100,11 @@ def serve(health: Health, registry: CollectorRegistry, host: str, port: int) -> 
             """Probes come every few seconds; they are no news."""
 
     try:
-        return Server(ThreadingHTTPServer((host, port), Handler))
+        http = _Http((host, port), Handler)
     except OSError as error:
-        raise SettingsError(f"ZIMAGE_TELEMETRY__PORT: got {port}, which cannot be used: {error}") from error
+        raise SettingsError(
+            f"ZIMAGE_TELEMETRY__HOST, ZIMAGE_TELEMETRY__PORT: got {host} and {port}, "
+            f"which cannot be used: {error}"
+        ) from error
+    registry.register(HealthCollector(health))
+    return Server(http)

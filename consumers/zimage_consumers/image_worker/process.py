@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import signal
@@ -41,6 +42,8 @@ def run_worker(
         ZImageError: it cannot start: the settings, the store or the model are wrong.
     """
     configure(settings.telemetry, slot=slot)
+    # What every thread does, on stderr: for whoever is called at night to a worker that stands still.
+    faulthandler.register(signal.SIGUSR1)
     registry = CollectorRegistry()
     metrics, health = Metrics(registry), Health()
     store = create_store(settings.store, connections=settings.worker.upload_threads)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any, Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
@@ -19,6 +21,7 @@ log = logging.getLogger(__name__)
 
 CALL_TIMEOUT_S = 5.0
 """Of one call. A call that timed out is made again; the bound is how soon an outage shows."""
+HANG_MARGIN_S = 5.0
 _FENCED = frozenset(
     (
         KafkaError._FATAL,
@@ -89,6 +92,7 @@ class TransactionalPublisher:
         self._consumer = consumer
         self._give_up = give_up
         self._health = health
+        self._hung = False
         self._producer = Producer(transactional_config(settings, transactional_id))
 
     def start(self) -> None:
@@ -112,7 +116,8 @@ class TransactionalPublisher:
             raise
 
     def close(self) -> None:
-        self._producer.purge()
+        if not self._hung:
+            self._producer.purge()
 
     def _produce(self, index: int, record: Outgoing) -> None:
         while True:
@@ -140,7 +145,7 @@ class TransactionalPublisher:
     def _call(self, name: str, call: Callable[[], Any]) -> None:
         while True:
             try:
-                call()
+                _bounded(call, name)
             except KafkaException as error:
                 problem = error.args[0]
                 if problem.retriable() and not problem.txn_requires_abort() and not self._give_up():
@@ -150,6 +155,9 @@ class TransactionalPublisher:
                     time.sleep(0.1)
                     continue
                 self._raise(problem, name)
+            except TimeoutError:
+                self._hung = True
+                raise ClientsLostError(f"{name} did not return") from None
             else:
                 self._health.up("kafka")
                 return
@@ -161,6 +169,30 @@ class TransactionalPublisher:
         if problem.txn_requires_abort():
             raise PublishAbortedError(message)
         raise ClientsLostError(message)
+
+
+def _bounded(call: Callable[[], Any], name: str) -> None:
+    """Make a transactional call, on a thread that can be left behind.
+
+    Seen with librdkafka 2.16: after a broker's restart ``send_offsets_to_transaction`` may never
+    return, whatever timeout it was given. Its producer is given up then with the thread in it; the
+    one that comes next fences it.
+
+    Raises:
+        TimeoutError: it is out of its time and has not returned.
+    """
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    done.result(CALL_TIMEOUT_S + HANG_MARGIN_S)
 
 
 class PlainPublisher:

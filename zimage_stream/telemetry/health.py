@@ -17,7 +17,7 @@ CALL_BOUND_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Down:
+class _Outage:
     reason: str
     since: float
 
@@ -41,7 +41,7 @@ class Health:
         self._lock = threading.Lock()
         self._started = False
         self._beat = clock()
-        self._dependencies: dict[str, _Down | None] = {}
+        self._dependencies: dict[str, _Outage | None] = {}
         self._holds: dict[str, str] = {}
         self._call: _Call | None = None
 
@@ -76,7 +76,7 @@ class Health:
         """A dependency does not answer, or refuses everybody."""
         with self._lock:
             known = self._dependencies.get(dependency)
-            self._dependencies[dependency] = _Down(reason, known.since if known else self._clock())
+            self._dependencies[dependency] = _Outage(reason, known.since if known else self._clock())
 
     def is_up(self, dependency: str) -> bool:
         """Whether the dependency answered when it was last asked."""
@@ -84,8 +84,9 @@ class Health:
 
     def dependencies(self) -> dict[str, bool]:
         """Whether each dependency heard of so far is up."""
+        down = self._outages()
         with self._lock:
-            return {name: down is None for name, down in sorted(self._dependencies.items())}
+            return {name: name not in down for name in sorted({*self._dependencies, *down})}
 
     def hold(self, key: str, reason: str) -> None:
         """Something needs an operator; it stays until :meth:`release`."""
@@ -106,19 +107,23 @@ class Health:
 
     def ready(self) -> tuple[bool, list[str]]:
         """Whether the worker can serve, and every reason why not."""
-        with self._lock:
-            reasons = [] if self._started else ["the model is loading"]
-            down = {name: state for name, state in self._dependencies.items() if state is not None}
-            holds = [self._holds[key] for key in sorted(self._holds)]
-        call, silent_s = self._call, self._silent_s()
+        reasons = [] if self._started else ["the model is loading"]
+        silent_s = self._silent_s()
         if silent_s is not None:
             reasons.append(f"the Kafka thread has not turned for {silent_s:.0f} s")
-        if call is not None and self._clock() - call.since > PATIENCE_S:
-            down.setdefault(call.dependency, _Down(f"{call.name} is not answered", call.since))
-        for name, state in sorted(down.items()):
+        for name, state in sorted(self._outages().items()):
             reasons.append(f"{name} has been down for {self._clock() - state.since:.0f} s: {state.reason}")
-        reasons += holds
+        with self._lock:
+            reasons += [self._holds[key] for key in sorted(self._holds)]
         return not reasons, reasons
+
+    def _outages(self) -> dict[str, _Outage]:
+        call = self._call
+        with self._lock:
+            down = {name: state for name, state in self._dependencies.items() if state is not None}
+        if call is not None and self._clock() - call.since > PATIENCE_S:
+            down.setdefault(call.dependency, _Outage(f"{call.name} is not answered", call.since))
+        return down
 
     def _silent_s(self) -> float | None:
         """Seconds since the Kafka thread was heard of, if they are too many."""
@@ -129,4 +134,4 @@ class Health:
         return silent_s if silent_s >= bound and (self._started or call is not None) else None
 
 
-_UNHEARD = _Down("never asked", 0.0)
+_UNHEARD = _Outage("never asked", 0.0)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from pythonjsonlogger.json import JsonFormatter
 
+from zimage_stream.errors import RequestError
 from zimage_stream.settings import TelemetrySettings
 
 REQUEST_FIELDS = ("request_id", "tenant", "partition", "offset", "attempt")
@@ -27,7 +28,16 @@ class _Fields(logging.Filter):
         if not self._prompts:
             # People write into prompts what is nobody else's business.
             record.__dict__.pop("prompt", None)
+            if isinstance(record.args, tuple):
+                record.args = tuple(_without_prompt(argument) for argument in record.args)
         return True
+
+
+def _without_prompt(argument: object) -> object:
+    """An argument of a log line, without the piece that an error quotes of a prompt it refuses."""
+    if isinstance(argument, RequestError) and argument.field == "prompt":
+        return str(argument).replace(argument.got, "a prompt that is not shown")
+    return argument
 
 
 class _Json(JsonFormatter):

@@ -1,0 +1,118 @@
+"""What a worker on real services says of itself: logs, health and metrics."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from typing import Any
+
+import pytest
+from confluent_kafka import Producer
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.fleet.arena import Arena, client_config
+from tests.fleet.workers import WorkerProcess, until
+from zimage_stream import PromptClient, PromptRequest
+from zimage_stream.events.codec import Codec
+
+SECRET = "a wish that nobody else may read"
+
+
+@pytest.fixture
+def worker(arena: Arena) -> WorkerProcess:
+    return arena.fleet.start("slot-7", ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
+
+
+def samples(worker: WorkerProcess) -> dict[tuple[str, str], float]:
+    """Values of the worker's metrics by name and label."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{worker.port()}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    return {
+        (sample.name, next(iter(sample.labels.values()), "")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if "le" not in sample.labels
+    }
+
+
+def status_of(worker: WorkerProcess, path: str) -> tuple[int, Any]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{worker.port()}{path}", timeout=10) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as refusal:
+        return refusal.code, json.load(refusal)
+
+
+def serve_some(arena: Arena) -> tuple[list[PromptRequest], PromptRequest]:
+    """Three requests that are served, one of them sent twice, and one that is refused."""
+    good = [PromptRequest(prompt=f"{SECRET} {n}", width=64, height=64, tenant="studio") for n in range(3)]
+    bad = PromptRequest(prompt=f"{SECRET}\x07", width=64, height=64)
+    with PromptClient(arena.settings) as client:
+        for request in good:
+            client.wait(client.submit(request), timeout=30)
+        client.wait(client.submit(good[0]), timeout=30)
+        # The client would refuse it.
+        producer = Producer(client_config(arena.settings.kafka))
+        topic = arena.settings.topics.requests
+        producer.produce(topic, Codec().encode_request(bad, topic))
+        assert producer.flush(30) == 0
+        [result] = client.results([bad.request_id], timeout=30)
+        assert result.error is not None
+    return good, bad
+
+
+def test_metrics_count_what_was_served(arena: Arena, worker: WorkerProcess) -> None:
+    serve_some(arena)
+    until(lambda: samples(worker)["zimage_results_total", "FAILED"] == 1, 10, "all are counted")
+    found = samples(worker)
+    assert found["zimage_results_total", "SUCCEEDED"] == 4
+    assert found["zimage_requests_taken_total", ""] == 5
+    assert found["zimage_dead_letters_total", "INVALID_REQUEST"] == 1
+    assert found["zimage_generate_seconds_count", ""] == 3
+    assert found["zimage_encode_seconds_count", ""] == 3
+    assert found["zimage_upload_seconds_count", ""] == 3
+    assert found["zimage_batch_size_sum", ""] == 3
+    assert found["zimage_store_reused_total", ""] == 1
+    assert found["zimage_engine_busy_seconds_total", ""] > 0
+    assert found["zimage_transactions_total", "committed"] >= 4
+    assert found["zimage_rebalances_total", "assigned"] >= 1
+    assert found["zimage_window_requests", ""] == 0
+    assert found["zimage_partitions", ""] == 12
+    assert found["zimage_dependency_up", "kafka"] == found["zimage_dependency_up", "store"] == 1
+    assert found["zimage_ready", ""] == 1
+
+
+def test_lines_about_a_request_name_it_and_never_its_prompt(arena: Arena, worker: WorkerProcess) -> None:
+    good, bad = serve_some(arena)
+    sent = {request.request_id: request.tenant for request in [*good, bad]}
+    outcomes = ("succeeded", "dead letter")
+
+    def about_outcomes() -> list[dict[str, Any]]:
+        return [line for line in worker.lines() if line["message"].startswith(outcomes)]
+
+    lines = until(lambda: len(about_outcomes()) == 5 and about_outcomes(), 10, "every outcome is logged")
+    places = {(line["partition"], line["offset"]) for line in lines}
+    assert len(places) == 5
+    for line in lines:
+        assert line["slot"] == "slot-7"
+        assert line["tenant"] == sent[line["request_id"]]
+        assert isinstance(line["attempt"], int)
+        assert {"time", "level", "logger"} < line.keys()
+    assert {line["request_id"] for line in lines} == sent.keys()
+    log = worker.log.read_text()
+    assert SECRET not in log
+    assert "INVALID_REQUEST" in log
+    assert len(log.splitlines()) == len(worker.lines()), "a line that is no JSON"
+
+
+def test_a_worker_waiting_for_its_broker_lives_and_is_not_ready(arena: Arena) -> None:
+    worker = arena.fleet.start(
+        "waiting", ZIMAGE_ENGINE__SIMULATED_MS="0", ZIMAGE_KAFKA__BOOTSTRAP_SERVERS="127.0.0.1:1"
+    )
+    until(worker.port, 30, "its health can be asked for")
+    reasons = until(lambda: [r for r in worker.ready()[1] if "kafka" in r], 60, "/readyz names Kafka")
+    assert "down for" in reasons[0]
+    status, body = status_of(worker, "/readyz")
+    assert (status, body["ready"]) == (503, False)
+    assert status_of(worker, "/healthz") == (200, {"alive": True})

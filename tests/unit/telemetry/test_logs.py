@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+import pytest
+
+from zimage_stream.errors import RequestError
+from zimage_stream.settings import TelemetrySettings
+from zimage_stream.telemetry.logs import configure
+
+OURS = ("zimage_stream", "zimage_consumers", "zimage_producers")
+REQUEST = {"request_id": "r-1", "tenant": "studio", "partition": 3, "offset": 17, "attempt": 2}
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, levels = root.handlers[:], {name: logging.getLogger(name).level for name in ("", *OURS)}
+    yield
+    root.handlers[:] = handlers
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+
+
+def logged(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return [json.loads(line) for line in captured.err.splitlines()]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_line_is_one_json_object(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    configure(TelemetrySettings(), slot="gpu/0")
+    logging.getLogger(f"{name}.somewhere").info("two\nlines of 狐狸: %d", 7, extra=REQUEST)
+    [line] = logged(capsys)
+    at = datetime.fromisoformat(line.pop("time"))
+    assert at.utcoffset() == timedelta(0)
+    assert abs(datetime.now(UTC) - at) < timedelta(minutes=1)
+    assert line == REQUEST | {
+        "level": "INFO",
+        "logger": f"{name}.somewhere",
+        "message": "two\nlines of 狐狸: 7",
+        "slot": "gpu/0",
+    }
+
+
+def test_text_stays_readable(capsys: pytest.CaptureFixture[str]) -> None:
+    configure(TelemetrySettings(), slot="s")
+    logging.getLogger("zimage_stream").info("狐狸")
+    assert "狐狸" in capsys.readouterr().err
+
+
+def test_an_exception_is_part_of_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    configure(TelemetrySettings(), slot="s")
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        logging.getLogger("zimage_stream").exception("it failed")
+    [line] = logged(capsys)
+    assert line["message"] == "it failed"
+    assert "ValueError: broken" in line["exc_info"]
+
+
+@pytest.mark.parametrize(
+    ("level", "expected"),
+    [("DEBUG", ["debug", "info", "warning"]), ("INFO", ["info", "warning"]), ("WARNING", ["warning"])],
+)
+def test_the_level_is_ours_alone(
+    capsys: pytest.CaptureFixture[str],
+    level: Literal["DEBUG", "INFO", "WARNING"],
+    expected: list[str],
+) -> None:
+    configure(TelemetrySettings(log_level=level), slot="s")
+    for name in ("zimage_consumers.image_worker", "urllib3"):
+        log = logging.getLogger(name)
+        log.debug("debug")
+        log.info("info")
+    logging.getLogger("zimage_consumers").warning("warning")
+    assert [line["message"] for line in logged(capsys)] == expected
+
+
+def test_configured_twice_it_says_everything_once(capsys: pytest.CaptureFixture[str]) -> None:
+    configure(TelemetrySettings(), slot="first")
+    configure(TelemetrySettings(), slot="second")
+    logging.getLogger("zimage_stream").info("once")
+    assert [line["slot"] for line in logged(capsys)] == ["second"]
+
+
+def test_the_short_form_has_a_requests_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    configure(TelemetrySettings(log_format="console"), slot="s")
+    logging.getLogger("zimage_stream").info("plain")
+    logging.getLogger("zimage_stream").warning("about one", extra=REQUEST | {"tenant": None})
+    plain, about = capsys.readouterr().err.splitlines()
+    assert plain.endswith("INFO    plain")
+    assert about.endswith("WARNING about one [request_id=r-1 partition=3 offset=17 attempt=2]")
+
+
+class TestPrompts:
+    REFUSED = RequestError("prompt", "no control characters", "a secret wish\x07")
+
+    @pytest.mark.parametrize("log_format", ["json", "console"])
+    def test_are_not_logged(
+        self, capsys: pytest.CaptureFixture[str], log_format: Literal["json", "console"]
+    ) -> None:
+        configure(TelemetrySettings(log_format=log_format), slot="s")
+        logging.getLogger("zimage_stream").info("generated", extra={"prompt": "a secret wish"})
+        logging.getLogger("zimage_stream").warning("dead letter: %s", self.REFUSED)
+        err = capsys.readouterr().err
+        assert "secret" not in err
+        assert "no control characters" in err
+        assert len(err.splitlines()) == 2
+
+    @pytest.mark.parametrize("log_format", ["json", "console"])
+    def test_are_logged_where_somebody_wants_it(
+        self, capsys: pytest.CaptureFixture[str], log_format: Literal["json", "console"]
+    ) -> None:
+        configure(TelemetrySettings(log_format=log_format, log_prompts=True), slot="s")
+        logging.getLogger("zimage_stream").info("generated", extra={"prompt": "a secret wish"})
+        logging.getLogger("zimage_stream").warning("dead letter: %s", self.REFUSED)
+        assert capsys.readouterr().err.count("a secret wish") == 2
+
+    def test_what_is_refused_of_other_fields_is_shown(self, capsys: pytest.CaptureFixture[str]) -> None:
+        configure(TelemetrySettings(), slot="s")
+        refused = RequestError("width", "a multiple of 16", 1000)
+        logging.getLogger("zimage_stream").warning("dead letter: %s", refused)
+        assert logged(capsys)[0]["message"] == "dead letter: width: got 1000, takes a multiple of 16"

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from zimage_stream.telemetry.health import Health
+from zimage_stream.telemetry.metrics import HealthCollector, Metrics
+
+BOUNDED = {"code", "dependency", "kind", "outcome", "partition", "status"}
+"""Labels with few values, however long a worker runs and whoever uses it."""
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    registry = CollectorRegistry()
+    Metrics(registry)
+    return registry
+
+
+def test_every_metric_has_a_name_of_ours_and_a_meaning(registry: CollectorRegistry) -> None:
+    found = list(registry.collect())
+    assert found
+    for metric in found:
+        assert re.fullmatch(r"zimage_[a-z_]+", metric.name)
+        assert metric.documentation.endswith(".")
+
+
+def test_no_label_grows_without_bound() -> None:
+    metrics = Metrics(CollectorRegistry())
+    labels = {label for metric in vars(metrics).values() for label in metric._labelnames}
+    assert labels <= BOUNDED
+
+
+def test_health_is_read_when_it_is_asked_for(registry: CollectorRegistry) -> None:
+    health = Health()
+    registry.register(HealthCollector(health))
+    assert registry.get_sample_value("zimage_ready") == 0
+    assert registry.get_sample_value("zimage_dependency_up", {"dependency": "store"}) is None
+    health.set_started()
+    health.up("store")
+    assert registry.get_sample_value("zimage_ready") == 1
+    assert registry.get_sample_value("zimage_dependency_up", {"dependency": "store"}) == 1
+    health.down("store", "gone")
+    assert registry.get_sample_value("zimage_ready") == 0
+    assert registry.get_sample_value("zimage_dependency_up", {"dependency": "store"}) == 0

@@ -234,7 +234,6 @@ def environment_of(settings: Settings) -> dict[str, str]:
 
 
 def _explain(problem: Any) -> str:
-    # An error inside a free-form map has the map's key as its last step; the variable ends at the map.
     name = ENV_PREFIX + "__".join(str(step).upper() for step in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return f"{name}: there is no such setting"

@@ -90,9 +90,7 @@ class TestASuccessfulRequest:
 
 
 class TestASecondRequestOfTheSameId:
-    def test_with_the_same_parameters_costs_no_generation(
-        self, arena: Arena, worker: WorkerProcess
-    ) -> None:
+    def test_with_the_same_parameters_costs_no_generation(self, arena: Arena, worker: WorkerProcess) -> None:
         request = picture()
         with PromptClient(arena.settings) as client:
             first = client.wait(client.submit(request), timeout=30)

@@ -114,7 +114,7 @@ class Checkpoint:
             ValueError: it is not ours, damaged, or stands beside another offset.
         """
         try:
-            raw = base64.b64decode(metadata + "=" * (-len(metadata) % 4), validate=True)
+            raw = base64.b64decode(metadata.encode("ascii") + b"=" * (-len(metadata) % 4), validate=True)
             if len(raw) < _HEADER.size + 4:
                 raise ValueError("it is too short")
             raw, crc = raw[:-4], raw[-4:]

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
@@ -78,6 +79,7 @@ class TransactionalPublisher:
     """exactly_once: opened late, so that a transaction lasts milliseconds.
 
     Args:
+        topic: of the requests, whose offsets are committed.
         give_up: asked between calls while the brokers do not answer; True ends the wait.
     """
 
@@ -85,10 +87,12 @@ class TransactionalPublisher:
         self,
         settings: KafkaSettings,
         transactional_id: str,
+        topic: str,
         consumer: Consumer,
         give_up: Callable[[], bool],
         health: Health,
     ) -> None:
+        self._topic = topic
         self._consumer = consumer
         self._give_up = give_up
         self._health = health
@@ -96,8 +100,24 @@ class TransactionalPublisher:
         self._producer = Producer(transactional_config(settings, transactional_id))
 
     def start(self) -> None:
-        """Take the transactional id: whoever had it is fenced and its open transaction ended."""
+        """Take the transactional id: whoever had it is fenced and its open transaction ended.
+
+        An empty transaction over the group's offsets is aborted then. A predecessor's offsets can
+        reach the group coordinator after its transaction has ended, as when the broker restarts in
+        between; nothing would ever resolve them, and ``committed()``, which waits for stable offsets,
+        would time out for ever. The abort's marker sweeps away whatever this id has left pending.
+        """
         self._call("init_transactions", lambda: self._producer.init_transactions(CALL_TIMEOUT_S))
+        nothing = [TopicPartition(self._topic, 0, 0)]
+        group = self._consumer.consumer_group_metadata()
+        self._call("begin_transaction", self._producer.begin_transaction)
+        # Refused, since we are no member yet; the offsets topic is part of the transaction all the same.
+        with suppress(PublishAbortedError):
+            self._call(
+                "send_offsets_to_transaction",
+                lambda: self._producer.send_offsets_to_transaction(nothing, group, CALL_TIMEOUT_S),
+            )
+        self._abort()
 
     def publish(self, records: Sequence[Outgoing], offsets: list[TopicPartition]) -> None:
         self._call("begin_transaction", self._producer.begin_transaction)

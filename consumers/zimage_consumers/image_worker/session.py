@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 TAKE_OVER_TIMEOUT_S = 30.0
 """``committed()`` waits for a dead predecessor's open transaction, up to 20 s."""
 PROBE_TIMEOUT_S = 1.0
+_CONNECTIONS = frozenset((KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._RESOLVE))
 
 
 @dataclass(eq=False, slots=True)
@@ -102,7 +103,9 @@ class Session:
         self._publisher: Publisher
         if settings.worker.guarantee == "exactly_once":
             transactional_id = f"{kafka.transactional_id_prefix}-{settings.worker.group_id}-{slot}"
-            self._publisher = TransactionalPublisher(kafka, transactional_id, self._consumer, give_up, health)
+            self._publisher = TransactionalPublisher(
+                kafka, transactional_id, self._topic, self._consumer, give_up, health
+            )
         else:
             self._publisher = PlainPublisher(kafka, self._consumer, give_up, health)
 
@@ -306,6 +309,11 @@ class Session:
             self._on_error(problem)
 
     def _on_error(self, problem: KafkaError) -> None:
-        log.warning("kafka: %s: %s", problem.name(), problem.str())
+        if problem.code() in _CONNECTIONS:
+            # One of many brokers, or the same one again and again; when the last is gone we are told.
+            log.debug("kafka: %s: %s", problem.name(), problem.str())
+            return
+        if self._health.is_up("kafka"):
+            log.warning("kafka: %s: %s", problem.name(), problem.str())
         if problem.code() == KafkaError._ALL_BROKERS_DOWN or not problem.retriable():
             self._health.down("kafka", problem.str())

@@ -206,7 +206,9 @@ class TestVersions:
         def newer(raw: dict[str, Any]) -> None:
             raw["fields"].append({"name": "mood", "type": "string", "default": ""})
 
-        schema, data = as_written_by(PROMPT_REQUEST, newer, {"request_id": "a", "prompt": "p", "mood": "blue"})
+        schema, data = as_written_by(
+            PROMPT_REQUEST, newer, {"request_id": "a", "prompt": "p", "mood": "blue"}
+        )
         monkeypatch.setitem(schemas.by_fingerprint(), schema.fingerprint, schema)
         assert codec.decode_request(data) == PromptRequest(request_id="a", prompt="p")
 

@@ -28,7 +28,9 @@ def picture(prompt: str = "a picture", **fields: Any) -> PromptRequest:
     return PromptRequest(prompt=prompt, width=SIDE, height=SIDE, **fields)
 
 
-def publish(arena: Arena, value: bytes | None, headers: list[tuple[str, bytes]] | None = None) -> None:
+def publish(
+    arena: Arena, value: bytes | None, headers: list[tuple[str, str | bytes | None]] | None = None
+) -> None:
     """Put a record on the requests topic as somebody would who does not use the client."""
     producer = Producer(client_config(arena.settings.kafka) | {"message.max.bytes": 4 << 20})
 

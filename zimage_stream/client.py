@@ -82,6 +82,7 @@ class PromptClient:
     def close(self) -> None:
         """Release the connections. What the brokers have goes on without this client."""
         self._submitter.close()
+        self._codec.close()
         if self._reader is not None:
             self._reader.close()
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.fleet.arena import Arena, client_config
 from tests.fleet.workers import WorkerProcess, until
-from tests.services import KafkaAddress, MinioAddress, SecureKafka
+from tests.services import KafkaAddress, MinioAddress, RegistryAddress, SecureKafka
 from zimage_stream import PromptClient, PromptRequest
 from zimage_stream.events.codec import Codec
 from zimage_stream.imaging import read_text
@@ -255,6 +255,18 @@ def test_at_least_once_answers_everything_too(
     assert report.statuses() == {"SUCCEEDED": 100}
     assert report.duplicates == []
     assert len(report.dead) == 1
+
+
+def test_with_a_schema_registry(
+    make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress, registry: RegistryAddress
+) -> None:
+    arena = make_arena(kafka, minio, registry={"url": registry.url, "auto_register": True})
+    arena.fleet.start("worker", ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
+    with PromptClient(arena.settings) as client:
+        result = client.wait(client.submit(picture()), timeout=30)
+    assert result.succeeded
+    (record,) = read(arena, arena.settings.topics.results)
+    assert record.value()[0] == 0
 
 
 def test_client_and_worker_over_sasl_ssl(

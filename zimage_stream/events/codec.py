@@ -33,6 +33,11 @@ class Codec:
     def __init__(self, registry: Registry | None = None) -> None:
         self._registry = registry
 
+    def close(self) -> None:
+        """Release the registry's connections."""
+        if self._registry is not None:
+            self._registry.close()
+
     def encode_request(self, request: PromptRequest, topic: str) -> bytes:
         """The request as a record's value.
 

@@ -90,6 +90,10 @@ class Registry:
                 self._ids[key] = self._look_up(subject, schema)
             return self._ids[key]
 
+    def close(self) -> None:
+        """Release the connections; what is cached stays."""
+        self._client.close()
+
     def _look_up(self, subject: str, schema: Schema) -> int:
         wanted = RegistrySchema(schema.text, "AVRO")
         if self._auto_register:

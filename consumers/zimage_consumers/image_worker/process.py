@@ -47,9 +47,9 @@ def run_worker(
     registry = CollectorRegistry()
     metrics, health = Metrics(registry), Health()
     store = create_store(settings.store, connections=settings.worker.upload_threads)
+    codec = Codec(Registry(settings.registry) if settings.registry.url else None)
     try:
         store.check()
-        codec = Codec(Registry(settings.registry) if settings.registry.url else None)
         engine = create_engine(settings.engine)
         worker = Worker(settings, engine, store, codec, slot=slot, health=health, metrics=metrics)
         with serve(health, registry, settings.telemetry.host, settings.telemetry.port) as server:
@@ -58,6 +58,7 @@ def run_worker(
                 started(worker, server.port)
             return _run(worker, settings.worker.drain_timeout_s + LEAVE_S)
     finally:
+        codec.close()
         store.close()
 
 

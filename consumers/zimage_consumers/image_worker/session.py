@@ -95,6 +95,7 @@ class Session:
         self._paused: set[int] = set()
         self._broken: Exception | None = None
         self._abandoned = False
+        self._closed = False
         self._publishing = False
         kafka = settings.kafka
         self._consumer = Consumer(
@@ -196,22 +197,28 @@ class Session:
 
     def close(self) -> None:
         """Give every partition back and leave the group. Raises ClientsLostError where that failed."""
-        self._consumer.close()
-        self._publisher.close()
+        self._close_clients()
         self._raise_broken()
 
     def abandon(self) -> None:
         """Leave the group as a dead process would: no commit is made, marks stay as they are."""
         self._abandoned = True
-        self._consumer.close()
-        self._publisher.close()
+        self._close_clients()
         self._forget(list(self.held))
 
+    def _close_clients(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._consumer.close()
+            self._publisher.close()
+
     def _raise_broken(self) -> None:
-        if isinstance(self._broken, ZImageError):
-            raise self._broken
-        if self._broken is not None:
-            raise ClientsLostError(f"a rebalance failed: {self._broken}") from self._broken
+        """Raise what went wrong inside a callback, once."""
+        broken, self._broken = self._broken, None
+        if isinstance(broken, ZImageError):
+            raise broken
+        if broken is not None:
+            raise ClientsLostError(f"a rebalance failed: {broken}") from broken
 
     def _commit(self, checkpoints: Mapping[int, Checkpoint]) -> None:
         commit(self._consumer, self._offsets(checkpoints), self._health)

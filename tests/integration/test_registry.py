@@ -1,0 +1,96 @@
+"""Confluent framing with a real schema registry, spoken with others who use it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka.schema_registry import SchemaRegistryClient
+from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer
+from confluent_kafka.serialization import MessageField, SerializationContext
+
+from tests.services import Registry as RegistryService
+from tests.services import RegistryAddress
+from zimage_stream.errors import RegistryUnavailableError, UnknownSchemaError
+from zimage_stream.events.codec import Codec
+from zimage_stream.events.prompt_request import PromptRequest
+from zimage_stream.events.registry import Registry, SchemaMissingError
+from zimage_stream.events.schemas import PROMPT_REQUEST, current
+from zimage_stream.settings import RegistrySettings
+
+REQUEST = PromptRequest(prompt="一座灯塔", tenant="studio", attributes={"sku": "A-1"})
+
+
+@pytest.fixture
+def topic(request: pytest.FixtureRequest) -> str:
+    return f"topic-{request.node.name}"
+
+
+@pytest.fixture
+def codec_for() -> Iterator[Callable[..., Codec]]:
+    """``codec_for(address)``: a codec that has seen nothing yet, as in a process of its own."""
+    with ExitStack() as stack:
+
+        def make(address: RegistryAddress, auto_register: bool = True) -> Codec:
+            codec = Codec(Registry(RegistrySettings(url=address.url, auto_register=auto_register)))
+            stack.callback(codec.close)
+            return codec
+
+        yield make
+
+
+def test_is_written_and_read_with_the_schema_s_id(
+    registry: RegistryAddress, topic: str, codec_for: Callable[..., Codec]
+) -> None:
+    data = codec_for(registry).encode_request(REQUEST, topic)
+    assert data[0] == 0
+    # Another process, which has seen nothing of it yet.
+    assert codec_for(registry).decode_request(data) == REQUEST
+
+
+def test_other_people_s_serializer_is_understood_and_understands_us(
+    registry: RegistryAddress, topic: str, codec_for: Callable[..., Codec]
+) -> None:
+    context = SerializationContext(topic, MessageField.VALUE)
+    with SchemaRegistryClient({"url": registry.url}) as client:
+        serialize: Any = AvroSerializer(client, current(PROMPT_REQUEST).text)
+        theirs = serialize({"request_id": "a", "prompt": "a lighthouse", "width": 64}, context)
+        assert codec_for(registry).decode_request(theirs) == PromptRequest(
+            request_id="a", prompt="a lighthouse", width=64
+        )
+        deserialize: Any = AvroDeserializer(client)
+        ours = deserialize(codec_for(registry).encode_request(REQUEST, topic), context)
+        assert (ours["prompt"], ours["attributes"]) == ("一座灯塔", {"sku": "A-1"})
+
+
+def test_a_schema_that_is_not_registered_is_named(
+    registry: RegistryAddress, topic: str, codec_for: Callable[..., Codec]
+) -> None:
+    with pytest.raises(SchemaMissingError, match=f"not registered under subject {topic}-value"):
+        codec_for(registry, auto_register=False).encode_request(REQUEST, topic)
+
+
+def test_an_id_that_nobody_knows_is_asked_for_again_later(registry: RegistryAddress) -> None:
+    clock = [0.0]
+    asked = Registry(RegistrySettings(url=registry.url), clock=lambda: clock[0])
+    for clock[0] in (0.0, 1.0, 60.0):
+        with pytest.raises(UnknownSchemaError, match="987654321 is not in the registry"):
+            asked.schema(987654321)
+    asked.close()
+
+
+def test_what_is_cached_needs_no_registry(
+    tmp_path: Path, topic: str, codec_for: Callable[..., Codec]
+) -> None:
+    with RegistryService(tmp_path / "registry") as service:
+        warm = codec_for(service.address)
+        data = warm.encode_request(REQUEST, topic)
+        assert warm.decode_request(data) == REQUEST
+        cold = codec_for(service.address)
+    assert warm.decode_request(data) == REQUEST
+    assert warm.encode_request(REQUEST, topic) == data
+    with pytest.raises(RegistryUnavailableError, match="does not answer"):
+        cold.decode_request(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
@@ -15,8 +16,24 @@ REQUEST_TYPE = "zimage.PromptRequest.v1"
 RESULT_TYPE = "zimage.ImageResult.v1"
 MAX_MESSAGE_BYTES = 2_000
 
+REPLAYS = "zimage.replays"
+"""How often this record was replayed from the dead letters."""
+REPLAY_OF = "zimage.replay-of"
+"""The dead letter it was last replayed from, as topic/partition/offset."""
+
 _TRACE = ("traceparent", "tracestate")
-_REPLACED = ("__connect.errors.", "zimage.")
+REASONS = (
+    "__connect.errors.topic",
+    "__connect.errors.partition",
+    "__connect.errors.offset",
+    "__connect.errors.exception.class.name",
+    "__connect.errors.exception.message",
+    "zimage.code",
+    "zimage.attempts",
+    "zimage.worker",
+    "zimage.time",
+)
+"""What a dead letter says of its death, beside the record's own headers."""
 
 
 def request_headers(request: PromptRequest, source: str, extra: Iterable[Header] = ()) -> Headers:
@@ -67,19 +84,41 @@ def dead_letter_headers(
     A record that was replayed and dies again has its former reasons replaced: they would grow with
     every round.
     """
-    kept = [(name, value) for name, value in original if not name.startswith(_REPLACED)]
-    reasons = {
-        "__connect.errors.topic": topic,
-        "__connect.errors.partition": str(partition),
-        "__connect.errors.offset": str(offset),
-        "__connect.errors.exception.class.name": exception_class,
-        "__connect.errors.exception.message": message,
-        "zimage.code": code,
-        "zimage.attempts": str(attempts),
-        "zimage.worker": worker,
-        "zimage.time": at.isoformat(timespec="milliseconds"),
-    }
-    return [*kept, *((name, _bounded(text)) for name, text in reasons.items())]
+    values = (
+        topic,
+        str(partition),
+        str(offset),
+        exception_class,
+        message,
+        code,
+        str(attempts),
+        worker,
+        at.isoformat(timespec="milliseconds"),
+    )
+    reasons = zip(REASONS, values, strict=True)
+    return [*without_reasons(original), *((name, _bounded(text)) for name, text in reasons)]
+
+
+def without_reasons(headers: Iterable[Header]) -> Headers:
+    """A dead letter's headers as the record had them."""
+    return [(name, value) for name, value in headers if name not in REASONS]
+
+
+def replay_headers(letter: Headers, *, topic: str, partition: int, offset: int) -> Headers:
+    """Headers of a dead letter that is replayed: the record's own, how often, and which letter it was.
+
+    Args:
+        letter: headers of the dead letter at ``topic``, ``partition`` and ``offset``.
+    """
+    kept = [(name, value) for name, value in without_reasons(letter) if name not in (REPLAYS, REPLAY_OF)]
+    count = replays_of(letter) + 1
+    return [*kept, (REPLAYS, str(count).encode()), (REPLAY_OF, f"{topic}/{partition}/{offset}".encode())]
+
+
+def replays_of(headers: Iterable[Header]) -> int:
+    """How often the record with these headers was replayed; 0 too where it says nonsense."""
+    values = [value for name, value in headers if name == REPLAYS and value is not None]
+    return int(values[-1]) if values and re.fullmatch(rb"[0-9]{1,6}", values[-1]) else 0
 
 
 def _cloud_event(event_id: str, source: str, kind: str, at: datetime) -> Headers:

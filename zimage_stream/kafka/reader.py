@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from zimage_stream.errors import BrokerUnavailableError, RegistryUnavailableError, WireError, ZImageError
 from zimage_stream.events.codec import Codec
+from zimage_stream.events.headers import Headers
 from zimage_stream.events.image_result import ImageResult
 from zimage_stream.kafka.clients import CONTACT_TIMEOUT_S, Trouble, metadata_of, reader_config
 from zimage_stream.settings import KafkaSettings
@@ -26,6 +28,12 @@ class TopicMissingError(ZImageError):
 
     def __init__(self, topic: str, reason: str) -> None:
         super().__init__(f"topic {topic}: {reason}. To make it: zimage topics create")
+
+
+def record_headers(message: Message) -> Headers:
+    """A record's headers in the order they were sent, as bytes."""
+    sent: Any = message.headers() or ()  # pairs, in order; the stubs allow for more
+    return [(name, value.encode() if isinstance(value, str) else value) for name, value in sent]
 
 
 class TopicReader:

@@ -105,6 +105,12 @@ def required_topics(names: TopicSettings, request_partitions: int = REQUEST_PART
     ]
 
 
+def replayed_topic(names: TopicSettings) -> TopicSpec:
+    """Where ``zimage dead-letters replay`` notes what it has replayed: a key for each dead letter, kept
+    as long as the topic is. It is made at the first replay."""
+    return TopicSpec(f"{names.dead_letters}.replayed", 1, {}, {"cleanup.policy": "compact"})
+
+
 def compare(spec: TopicSpec, state: TopicState | None) -> Iterator[Finding]:
     """What differs, worst first. Pure."""
     if state is None:
@@ -148,10 +154,16 @@ def create_topics(
         BrokerUnavailableError: no broker answers.
         TopicError: the broker refuses, for lack of rights or of brokers to replicate to.
     """
+    return make_topics(kafka, required_topics(names, request_partitions), replication_factor)
+
+
+def make_topics(
+    kafka: KafkaSettings, specs: Sequence[TopicSpec], replication_factor: int = _BROKER_DEFAULT
+) -> dict[str, bool]:
+    """Make those of these topics that are not there. Returns and raises as :func:`create_topics`."""
     trouble = Trouble(kafka)
     admin = AdminClient(common_config(kafka) | kafka.extra | {"error_cb": trouble})
-    specs = required_topics(names, request_partitions)
-    present = _states(trouble, admin, [spec.name for spec in specs])
+    present = metadata_of(admin, trouble).topics
     wanted = [
         NewTopic(spec.name, spec.partitions, replication_factor, config=spec.config)
         for spec in specs
@@ -168,6 +180,17 @@ def create_topics(
             made[name] = False
     _wait_until_known(trouble, admin, made)
     return made
+
+
+def topic_exists(kafka: KafkaSettings, name: str) -> bool:
+    """Whether the cluster has the topic; asking does not make it.
+
+    Raises:
+        BrokerUnavailableError: no broker answers.
+    """
+    trouble = Trouble(kafka)
+    admin = AdminClient(common_config(kafka) | kafka.extra | {"error_cb": trouble})
+    return name in metadata_of(admin, trouble).topics
 
 
 def check_topics(

@@ -20,6 +20,7 @@ from zimage_producers.produce.tally import Tally
 from zimage_stream.client import PromptClient
 from zimage_stream.errors import RequestError, ZImageError
 from zimage_stream.events.prompt_request import PromptRequest
+from zimage_stream.events.texts import time_from_text
 from zimage_stream.printing import as_json, result_as_dict, result_as_line
 from zimage_stream.saving import Saver
 from zimage_stream.settings import Settings, load_settings
@@ -71,7 +72,7 @@ def produce(
         "format": encoding,
         "quality": quality,
         "priority": priority,
-        "expires_at": rows.time_of("expires_at", expires_at) if expires_at else None,
+        "expires_at": time_from_text("expires_at", expires_at) if expires_at else None,
     }
     fields = {name: value for name, value in given.items() if value is not None}
     fields["attributes"] = _attributes(attribute or [])

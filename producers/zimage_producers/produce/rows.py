@@ -10,7 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -18,12 +18,10 @@ from typing import Any, BinaryIO, Literal
 from zimage_stream.errors import RequestError, ZImageError, shorten
 from zimage_stream.events.prompt_request import PromptRequest
 from zimage_stream.events.rules import NAME
+from zimage_stream.events.texts import FIELDS, field_from_text
 
 Format = Literal["csv", "jsonl"]
 
-FIELDS = frozenset(field.name for field in fields(PromptRequest))
-_WHOLE = frozenset(("width", "height", "seed", "steps", "quality", "priority"))
-_TIMES = frozenset(("expires_at", "created_at"))
 _CHUNK = 1 << 16
 _MAX_PREFIX = 100
 
@@ -154,7 +152,7 @@ def request_of(row: Row, batch_id: str, defaults: Mapping[str, Any]) -> PromptRe
     Raises:
         RequestError: a value is not of its field's kind; the rules are not checked here.
     """
-    known = {name: _converted(name, value) for name, value in row.values.items() if name in FIELDS}
+    known = {name: field_from_text(name, value) for name, value in row.values.items() if name in FIELDS}
     unknown = {name: _as_text(value) for name, value in row.values.items() if name not in FIELDS}
     own = known.pop("attributes", {})
     if not isinstance(own, dict):
@@ -180,44 +178,6 @@ def id_prefix(batch_id: str) -> str:
 
 def _in_alphabet(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._~-]+", "-", text).strip("-._~")[:60] or "batch"
-
-
-def _converted(name: str, value: Any) -> Any:
-    if not isinstance(value, str):
-        if name in _TIMES:
-            raise RequestError(name, "a time such as 2030-01-31T12:00:00+00:00", value)
-        return value
-    if name in _WHOLE:
-        try:
-            return int(value)
-        except ValueError:
-            raise RequestError(name, "a whole number", value) from None
-    if name == "guidance_scale":
-        try:
-            return float(value)
-        except ValueError:
-            raise RequestError(name, "a number", value) from None
-    if name in _TIMES:
-        return time_of(name, value)
-    if name == "attributes":
-        try:
-            return json.loads(value)
-        except ValueError:
-            raise RequestError(name, "a JSON object of texts", value) from None
-    return value
-
-
-def time_of(name: str, text: str) -> datetime:
-    """An ISO 8601 time; one without a zone is taken as UTC.
-
-    Raises:
-        RequestError: it is none.
-    """
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise RequestError(name, "a time such as 2030-01-31T12:00:00+00:00", text) from None
-    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def _as_text(value: Any) -> str:

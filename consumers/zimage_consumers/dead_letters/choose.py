@@ -1,0 +1,92 @@
+"""Which dead letters are meant, what a replay sends for each, and how they are counted. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from zimage_consumers.dead_letters.letter import DeadLetter, Place
+from zimage_stream.errors import ZImageError
+from zimage_stream.events.prompt_request import PromptRequest
+
+
+class NotMendableError(ZImageError):
+    """A dead letter cannot be replayed in the way that was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What dead letters must be; an empty set allows any."""
+
+    codes: frozenset[str] = frozenset()
+    ids: frozenset[str] = frozenset()
+    tenants: frozenset[str] = frozenset()
+    places: frozenset[Place] = frozenset()
+
+    def matches(self, letter: DeadLetter) -> bool:
+        """Whether the letter is one of them."""
+        tenant = letter.request.tenant if letter.request else None
+        pairs: tuple[tuple[Collection[Any], Any], ...] = (
+            (self.codes, letter.code),
+            (self.ids, letter.request_id),
+            (self.tenants, tenant),
+            (self.places, letter.place),
+        )
+        return all(not allowed or value in allowed for allowed, value in pairs)
+
+
+@dataclass(slots=True)
+class Group:
+    """The dead letters of one code."""
+
+    count: int
+    replayed: int
+    oldest: datetime
+    newest: datetime
+    example: DeadLetter
+
+    def add(self, letter: DeadLetter, replayed: bool) -> None:
+        """One more."""
+        self.count += 1
+        self.replayed += replayed
+        self.oldest = min(self.oldest, letter.at)
+        if letter.at >= self.newest:
+            self.newest, self.example = letter.at, letter
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "count": self.count,
+            "replayed": self.replayed,
+            "oldest": self.oldest.isoformat(timespec="milliseconds"),
+            "newest": self.newest.isoformat(timespec="milliseconds"),
+            "example": {"place": str(self.example.place), "message": self.example.message},
+        }
+
+    @staticmethod
+    def of(letter: DeadLetter) -> Group:
+        """An empty group that begins with this letter."""
+        return Group(0, 0, letter.at, letter.at, letter)
+
+
+def mended(letter: DeadLetter, changes: Mapping[str, Any], *, keep_expiry: bool) -> PromptRequest | None:
+    """The request to send instead, or ``None`` where the record goes as it was.
+
+    Args:
+        changes: fields with their new values.
+        keep_expiry: else ``expires_at`` is cleared, or most replays would expire at once.
+
+    Raises:
+        NotMendableError: fields are to be changed, and the record does not decode.
+    """
+    request = letter.request
+    if request is None:
+        if changes:
+            raise NotMendableError(f"{letter.place} cannot be changed field by field: {letter.unreadable}")
+        return None
+    if not keep_expiry:
+        changes = {"expires_at": None, **changes}
+    new = replace(request, **changes)
+    return None if new == request else new

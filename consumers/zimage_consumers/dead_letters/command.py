@@ -1,0 +1,348 @@
+"""``zimage dead-letters``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zimage_consumers.dead_letters.choose import Group, NotMendableError, Wanted, mended
+from zimage_consumers.dead_letters.letter import DeadLetter, Place
+from zimage_consumers.dead_letters.read import read_letters
+from zimage_consumers.dead_letters.replay import AT_A_TIME, Replay, Replayer, read_replayed
+from zimage_consumers.dead_letters.show import details, groups_table, line_of
+from zimage_stream.errors import RequestError
+from zimage_stream.events.codec import Codec
+from zimage_stream.events.image_result import Code
+from zimage_stream.events.registry import Registry
+from zimage_stream.events.rules import Limits, check_request
+from zimage_stream.events.texts import FIELDS, field_from_text
+from zimage_stream.printing import as_json, print_table
+from zimage_stream.settings import Settings, load_settings
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="What could not be served: list it, look at it, mend it, send it again.",
+)
+
+Codes = Annotated[
+    list[str] | None, typer.Option("--code", help="Of these codes: " + ", ".join(list(Code)[:3]) + ", …")
+]
+Ids = Annotated[list[str] | None, typer.Option("--id", help="Of these requests.")]
+Tenants = Annotated[list[str] | None, typer.Option("--tenant", help="Of these tenants.")]
+At = Annotated[
+    list[str] | None,
+    typer.Option("--at", metavar="PARTITION:OFFSET", help="At these places in the dead-letter topic."),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most so many, the oldest first.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
+
+
+@app.command("list")
+def list_(
+    context: typer.Context,
+    code: Codes = None,
+    id_: Ids = None,
+    tenant: Tenants = None,
+    at: At = None,
+    limit: Limit = None,
+    json: Json = False,
+) -> None:
+    """How many there are of each code, or, with options that choose, each of them.
+
+    Example: zimage dead-letters list --code INVALID_REQUEST
+    """
+    settings = _settings(context)
+    wanted, now = _wanted(code, id_, tenant, at), datetime.now(UTC)
+    replayed = read_replayed(settings)
+    groups: dict[str, Group] = {}
+    found = 0
+    with _codec(settings) as codec:
+        for letter in read_letters(settings, codec, wanted):
+            found += 1
+            if wanted != Wanted() or limit is not None:
+                again = letter.place in replayed
+                typer.echo(_json(letter, again) if json else line_of(letter, now, replayed=again))
+            else:
+                groups.setdefault(letter.code, Group.of(letter)).add(letter, letter.place in replayed)
+            if found == limit:
+                break
+    if json:
+        for name, group in groups.items():
+            typer.echo(as_json({"code": name, **group.as_dict()}))
+    elif groups:
+        print_table(groups_table(groups, now))
+        typer.echo("\none by one: zimage dead-letters list --code CODE", err=True)
+    elif not found:
+        typer.echo("there are no such dead letters" if wanted != Wanted() else "there are none", err=True)
+
+
+@app.command()
+def show(
+    context: typer.Context,
+    which: Annotated[list[str], typer.Argument(metavar="ID|PARTITION:OFFSET", help="Request ids or places.")],
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Write the record's value alone, byte for byte.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Everything about a dead letter: what was sent, why it died, and where it came from.
+
+    Example: zimage dead-letters show 0:17
+    """
+    settings, now = _settings(context), datetime.now(UTC)
+    places = {place for text in which if (place := _place(text)) is not None}
+    ids = frozenset(text for text in which if _place(text) is None)
+    replayed = read_replayed(settings)
+    shown = 0
+    with _codec(settings) as codec:
+        for letter in read_letters(settings, codec, Wanted()):
+            if letter.place not in places and letter.request_id not in ids:
+                continue
+            if raw:
+                if shown:
+                    raise typer.BadParameter(
+                        "it has several dead letters; give one place", param_hint="--raw"
+                    )
+                sys.stdout.buffer.write(letter.value or b"")
+            elif json:
+                typer.echo(_json(letter, letter.place in replayed))
+            else:
+                typer.echo("\n" + "─" * 72 if shown else "", nl=bool(shown))
+                for line in details(letter, now, replayed=letter.place in replayed):
+                    typer.echo(line)
+            shown += 1
+    _end_if_none(shown)
+
+
+@app.command()
+def export(
+    context: typer.Context,
+    code: Codes = None,
+    id_: Ids = None,
+    tenant: Tenants = None,
+    at: At = None,
+    limit: Limit = None,
+) -> None:
+    """Write them as JSON Lines: request, reasons, headers, and the bytes in base64.
+
+    Example: zimage dead-letters export > dead-letters.jsonl
+    """
+    settings = _settings(context)
+    replayed = read_replayed(settings)
+    with _codec(settings) as codec:
+        letters = read_letters(settings, codec, _wanted(code, id_, tenant, at))
+        for number, letter in enumerate(letters, 1):
+            typer.echo(_json(letter, letter.place in replayed))
+            if number == limit:
+                break
+
+
+@app.command()
+def replay(
+    context: typer.Context,
+    code: Codes = None,
+    id_: Ids = None,
+    tenant: Tenants = None,
+    at: At = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every dead letter.")] = False,
+    limit: Limit = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Mend a field of the request; repeatable."),
+    ] = None,
+    value: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Send these bytes instead; for one dead letter.")
+    ] = None,
+    keep_expiry: Annotated[bool, typer.Option("--keep-expiry", help="Else expires_at is cleared.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Also those that were replayed before.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be sent.")] = False,
+    json: Json = False,
+) -> None:
+    """Send dead letters to the workers again, as they were or mended; each only once.
+
+    A replayed dead letter stays where it is and is marked as replayed. Its
+    request keeps its id, so its result comes where it was waited for.
+
+    Example: zimage dead-letters replay --code INVALID_REQUEST --set width=1024
+    """
+    settings, wanted = _settings(context), _wanted(code, id_, tenant, at)
+    if wanted == Wanted() and not all_:
+        raise typer.BadParameter("say which: --code, --id, --tenant, --at or --all", param_hint="replay")
+    if change and value:
+        raise typer.BadParameter("give one of them", param_hint="--set, --value")
+    mending = _Mending(settings, _changes(change or []), _bytes_of(value), keep_expiry)
+    tally = _Tally(json, dry_run)
+    with _codec(settings) as codec, _replayer(settings, dry_run) as replayer:
+        replayed = read_replayed(settings) if replayer is None else replayer.replayed
+        waiting: list[Replay] = []
+        for letter in read_letters(settings, codec, wanted):
+            if letter.place in replayed and not again:
+                tally.skipped += 1
+                continue
+            try:
+                waiting.append(Replay(letter, mending.value_for(letter, codec, tally.chosen)))
+            except (NotMendableError, RequestError) as error:
+                tally.refuse(letter, error)
+                continue
+            tally.chosen += 1
+            if len(waiting) >= AT_A_TIME and not mending.single:
+                tally.send(waiting, replayer)
+            if tally.chosen == limit:
+                break
+        tally.send(waiting, replayer)
+    raise typer.Exit(tally.end())
+
+
+class _Mending:
+    """What a replay sends for a dead letter."""
+
+    def __init__(
+        self, settings: Settings, changes: dict[str, Any], value: bytes | None, keep_expiry: bool
+    ) -> None:
+        self._settings = settings
+        self._changes = changes
+        self._value = value
+        self._keep_expiry = keep_expiry
+        self._limits = Limits(settings.engine.max_pixels, settings.engine.allow_guidance)
+        self.single = value is not None or "request_id" in changes
+        """It makes sense for one dead letter only."""
+
+    def value_for(self, letter: DeadLetter, codec: Codec, chosen: int) -> bytes | None:
+        if self.single and chosen:
+            raise typer.BadParameter(
+                "several dead letters are meant; choose one with --at", param_hint="--value, --set request_id"
+            )
+        if self._value is not None:
+            return self._value
+        request = mended(letter, self._changes, keep_expiry=self._keep_expiry)
+        if request is None:
+            return letter.value
+        # Only what a person changed is checked: what fails as it was may pass by now.
+        if self._changes:
+            request = check_request(request, self._limits)
+        return codec.encode_request(request, self._settings.topics.requests)
+
+
+class _Tally:
+    """Says what is sent, and what is not."""
+
+    def __init__(self, json: bool, dry_run: bool) -> None:
+        self._json = json
+        self._dry_run = dry_run
+        self.chosen = self.skipped = 0
+        self._refused = 0
+
+    def refuse(self, letter: DeadLetter, error: Exception) -> None:
+        self._refused += 1
+        typer.echo(f"{letter.place} {letter.request_id or '-'} is not sent: {error}", err=True)
+
+    def send(self, waiting: list[Replay], replayer: Replayer | None) -> None:
+        """Send and forget them."""
+        if replayer is not None:
+            replayer.send(waiting)
+        for each in waiting:
+            letter = each.letter
+            said = {
+                "place": str(letter.place),
+                "request_id": letter.request_id,
+                "code": letter.code,
+                "sent": not self._dry_run,
+                "changed": each.value != letter.value,
+            }
+            changed = "changed" if said["changed"] else "as it was"
+            line = f"{letter.place!s:>8}  {letter.code:<17} {letter.request_id or '-'}  {changed}"
+            typer.echo(as_json(said) if self._json else line)
+        waiting.clear()
+
+    def end(self) -> int:
+        """The last line; the exit code."""
+        verb = "would be replayed" if self._dry_run else "replayed"
+        parts = [f"{self.chosen:,} {verb}"]
+        if self.skipped:
+            parts.append(f"{self.skipped:,} left out: replayed before (--again sends them again)")
+        if self._refused:
+            parts.append(f"{self._refused:,} not sent")
+        typer.echo("; ".join(parts), err=True)
+        return 1 if self._refused or not (self.chosen or self.skipped) else 0
+
+
+@contextmanager
+def _replayer(settings: Settings, dry_run: bool) -> Iterator[Replayer | None]:
+    if dry_run:
+        yield None
+        return
+    with Replayer(settings) as replayer:
+        yield replayer
+
+
+@contextmanager
+def _codec(settings: Settings) -> Iterator[Codec]:
+    codec = Codec(Registry(settings.registry) if settings.registry.url else None)
+    try:
+        yield codec
+    finally:
+        codec.close()
+
+
+def _settings(context: typer.Context) -> Settings:
+    return load_settings((context.obj or {}).get("config"))
+
+
+def _wanted(
+    codes: list[str] | None, ids: list[str] | None, tenants: list[str] | None, at: list[str] | None
+) -> Wanted:
+    known = [code.upper() for code in codes or ()]
+    for code in known:
+        if code not in Code.__members__:
+            raise typer.BadParameter(f"{code!r} is none of {', '.join(Code)}", param_hint="--code")
+    places = set()
+    for text in at or ():
+        place = _place(text)
+        if place is None:
+            raise typer.BadParameter(f"{text!r} is not PARTITION:OFFSET", param_hint="--at")
+        places.add(place)
+    return Wanted(frozenset(known), frozenset(ids or ()), frozenset(tenants or ()), frozenset(places))
+
+
+def _place(text: str) -> Place | None:
+    try:
+        return Place.parse(text)
+    except ValueError:
+        return None
+
+
+def _changes(pairs: list[str]) -> dict[str, Any]:
+    changes = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or name not in FIELDS:
+            fields = ", ".join(sorted(FIELDS))
+            raise typer.BadParameter(f"{pair!r} is not FIELD=VALUE with one of {fields}", param_hint="--set")
+        changes[name] = field_from_text(name, text)
+    return changes
+
+
+def _bytes_of(path: Path | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise typer.BadParameter(f"{path}: {error.strerror}", param_hint="--value") from error
+
+
+def _json(letter: DeadLetter, replayed: bool) -> str:
+    return as_json({**letter.as_dict(), "replayed": replayed})
+
+
+def _end_if_none(count: int) -> None:
+    if not count:
+        typer.echo("there are no such dead letters", err=True)
+        raise typer.Exit(1)

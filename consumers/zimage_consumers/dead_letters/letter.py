@@ -1,0 +1,160 @@
+"""One dead letter: what was sent, and what is said of its death. Pure."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from confluent_kafka import Message
+
+from zimage_stream.errors import RegistryUnavailableError, WireError
+from zimage_stream.events.codec import CONFLUENT_V0, Codec
+from zimage_stream.events.headers import Headers, replays_of, without_reasons
+from zimage_stream.events.prompt_request import PromptRequest
+from zimage_stream.kafka.reader import record_headers
+from zimage_stream.printing import plain_fields
+
+UNSAID = "(unsaid)"
+"""Code of a record that does not say why it is here: somebody else put it there."""
+
+
+class Place(NamedTuple):
+    """Where a dead letter lies in its topic; people write it ``partition:offset``."""
+
+    partition: int
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.partition}:{self.offset}"
+
+    @staticmethod
+    def parse(text: str) -> Place:
+        """Raises ValueError: it is no place."""
+        partition, colon, offset = text.partition(":")
+        if not (
+            colon and partition.isascii() and partition.isdigit() and offset.isascii() and offset.isdigit()
+        ):
+            raise ValueError(f"{text!r} is not PARTITION:OFFSET")
+        return Place(int(partition), int(offset))
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A record of the dead-letter topic.
+
+    Attributes:
+        key, value, headers: as they lie there; the reasons are among the headers.
+        at: when it was written.
+        request: what it asks for, where that can be read; else ``unreadable`` says why not.
+    """
+
+    place: Place
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    at: datetime
+    request: PromptRequest | None
+    unreadable: str | None
+
+    def said(self, name: str) -> str | None:
+        """The last header of that name, as text."""
+        values = [value for header, value in self.headers if header == name and value is not None]
+        return values[-1].decode(errors="replace") if values else None
+
+    @property
+    def code(self) -> str:
+        """Why it died."""
+        return self.said("zimage.code") or UNSAID
+
+    @property
+    def message(self) -> str:
+        """Why it died, for people."""
+        return self.said("__connect.errors.exception.message") or ""
+
+    @property
+    def request_id(self) -> str | None:
+        """As its request says, else as its key does."""
+        if self.request is not None:
+            return self.request.request_id
+        return self.key.decode(errors="replace") if self.key else None
+
+    @property
+    def replays(self) -> int:
+        """How often its record was replayed before it died this time."""
+        return replays_of(self.headers)
+
+    @property
+    def source(self) -> str:
+        """The record that died, as topic/partition/offset."""
+        names = ("topic", "partition", "offset")
+        return "/".join(self.said(f"__connect.errors.{name}") or "?" for name in names)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: ``value`` and ``key`` in base64, headers in their order, as text where they are text."""
+        return {
+            "place": str(self.place),
+            "code": self.code,
+            "message": self.message,
+            "at": self.at.isoformat(timespec="milliseconds"),
+            "request_id": self.request_id,
+            "source": self.source,
+            "attempts": _number(self.said("zimage.attempts")),
+            "worker": self.said("zimage.worker"),
+            "replays": self.replays,
+            "request": None if self.request is None else plain_fields(self.request),
+            "unreadable": self.unreadable,
+            "key": _base64(self.key),
+            "value": _base64(self.value),
+            "headers": [[name, _text_or_base64(value)] for name, value in without_reasons(self.headers)],
+        }
+
+
+class Decoder:
+    """Makes dead letters of records."""
+
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
+        self._registry_down: RegistryUnavailableError | None = None
+
+    def letter_of(self, message: Message) -> DeadLetter:
+        """The dead letter in a record of the dead-letter topic."""
+        partition, offset = message.partition(), message.offset()
+        assert partition is not None
+        assert offset is not None
+        key: Any = message.key()
+        value: Any = message.value()
+        request, unreadable = self._read(value)
+        written = datetime.fromtimestamp(message.timestamp()[1] / 1000, UTC)
+        place = Place(partition, offset)
+        return DeadLetter(place, key, value, record_headers(message), written, request, unreadable)
+
+    def _read(self, value: bytes | None) -> tuple[PromptRequest | None, str | None]:
+        # Asked once for each letter, a registry that is down would take hours to say so.
+        if self._registry_down is not None and value and value.startswith(CONFLUENT_V0):
+            return None, str(self._registry_down)
+        try:
+            return self._codec.decode_request(value), None
+        except RegistryUnavailableError as error:
+            self._registry_down = error
+            return None, str(error)
+        except WireError as error:
+            return None, str(error)
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isascii() and text.isdigit() else None
+
+
+def _base64(data: bytes | None) -> str | None:
+    return None if data is None else base64.b64encode(data).decode()
+
+
+def _text_or_base64(value: bytes | None) -> str | dict[str, str] | None:
+    if value is None:
+        return None
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(value).decode()}

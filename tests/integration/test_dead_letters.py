@@ -1,0 +1,252 @@
+"""``zimage dead-letters`` on a real broker: what was dead is found, understood, mended and sent once."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from confluent_kafka import Message, Producer
+
+from tests.commands import Run, Start
+from zimage_stream import PromptRequest, Settings
+from zimage_stream.events import Codec
+from zimage_stream.events.headers import Header, dead_letter_headers, without_reasons
+from zimage_stream.kafka.clients import producer_config
+from zimage_stream.kafka.reader import TopicReader, record_headers
+
+GARBAGE = b"\x00\x01\xffno avro\n"
+OWN: list[Header] = [("mine", b"\xff\x00"), ("mine", b"twice"), ("nothing", None)]
+
+
+class Undertaker:
+    """Puts dead letters where the worker would."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._producer = Producer(producer_config(settings.kafka))
+
+    def bury(
+        self,
+        key: bytes | None,
+        value: bytes | None,
+        code: str,
+        message: str = "why",
+        own: Iterable[Header] = OWN,
+    ) -> None:
+        headers = dead_letter_headers(
+            own,
+            topic=self._settings.topics.requests,
+            partition=3,
+            offset=14,
+            exception_class="SomeError",
+            message=message,
+            code=code,
+            attempts=1,
+            worker="w/0",
+            at=datetime.now(UTC),
+        )
+        pairs: list[tuple[str, str | bytes | None]] = list(headers)
+        topic = self._settings.topics.dead_letters
+        self._producer.produce(topic, key=key, value=value, partition=0, headers=pairs)
+        assert self._producer.flush(30) == 0
+
+    def bury_request(self, request: PromptRequest, code: str = "INVALID_REQUEST") -> bytes:
+        value = Codec().encode_request(request, self._settings.topics.requests)
+        self.bury(request.request_id.encode(), value, code, f"{request.request_id} is wrong")
+        return value
+
+
+@pytest.fixture
+def undertaker(settings: Settings) -> Undertaker:
+    return Undertaker(settings)
+
+
+def sent(settings: Settings) -> list[Message]:
+    """What the requests topic holds, in the order of its keys."""
+    found = []
+    with TopicReader(settings.kafka, settings.topics.requests) as reader:
+        reader.start()
+        while not reader.caught_up:
+            message = reader.poll(0.2)
+            if message is not None:
+                found.append(message)
+    return sorted(found, key=lambda message: str(message.key()))
+
+
+def lines(out: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def headers_of(message: Message) -> dict[str, bytes | None]:
+    return dict(record_headers(message))
+
+
+def wide(request_id: str, **more: object) -> PromptRequest:
+    return PromptRequest(prompt="雾中的灯塔", request_id=request_id, width=65, **more)  # type: ignore[arg-type]
+
+
+def test_nothing_has_died(zimage: Run) -> None:
+    done = zimage("dead-letters", "list")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "there are none" in done.stderr
+    assert zimage("dead-letters", "show", "nobody").returncode == 1
+    assert zimage("dead-letters", "replay", "--all").returncode == 1
+
+
+def test_they_are_grouped_listed_shown_and_exported(
+    zimage: Run, settings: Settings, undertaker: Undertaker
+) -> None:
+    undertaker.bury(b"k", GARBAGE, "UNDECODABLE", "it is no Avro")
+    undertaker.bury(None, None, "UNDECODABLE", "the record has no value")
+    value = undertaker.bury_request(wide("a", tenant="acme"))
+    groups = {one["code"]: one for one in lines(zimage("dead-letters", "list", "--json").stdout)}
+    assert {code: group["count"] for code, group in groups.items()} == {
+        "UNDECODABLE": 2,
+        "INVALID_REQUEST": 1,
+    }
+    people = zimage("dead-letters", "list").stdout
+    assert people.splitlines()[1].split()[:3] == ["UNDECODABLE", "2", "0"]
+    assert [
+        one["place"]
+        for one in lines(zimage("dead-letters", "list", "--code", "undecodable", "--json").stdout)
+    ] == ["0:0", "0:1"]
+    assert "a is wrong" in zimage("dead-letters", "list", "--tenant", "acme").stdout
+
+    shown = zimage("dead-letters", "show", "a").stdout
+    for piece in ("雾中的灯塔", "INVALID_REQUEST", f"{settings.topics.requests}/3/14", "ff 00", "c3 01"):
+        assert piece in shown
+    assert "it cannot be read" in zimage("dead-letters", "show", "0:0").stdout
+
+    exported = lines(zimage("dead-letters", "export").stdout)
+    assert [one["value"] and base64.b64decode(str(one["value"])) for one in exported] == [
+        GARBAGE,
+        None,
+        value,
+    ]
+    assert exported[0]["headers"] == [["mine", {"base64": "/wA="}], ["mine", "twice"], ["nothing", None]]
+    assert exported[2]["request"] | {"width": 65} == exported[2]["request"]  # type: ignore[operator]
+
+
+def test_the_bytes_can_be_had_mended_and_sent(
+    zimage: Run, settings: Settings, tmp_path_factory: pytest.TempPathFactory, undertaker: Undertaker
+) -> None:
+    undertaker.bury(b"k", GARBAGE, "UNDECODABLE")
+    words = [sys.executable, "-m", "zimage_stream", "dead-letters", "show", "0:0", "--raw"]
+    env = {"ZIMAGE_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers}
+    env["ZIMAGE_TOPICS__DEAD_LETTERS"] = settings.topics.dead_letters
+    assert subprocess.run(words, env=env, capture_output=True, check=True).stdout == GARBAGE
+    file = tmp_path_factory.mktemp("mended") / "value"
+    file.write_bytes(b"mended")
+    assert zimage("dead-letters", "replay", "--at", "0:0", "--set", "width=64").returncode == 1
+    assert zimage("dead-letters", "replay", "--at", "0:0", "--value", str(file)).returncode == 0
+    (record,) = sent(settings)
+    assert (record.key(), record.value()) == (b"k", b"mended")
+
+
+def test_a_replay_is_the_record_as_it_was_and_happens_once(
+    zimage: Run, settings: Settings, undertaker: Undertaker
+) -> None:
+    values = [undertaker.bury_request(wide(name), "GENERATION_FAILED") for name in ("a", "b")]
+    undertaker.bury(b"k", GARBAGE, "UNDECODABLE")
+    dry = zimage("dead-letters", "replay", "--all", "--dry-run", "--json")
+    assert [one["sent"] for one in lines(dry.stdout)] == [False] * 3
+    assert sent(settings) == []
+
+    done = zimage("dead-letters", "replay", "--code", "GENERATION_FAILED", "--limit", "1")
+    assert done.returncode == 0, done.stderr
+    done = zimage("dead-letters", "replay", "--all", "--json")
+    assert [one["place"] for one in lines(done.stdout)] == ["0:1", "0:2"]
+    assert "1 left out" in done.stderr
+    again = zimage("dead-letters", "replay", "--all")
+    assert (again.returncode, again.stdout) == (0, "")
+
+    records = sent(settings)
+    assert [record.value() for record in records] == [*values, GARBAGE]
+    for place, record in enumerate(records):
+        headers = record_headers(record)
+        assert headers[:3] == without_reasons(headers)[:3] == OWN
+        said = headers_of(record)
+        assert said["zimage.replays"] == b"1"
+        assert said["zimage.replay-of"] == f"{settings.topics.dead_letters}/0/{place}".encode()
+        assert "zimage.code" not in said
+    listed = lines(zimage("dead-letters", "list", "--json").stdout)
+    assert sum(int(str(group["replayed"])) for group in listed) == 3
+    assert zimage("dead-letters", "replay", "--id", "a", "--again").returncode == 0
+    assert len(sent(settings)) == 4
+
+
+def test_fields_are_mended_and_an_expiry_cleared(
+    zimage: Run, settings: Settings, undertaker: Undertaker
+) -> None:
+    past = datetime.now(UTC).replace(microsecond=0) - timedelta(days=1)
+    undertaker.bury_request(wide("a", expires_at=past))
+    undertaker.bury_request(wide("b", expires_at=past))
+    refused = zimage("dead-letters", "replay", "--id", "a", "--set", "width=66")
+    assert refused.returncode == 1
+    assert "width: got 66" in refused.stderr
+    for words in (("--set", "width=wide"), ("--set", "size=1"), ("--set", "width")):
+        assert zimage("dead-letters", "replay", "--id", "a", *words).returncode == 2
+    mend = ("--set", "width=64", "--set", 'attributes={"by": "me"}')
+    assert zimage("dead-letters", "replay", "--id", "a", *mend).returncode == 0
+    assert zimage("dead-letters", "replay", "--id", "b", "--keep-expiry", "--set", "width=64").returncode == 0
+    a, b = (Codec().decode_request(value_of(record)) for record in sent(settings))
+    assert (a.width, a.expires_at, a.attributes, a.prompt) == (64, None, {"by": "me"}, "雾中的灯塔")
+    assert (b.width, b.expires_at) == (64, past)
+
+
+def test_one_value_is_not_for_many(zimage: Run, settings: Settings, undertaker: Undertaker) -> None:
+    for name in ("a", "b"):
+        undertaker.bury_request(wide(name))
+    done = zimage("dead-letters", "replay", "--all", "--set", "width=64", "--set", "request_id=c")
+    assert done.returncode == 2
+    assert sent(settings) == []
+
+
+def test_what_dies_again_counts_its_replays(zimage: Run, settings: Settings, undertaker: Undertaker) -> None:
+    undertaker.bury_request(wide("a"))
+    zimage("dead-letters", "replay", "--all")
+    (record,) = sent(settings)
+    undertaker.bury(b"a", value_of(record), "INVALID_REQUEST", own=record_headers(record))
+    shown = lines(zimage("dead-letters", "show", "a", "--json").stdout)
+    assert [(one["place"], one["replays"], one["replayed"]) for one in shown] == [
+        ("0:0", 0, True),
+        ("0:1", 1, False),
+    ]
+    zimage("dead-letters", "replay", "--all")
+    assert [headers_of(record)["zimage.replays"] for record in sent(settings)] in (
+        [b"1", b"2"],
+        [b"2", b"1"],
+    )
+
+
+def test_two_people_with_the_same_thought(settings: Settings, start: Start, undertaker: Undertaker) -> None:
+    for number in range(30):
+        undertaker.bury_request(wide(f"r-{number}"))
+    both = [start("dead-letters", "replay", "--all") for _ in range(2)]
+    for process in both:
+        process.communicate(timeout=60)
+    assert 0 in {process.returncode for process in both}
+    assert len({record.key() for record in sent(settings)}) == len(sent(settings)) == 30
+
+
+def test_wrong_use_says_what_to_do(zimage: Run) -> None:
+    for words in (
+        ("replay",),
+        ("replay", "--code", "NOSUCH"),
+        ("replay", "--at", "7"),
+        ("replay", "--at", "0:1", "--value", "/no/such/file"),
+        ("show",),
+    ):
+        done = zimage("dead-letters", *words)
+        assert (done.returncode, done.stdout) == (2, ""), words
+
+
+def value_of(record: Message) -> bytes:
+    value = record.value()
+    assert isinstance(value, bytes)
+    return value

@@ -31,6 +31,8 @@ _COMMANDS = {
     "produce": _Place("zimage_producers.produce.command:produce", "Ask for pictures: one prompt, or a file."),
     "dead-letters": _Place("zimage_consumers.dead_letters.command:app", "What could not be served."),
     "results": _Place("zimage_consumers.results.command:results", "What came of requests."),
+    "status": _Place("zimage_consumers.status.command:status", "Where things stand, or one request does."),
+    "config": _Place("zimage_stream.configuration:app", "The settings in force."),
 }
 
 
@@ -128,11 +130,14 @@ def topics_check(context: typer.Context, partitions: Partitions = 48, json: Json
 
     Example: zimage topics check --partitions 12
     """
+    from zimage_consumers.status.backlog import oldest_unresolved
     from zimage_stream.kafka.topics import check_topics
     from zimage_stream.printing import as_json
 
     settings = _settings(context)
-    findings = check_topics(settings.kafka, settings.topics, request_partitions=partitions)
+    findings = check_topics(
+        settings.kafka, settings.topics, request_partitions=partitions, oldest=oldest_unresolved(settings)
+    )
     for finding in findings:
         typer.echo(as_json(asdict(finding)) if json else str(finding))
     if findings:

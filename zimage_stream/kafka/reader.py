@@ -93,6 +93,11 @@ class TopicReader:
         return not self._unfinished
 
     @property
+    def unfinished(self) -> frozenset[int]:
+        """Partitions whose end has not been reached since :meth:`start`."""
+        return frozenset(self._unfinished)
+
+    @property
     def trouble(self) -> BrokerUnavailableError | None:
         """Set while no broker has answered since the last record."""
         return self._trouble.error

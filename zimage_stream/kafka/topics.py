@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
@@ -135,6 +136,21 @@ def compare(spec: TopicSpec, state: TopicState | None) -> Iterator[Finding]:
             yield Finding(spec.name, name, had, value, _alter(spec.name, name, value))
 
 
+def compare_age(spec: TopicSpec, state: TopicState, oldest: timedelta) -> Iterator[Finding]:
+    """What is wrong with a topic whose oldest unresolved record is so old. Pure."""
+    retention_ms = int(state.config.get("retention.ms", _UNLIMITED))
+    age_ms = oldest / timedelta(milliseconds=1)
+    if retention_ms != _UNLIMITED and age_ms * 2 > retention_ms:
+        yield Finding(
+            spec.name,
+            "retention.ms",
+            str(retention_ms),
+            f"more, for its oldest unresolved request is {oldest / timedelta(hours=1):.1f} h old and will be "
+            f"deleted after {retention_ms / 3_600_000:.1f} h",
+            _alter(spec.name, "retention.ms", str(2 * retention_ms)),
+        )
+
+
 def create_topics(
     kafka: KafkaSettings,
     names: TopicSettings,
@@ -194,9 +210,16 @@ def topic_exists(kafka: KafkaSettings, name: str) -> bool:
 
 
 def check_topics(
-    kafka: KafkaSettings, names: TopicSettings, *, request_partitions: int = REQUEST_PARTITIONS
+    kafka: KafkaSettings,
+    names: TopicSettings,
+    *,
+    request_partitions: int = REQUEST_PARTITIONS,
+    oldest: timedelta | None = None,
 ) -> list[Finding]:
     """What differs from what is needed; an empty list where all is well.
+
+    Args:
+        oldest: age of the oldest request that is not resolved yet; absent where there is none.
 
     Raises:
         BrokerUnavailableError: no broker answers.
@@ -206,7 +229,11 @@ def check_topics(
     admin = AdminClient(common_config(kafka) | kafka.extra | {"error_cb": trouble})
     specs = required_topics(names, request_partitions)
     states = _states(trouble, admin, [spec.name for spec in specs])
-    return [finding for spec in specs for finding in compare(spec, states.get(spec.name))]
+    findings = [finding for spec in specs for finding in compare(spec, states.get(spec.name))]
+    requests = states.get(names.requests)
+    if oldest is not None and requests is not None:
+        findings += compare_age(specs[0], requests, oldest)
+    return findings
 
 
 def _wait_until_known(trouble: Trouble, admin: AdminClient, names: Iterable[str]) -> None:

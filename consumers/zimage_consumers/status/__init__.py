@@ -1,0 +1,1 @@
+"""Where things stand: what is not resolved yet, who works on it, and where one request is."""

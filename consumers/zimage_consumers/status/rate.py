@@ -1,0 +1,89 @@
+"""How fast results come."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+from zimage_stream.events.codec import Codec
+from zimage_stream.events.image_result import ImageResult
+from zimage_stream.kafka.clients import CONTACT_TIMEOUT_S, Trouble, reader_config
+from zimage_stream.kafka.reader import ResultReader
+from zimage_stream.settings import Settings
+
+_POLL_S = 0.2
+_LEAST_S = 1.0
+
+
+@dataclass(slots=True)
+class Rate:
+    """Results of the last while.
+
+    Attributes:
+        counts: by status.
+        first_at: when the oldest of them was completed; a rate counts from there, or workers that have
+            just begun would seem slow.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    first_at: datetime | None = None
+
+    def add(self, result: ImageResult) -> None:
+        """One more."""
+        self.counts[result.status.value] += 1
+        self.first_at = min(self.first_at or result.completed_at, result.completed_at)
+
+    def per_s(self, now: datetime) -> float:
+        """Results a second; 0 where there are none."""
+        if self.first_at is None:
+            return 0.0
+        return self.counts.total() / max(_LEAST_S, (now - self.first_at).total_seconds())
+
+    def time_to_drain(self, unresolved: int, now: datetime) -> timedelta | None:
+        """How long so many last at this rate; ``None`` where nothing moves."""
+        rate = self.per_s(now)
+        if unresolved == 0:
+            return timedelta()
+        return timedelta(seconds=unresolved / rate) if rate else None
+
+
+def results_since(settings: Settings, codec: Codec, since: datetime) -> Rate:
+    """Results written since then.
+
+    Raises:
+        BrokerUnavailableError: no broker answers.
+        TopicMissingError: there is no results topic.
+    """
+    rate = Rate()
+    with ResultReader(settings.kafka, settings.topics.results, codec) as reader:
+        ends = reader.topic.end_offsets()
+        starts = _offsets_at(settings, list(ends), since)
+        # A partition without a record that young is answered with its end, or with -1.
+        starts = {number: at if at >= 0 else ends[number] for number, at in starts.items()}
+        if all(starts[number] >= end for number, end in ends.items()):
+            return rate
+        reader.topic.start(starts)
+        while not reader.topic.caught_up:
+            result = reader.poll(_POLL_S)
+            if result is not None:
+                rate.add(result)
+            elif reader.topic.trouble is not None:
+                raise reader.topic.trouble
+    return rate
+
+
+def _offsets_at(settings: Settings, partitions: list[int], at: datetime) -> dict[int, int]:
+    trouble = Trouble(settings.kafka)
+    consumer = Consumer({**reader_config(settings.kafka), "error_cb": trouble})
+    milliseconds = round(at.timestamp() * 1000)
+    try:
+        asked = [TopicPartition(settings.topics.results, number, milliseconds) for number in partitions]
+        found = consumer.offsets_for_times(asked, timeout=CONTACT_TIMEOUT_S)
+    except KafkaException as error:
+        raise trouble.explain(error.args[0]) from error
+    finally:
+        consumer.close()
+    return {each.partition: each.offset for each in found}

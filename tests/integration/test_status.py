@@ -1,0 +1,116 @@
+"""``zimage status`` and ``zimage topics check`` against a real broker and checkpoints of a real group."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import timedelta
+from typing import Any
+
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from tests.commands import Run
+from tests.integration.answers import Answers
+from zimage_consumers.image_worker.checkpoint import Checkpoint, Mark
+from zimage_stream import PromptClient, PromptRequest, Settings
+from zimage_stream.events import Codec
+from zimage_stream.kafka.clients import producer_config, reader_config
+
+
+def submit(settings: Settings, *ids: str, partition: int, age: timedelta = timedelta()) -> None:
+    """Requests in one partition, from offset 0 on."""
+    producer = Producer(producer_config(settings.kafka))
+    for request_id in ids:
+        value = Codec().encode_request(PromptRequest(prompt="fail", request_id=request_id), "t")
+        at = round((time.time() - age.total_seconds()) * 1000)
+        producer.produce(
+            settings.topics.requests, key=request_id, value=value, partition=partition, timestamp=at
+        )
+    assert producer.flush(30) == 0
+
+
+def commit(settings: Settings, partition: int, checkpoint: Checkpoint) -> None:
+    consumer = Consumer({**reader_config(settings.kafka), "group.id": settings.worker.group_id})
+    at = TopicPartition(settings.topics.requests, partition, checkpoint.base, checkpoint.encode())
+    consumer.commit(offsets=[at], asynchronous=False)
+    consumer.close()
+
+
+def overview(zimage: Run) -> dict[str, Any]:
+    done = zimage("status", "--json")
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_what_is_unresolved_is_told_from_the_checkpoints(zimage: Run, settings: Settings) -> None:
+    assert overview(zimage)["unresolved"] == 0
+    submit(settings, *"abcdef", partition=1)
+    submit(settings, "x", partition=2)
+    checkpoint = Checkpoint(1, resolved=0b1010, marks={1: Mark(open=True), 3: Mark(2, suspect=True)})
+    commit(settings, 1, checkpoint)
+    found = overview(zimage)
+    assert found["unresolved"] == 4
+    one = found["partitions"][1]
+    assert (one["base"], one["end"], one["unresolved"], one["started"], one["suspects"]) == (1, 6, 3, 1, 1)
+    assert (found["workers"], one["worker"], found["drained_in_s"]) == ([], None, None)
+
+    people = zimage("status").stdout
+    assert "unresolved  4, the oldest" in people
+    assert "nothing moves" in people
+    assert people.count("nobody") == 2
+
+    said = {
+        name: json.loads(zimage("status", name, "--json").stdout or "{}") for name in ("b", "d", "f", "x")
+    }
+    assert [each["phase"] for each in said.values()] == ["running", "suspect", "waiting", "waiting"]
+    assert [each["ahead"] for each in said.values()] == [0, 1, 2, 0]
+    assert said["d"]["attempts"] == 2
+    line = zimage("status", "d").stdout
+    assert "a worker died with it" in line
+    assert "held by nobody" in line
+    # Resolved, says the checkpoint, and nobody has its result.
+    gone = zimage("status", "c")
+    assert (gone.returncode, gone.stdout) == (1, "")
+
+
+def test_a_request_that_is_answered_shows_its_result(zimage: Run, settings: Settings) -> None:
+    with Answers(settings), PromptClient(settings) as client:
+        client.submit(PromptRequest(prompt="fail", request_id="r", tenant="acme"))
+        client.wait("r", 30)
+    done = zimage("status", "r")
+    assert done.returncode == 0
+    assert done.stdout.startswith("FAILED    r  GENERATION_FAILED")
+    assert zimage("status", "r", "--tenant", "other").returncode == 1
+    assert overview(zimage)["results"] == {"FAILED": 1}
+    assert zimage("status", "--tenant", "acme").returncode == 2
+
+
+def test_markers_of_transactions_are_no_requests(zimage: Run, settings: Settings) -> None:
+    producer = Producer({**producer_config(settings.kafka), "transactional.id": settings.topics.requests})
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    producer.produce(settings.topics.requests, value=b"x", partition=0)
+    producer.commit_transaction(30)
+    assert overview(zimage)["unresolved"] == 2  # the record and its marker
+    commit(settings, 0, Checkpoint(1))
+    assert overview(zimage)["unresolved"] == 0
+
+
+def test_requests_that_retention_is_about_to_delete_are_found(zimage: Run, settings: Settings) -> None:
+    submit(settings, "a", partition=0, age=timedelta(days=3))
+    assert zimage("topics", "check", "--partitions", "4").returncode == 0
+    submit(settings, "b", partition=1, age=timedelta(days=5))
+    done = zimage("topics", "check", "--partitions", "4")
+    assert done.returncode == 1
+    assert "its oldest unresolved request is 120.0 h old" in done.stdout
+
+
+def test_a_partition_that_lost_requests_says_so(zimage: Run, settings: Settings) -> None:
+    submit(settings, *"abc", partition=0)
+    admin = AdminClient({"bootstrap.servers": settings.kafka.bootstrap_servers})
+    for answer in admin.delete_records([TopicPartition(settings.topics.requests, 0, 2)]).values():
+        answer.result(30)
+    commit(settings, 0, Checkpoint(0, resolved=0b10))
+    assert "LOST        partition 0: 1 requests were deleted" in zimage("status").stdout

@@ -1,4 +1,4 @@
-"""Pictures from the store into a folder, with a table of what came of each request."""
+"""Pictures from the store into a folder, with a table and a page of what came of each request."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from zimage_stream.errors import StoreUnavailableError, ZImageError
 from zimage_stream.events.image_result import ImageResult, StoredImage
+from zimage_stream.gallery import write_gallery
+from zimage_stream.imaging.metadata import read_text
 from zimage_stream.stores.base import ImageStore
 
 TABLE = "results.csv"
@@ -26,6 +29,7 @@ COLUMNS = (
     "status",
     "code",
     "message",
+    "prompt",
     "file",
     "uri",
     "width",
@@ -48,6 +52,7 @@ _MAX_NAME_CHARACTERS = 100
 _UNSAFE = re.compile(r"[^\w.~-]+")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_QUOTED = tuple("'" + sign for sign in _FORMULA)
 
 
 class SavingError(ZImageError):
@@ -73,7 +78,7 @@ def candidates(stem: str, extension: str) -> Iterator[str]:
         number += 1
 
 
-def table_row(result: ImageResult, file: str) -> list[str]:
+def table_row(result: ImageResult, file: str, prompt: str = "") -> list[str]:
     """A result under :data:`COLUMNS`, safe to open in a spreadsheet."""
     image, error = result.image, result.error
     values = {
@@ -83,6 +88,7 @@ def table_row(result: ImageResult, file: str) -> list[str]:
         "status": result.status.value,
         "code": error.code if error else "",
         "message": error.message if error else "",
+        "prompt": prompt,
         "file": file,
         "attempts": result.attempts,
         "total_ms": "" if result.timing.total_ms is None else round(result.timing.total_ms),
@@ -95,20 +101,22 @@ def table_row(result: ImageResult, file: str) -> list[str]:
 
 
 class Saver:
-    """Saves results as they come. A context manager; leaving it waits for what is on its way.
+    """Saves results as they come. A context manager; leaving it waits for what is on its way, and
+    writes the page.
 
     A picture that the folder already has under its name is not fetched again, so an interrupted run
     can be repeated. Another picture under that name stays, and ours gets a number.
 
     Args:
         store: thread-safe; the one that the results' ``image.key`` is in. It is not closed here.
-        folder: made if it is not there; ``results.csv`` in it is written anew.
+        folder: made if it is not there; ``results.csv`` and ``index.html`` in it are written anew.
+        title: of the page.
 
     Raises:
         SavingError: the folder or the table cannot be written.
     """
 
-    def __init__(self, store: ImageStore, folder: Path) -> None:
+    def __init__(self, store: ImageStore, folder: Path, title: str = "Pictures") -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # The mark at the start makes spreadsheets read it as UTF-8.
@@ -117,6 +125,7 @@ class Saver:
             raise SavingError(f"{error.filename or folder}: {error.strerror}") from error
         self._store = store
         self._folder = folder
+        self._title = title
         self._lock = threading.Lock()
         self._room = threading.BoundedSemaphore(WAITING)
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="zimage-save")
@@ -133,24 +142,29 @@ class Saver:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(wait=True)
         self._file.close()
+        write_gallery(self._folder, self._title, _rows(self._folder / TABLE))
 
-    def save(self, result: ImageResult, name: str | None = None) -> None:
+    def save(self, result: ImageResult, name: str | None = None, prompt: str | None = None) -> None:
         """Put the result into the table and its picture, if it has one, into the folder.
 
         Args:
             name: of the file, without extension; made safe. Absent: the request's id.
+            prompt: absent: what the picture says of itself.
         """
         self._room.acquire()
-        self._pool.submit(self._save, result, name or result.request_id).add_done_callback(self._make_room)
+        saving = self._pool.submit(self._save, result, name or result.request_id, prompt)
+        saving.add_done_callback(self._make_room)
 
     def _make_room(self, _: Future[None]) -> None:
         self._room.release()
 
-    def _save(self, result: ImageResult, name: str) -> None:
+    def _save(self, result: ImageResult, name: str, prompt: str | None) -> None:
         file = ""
         try:
             if result.image is not None:
                 file = self._fetch(result.image, safe_name(name))
+                if prompt is None:
+                    prompt = _prompt_in(self._folder / file)
         except (ZImageError, OSError) as error:
             with self._lock:
                 self.failed += 1
@@ -158,7 +172,7 @@ class Saver:
                     self.problems.append(f"{result.request_id}: {error}")
         with self._lock:
             self.saved += bool(file)
-            self._table.writerow(table_row(result, file))
+            self._table.writerow(table_row(result, file, prompt or ""))
             self._file.flush()
 
     def _fetch(self, image: StoredImage, stem: str) -> str:
@@ -204,7 +218,30 @@ def _holds(path: Path, image: StoredImage) -> bool:
         return False
 
 
+def _prompt_in(picture: Path) -> str:
+    try:
+        return read_text(picture.read_bytes()).get("prompt", "")
+    except (OSError, SyntaxError, ValueError):
+        # Somebody else's picture, or none that Pillow reads: it still is what the result vouches for.
+        return ""
+
+
+def _rows(table: Path) -> Iterator[dict[str, Any]]:
+    """What the table says, for the page; numbers as numbers."""
+    with table.open(encoding="utf-8-sig", newline="") as file:
+        for row in csv.DictReader(file):
+            values: dict[str, Any] = {name: _uncell(text) for name, text in row.items() if text}
+            for name in ("width", "height"):
+                if name in values:
+                    values[name] = int(values[name])
+            yield {"prompt": "", "file": ""} | values
+
+
 def _cell(value: object) -> str:
     """A text that a spreadsheet would run as a formula is quoted: attributes come from anybody."""
     text = str(value)
     return "'" + text if isinstance(value, str) and text.startswith(_FORMULA) else text
+
+
+def _uncell(text: str) -> str:
+    return text[1:] if text.startswith(_QUOTED) else text

@@ -64,7 +64,7 @@ def test_a_file_of_prompts_from_a_chinese_spreadsheet(
     # The second run asked for the same pictures, under the same ids, and made no second file.
     assert len(answers.requests) == 6
     files = {path.name for path in (tmp_path / "out").iterdir()}
-    assert files == {"上海.png", "成都.png", "results.csv"}
+    assert files == {"上海.png", "成都.png", "results.csv", "index.html"}
     assert {row["status"] for row in table(tmp_path / "out").values()} == {"SUCCEEDED", "FAILED"}
 
 
@@ -115,7 +115,12 @@ def test_results_are_shown_chosen_and_saved(
     assert chosen.stdout == "FAILED    fail  GENERATION_FAILED: it would not\n"
     saved = zimage("results", "--out", "saved", "--id", "one", "--id", "two")
     assert saved.returncode == 0
-    assert {path.name for path in (tmp_path / "saved").iterdir()} == {"one.png", "two.png", "results.csv"}
+    assert {path.name for path in (tmp_path / "saved").iterdir()} == {
+        "one.png",
+        "two.png",
+        "results.csv",
+        "index.html",
+    }
     missing = zimage("results", "--id", "nosuch")
     assert (missing.returncode, missing.stdout) == (1, "")
     assert "there are no such results" in missing.stderr

@@ -29,12 +29,12 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from zimage_consumers.demo.page import Shown, page
 from zimage_consumers.demo.prompts import POISON, SIDE, requests
 from zimage_stream.client import PromptClient
 from zimage_stream.errors import ResultTimeoutError, StoreError, ZImageError
 from zimage_stream.events.image_result import ImageResult
 from zimage_stream.events.prompt_request import PromptRequest
+from zimage_stream.gallery import write_gallery
 from zimage_stream.imaging import contact_sheet
 from zimage_stream.kafka.clients import producer_config, reader_config
 from zimage_stream.kafka.embedded import EmbeddedBroker
@@ -51,6 +51,31 @@ TIMEOUT_S = 120.0
 
 class WorkerDiedError(ZImageError):
     """The demo's worker ended before its work was done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One picture: its request, its result, and its file beside the page."""
+
+    request: PromptRequest
+    result: ImageResult
+    file: str
+
+    def row(self) -> dict[str, Any]:
+        """For the gallery."""
+        request, image = self.request, self.result.image
+        assert image is not None
+        return {
+            "request_id": request.request_id,
+            "tenant": request.tenant,
+            "status": self.result.status,
+            "prompt": request.prompt,
+            "file": self.file,
+            "width": image.width,
+            "height": image.height,
+            "seed": image.seed,
+            "steps": image.steps,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +276,8 @@ def _save(settings: Settings, asked: Sequence[PromptRequest], outcome: Outcome, 
         store.close()
     if pictures:
         contact_sheet(pictures, columns=6, cell=2 * SIDE).save(out / "contact-sheet.png")
-    (out / "index.html").write_text(page(shown, outcome.dead_letters), encoding="utf-8")
+    note = "".join(f"Dead letter: {line}\n" for line in outcome.dead_letters)
+    write_gallery(out, "zimage_stream demo", (each.row() for each in shown), note)
     return shown
 
 

@@ -37,7 +37,8 @@ def results(
         list[Status] | None, typer.Option(metavar="STATUS", help="SUCCEEDED, FAILED, …", case_sensitive=False)
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Save the pictures here, with results.csv.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Save the pictures here, with results.csv and index.html."),
     ] = None,
     timeout: Annotated[
         float | None, typer.Option(min=0, metavar="SECONDS", help="Stop after so many seconds.")
@@ -63,7 +64,7 @@ def results(
         if out is not None:
             store = create_store(settings.store)
             stack.callback(store.close)
-            saver = stack.enter_context(Saver(store, out))
+            saver = stack.enter_context(Saver(store, out, "Results"))
         # A request asked for by its id may have ended long before.
         earlier = from_beginning or not follow_ or bool(id_)
         for result in _read(settings, wanted, earlier, follow_, timeout):

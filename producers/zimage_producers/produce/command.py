@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import typer
 
@@ -25,6 +25,9 @@ from zimage_stream.printing import as_json, result_as_dict, result_as_line
 from zimage_stream.saving import Saver
 from zimage_stream.settings import Settings, load_settings
 from zimage_stream.stores import create_store
+
+_ESTIMATE_EVERY = 512
+"""Rows between two estimates of how many there are, from the bytes read so far."""
 
 
 def produce(
@@ -108,7 +111,7 @@ class _Job:
         """Whether it was accepted and, if waited for, succeeded."""
         request = PromptRequest(**{**self.fields, **more, "prompt": prompt})
         with PromptClient(self.settings) as client, ExitStack() as stack:
-            saver = self._saver(stack)
+            saver = self._saver(stack, request.request_id)
             client.submit(request)
             if not self.wait:
                 typer.echo(as_json({"request_id": request.request_id}) if self.json else request.request_id)
@@ -120,7 +123,7 @@ class _Job:
                 raise
             typer.echo(as_json(result_as_dict(result)) if self.json else result_as_line(result))
             if saver is not None:
-                saver.save(result)
+                saver.save(result, prompt=request.prompt)
         return result.succeeded and not _report(saver)
 
     def many(self, path: Path | None, kind: rows.Format, batch: str, name_by: str | None) -> bool:
@@ -133,11 +136,13 @@ class _Job:
             if path is not None:
                 stack.callback(file.close)
             saving = stack.enter_context(ExitStack())
-            saver = self._saver(saving)
+            saver = self._saver(saving, batch)
             tally = stack.enter_context(Tally(wait=self.wait, json=self.json, saver=saver))
             run = Run(client, tally, self.timeout)
             try:
-                items = _items(rows.read_rows(file, kind, encoding), batch, self.fields, name_by)
+                size = path.stat().st_size if path is not None and path.is_file() else None
+                read = _counted(rows.read_rows(file, kind, encoding), file, size, tally)
+                items = _items(read, batch, self.fields, name_by)
                 (run.gather if self.wait else run.submit)(items)
                 # Waits for the pictures that are still being fetched.
                 saving.close()
@@ -149,12 +154,22 @@ class _Job:
         typer.echo(tally.summary(), err=self.json)
         return tally.all_well
 
-    def _saver(self, stack: ExitStack) -> Saver | None:
+    def _saver(self, stack: ExitStack, title: str) -> Saver | None:
         if self.out is None:
             return None
         store = create_store(self.settings.store)
         stack.callback(store.close)
-        return stack.enter_context(Saver(store, self.out))
+        return stack.enter_context(Saver(store, self.out, title))
+
+
+def _counted(read: Iterator[rows.Row], file: BinaryIO, size: int | None, tally: Tally) -> Iterator[rows.Row]:
+    """The rows as they come, telling the tally how many there will be."""
+    count = 0
+    for count, row in enumerate(read, 1):
+        if size and count % _ESTIMATE_EVERY == 1:
+            tally.expect(round(count * size / max(file.tell(), 1)), exact=False)
+        yield row
+    tally.expect(count, exact=True)
 
 
 def _items(

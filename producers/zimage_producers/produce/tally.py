@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from types import TracebackType
 
 import typer
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from zimage_producers.produce.outstanding import Item
 from zimage_stream.errors import ZImageError
 from zimage_stream.events.image_result import ImageResult
-from zimage_stream.printing import as_json, result_as_dict, result_as_line
+from zimage_stream.printing import age, as_json, result_as_dict, result_as_line
 from zimage_stream.saving import Saver
 
 _REFRESH_S = 0.2
@@ -40,16 +41,20 @@ class Tally:
         self._began = clock()
         self._shown = 0.0
         self._accepted = self._refused = self._succeeded = self._unsuccessful = 0
+        self._total: int | None = None
+        self._total_is_exact = False
+        self._first_answer_at: float | None = None
+        console = Console(stderr=True)
         self._live = Progress(
             SpinnerColumn(),
+            BarColumn(bar_width=16),
             TextColumn("{task.description}"),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
+            console=console,
             transient=True,
             # On a pipe or in a log, a line that moves is noise.
-            disable=not Console(stderr=True).is_terminal,
+            disable=not console.is_terminal,
         )
-        self._task = self._live.add_task("")
+        self._task = self._live.add_task("", total=None)
 
     def __enter__(self) -> Tally:
         self._live.__enter__()
@@ -77,13 +82,15 @@ class Tally:
         self._show()
 
     def answered(self, item: Item, result: ImageResult) -> None:
+        if self._first_answer_at is None:
+            self._first_answer_at = self._clock()
         if result.succeeded:
             self._succeeded += 1
         else:
             self._unsuccessful += 1
             typer.echo(f"line {item.line}: {result_as_line(result)}", err=True)
         if self._saver is not None:
-            self._saver.save(result, item.name)
+            self._saver.save(result, item.name, item.request.prompt)
         if self._json:
             typer.echo(as_json(result_as_dict(result)))
         self._show()
@@ -100,8 +107,36 @@ class Tally:
             parts.append(f"{self._succeeded / elapsed:.2f} images/s")
         return ", ".join(parts)
 
+    def expect(self, total: int, *, exact: bool) -> None:
+        """How many rows there are; an estimate until the last one is read."""
+        self._total, self._total_is_exact = total, exact
+
     def _show(self) -> None:
         at = self._clock()
         if at - self._shown > _REFRESH_S:
             self._shown = at
-            self._live.update(self._task, description=self.summary())
+            self._live.update(
+                self._task, description=self.progress(), completed=self._done, total=self._total
+            )
+
+    @property
+    def _done(self) -> int:
+        ended = self._succeeded + self._unsuccessful if self._wait else self._accepted
+        return ended + self._refused
+
+    def progress(self) -> str:
+        """Where it stands: done of how many, accepted, failed, pictures a second, time left."""
+        at = self._clock()
+        total = "" if self._total is None else f" of {'' if self._total_is_exact else '~'}{self._total:,}"
+        parts = [f"{self._done:,}{total} done"]
+        if self._wait:
+            parts.append(f"{self._accepted:,} accepted")
+        parts.append(f"{self._refused + self._unsuccessful:,} failed")
+        # Before the first answer workers may have been asleep, or busy with others' requests.
+        since = self._first_answer_at if self._wait else self._began
+        rate = self._done / max(at - since, _REFRESH_S) if since is not None else 0.0
+        if self._wait and rate:
+            parts.append(f"{rate:.1f} images/s")
+        if self._total is not None and rate:
+            parts.append(f"{age(timedelta(seconds=max(0, self._total - self._done) / rate))} left")
+        return ", ".join(parts)

@@ -61,7 +61,7 @@ def table(folder: Path) -> list[dict[str, str]]:
 
 
 def pictures(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "results.csv"}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".png"}
 
 
 def test_pictures_and_a_table_of_them(store: ImageStore, tmp_path: Path) -> None:

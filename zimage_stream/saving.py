@@ -17,7 +17,7 @@ from typing import Any
 
 from zimage_stream.errors import StoreUnavailableError, ZImageError
 from zimage_stream.events.image_result import ImageResult, StoredImage
-from zimage_stream.gallery import write_gallery
+from zimage_stream.gallery import PAGE, write_gallery
 from zimage_stream.imaging.metadata import read_text
 from zimage_stream.stores.base import ImageStore
 
@@ -135,6 +135,8 @@ class Saver:
         """Why pictures could not be saved, the first hundred."""
         self.failed = 0
         self.saved = 0
+        self.page = folder / PAGE
+        """Written at the end."""
 
     def __enter__(self) -> Saver:
         return self
@@ -142,7 +144,10 @@ class Saver:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(wait=True)
         self._file.close()
-        write_gallery(self._folder, self._title, _rows(self._folder / TABLE))
+        try:
+            write_gallery(self._folder, self._title, _rows(self._folder / TABLE))
+        except OSError as error:
+            raise SavingError(f"{error.filename or self.page}: {error.strerror}") from error
 
     def save(self, result: ImageResult, name: str | None = None, prompt: str | None = None) -> None:
         """Put the result into the table and its picture, if it has one, into the folder.

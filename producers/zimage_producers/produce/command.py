@@ -198,10 +198,13 @@ def _attributes(pairs: list[str]) -> dict[str, str]:
 
 
 def _report(saver: Saver | None) -> bool:
-    """Say what could not be saved; whether there was anything."""
-    for problem in saver.problems if saver else []:
+    """Say what was saved and what could not be; whether there was anything of that."""
+    if saver is None:
+        return False
+    for problem in saver.problems:
         typer.echo(f"not saved: {problem}", err=True)
-    return bool(saver and saver.failed)
+    typer.echo(f"{saver.saved:,} picture(s) saved; to look at them: {saver.page}", err=True)
+    return bool(saver.failed)
 
 
 def _again(batch: str, path: Path | None) -> str:

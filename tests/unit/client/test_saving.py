@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from zimage_stream import Failure, ImageResult, Source, Status, StoredImage
+from zimage_stream.imaging import encode
 from zimage_stream.saving import Saver, SavingError, safe_name
 from zimage_stream.stores import ImageStore
 from zimage_stream.stores.directory import DirectoryStore
@@ -136,3 +139,16 @@ def test_every_text_makes_a_safe_name(text: str) -> None:
     assert not name.startswith(".")
     assert not set(name) & set('/\\:*?"<>|\0\n')
     assert name.split(".")[0].lower() not in ("con", "nul", "aux", "prn", "com1")
+
+
+def test_the_page_shows_what_the_table_says(store: ImageStore, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    data = encode(Image.new("RGB", (8, 8)), "png", None, {"prompt": "a lighthouse"}).data
+    with Saver(store, out, "lights") as saver:
+        saver.save(stored(store, "a", data))
+        saver.save(stored(store, "b", b"no picture at all"), prompt="=SUM(1)")
+    page = (out / "index.html").read_text(encoding="utf-8")
+    rows = json.loads(page.split('id="data">')[1].split("</script>")[0])["rows"]
+    assert {row["request_id"]: row["prompt"] for row in rows} == {"a": "a lighthouse", "b": "=SUM(1)"}
+    assert {row["width"] for row in rows} == {64}
+    assert {row["prompt"] for row in table(out)} == {"a lighthouse", "'=SUM(1)"}

@@ -1,0 +1,59 @@
+"""The page beside saved pictures: what it is given comes out of it whole, whatever it says."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from zimage_stream import gallery
+from zimage_stream.gallery import write_gallery
+
+
+def data_of(page: Path) -> dict[str, Any]:
+    """What a browser would read from the page."""
+    html = page.read_text(encoding="utf-8")
+    (inside,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
+    assert html.count("</script>") == 2
+    found: dict[str, Any] = json.loads(inside)
+    return found
+
+
+texts = st.text(st.characters(codec="utf-8")) | st.just("</script><script>alert(1)</script><!--")
+rows = st.lists(st.dictionaries(texts, texts | st.integers() | st.none(), max_size=4), max_size=5)
+
+
+@given(texts, rows, texts)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_text_is_shown_and_none_is_run(
+    tmp_path: Path, title: str, given_rows: list[dict[str, Any]], note: str
+) -> None:
+    page = write_gallery(tmp_path, title, given_rows, note)
+    assert data_of(page) == {"title": title, "rows": given_rows, "note": note}
+    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
+
+
+def test_what_is_too_much_for_a_browser_is_left_out_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gallery, "MAX_ROWS", 3)
+    data = data_of(write_gallery(tmp_path, "t", ({"n": n} for n in range(5))))
+    assert ([row["n"] for row in data["rows"]], data["note"]) == ([0, 1, 2], "The first 3 of 5 results.")
+
+
+def test_a_page_that_is_there_stays_whole_when_writing_fails(tmp_path: Path) -> None:
+    write_gallery(tmp_path, "before", [])
+
+    def broken() -> Iterator[dict[str, Any]]:
+        yield {}
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        write_gallery(tmp_path, "after", broken())
+    assert data_of(tmp_path / "index.html")["title"] == "before"

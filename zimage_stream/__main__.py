@@ -1,7 +1,20 @@
-"""``python -m zimage_stream``: the same as the command ``zimage``."""
+"""The command ``zimage``, also as ``python -m zimage_stream``."""
 
 from __future__ import annotations
 
-from zimage_stream.cli import main
+from zimage_stream import interrupt
 
-main()
+
+def main() -> None:
+    """Run the command line; Ctrl-C ends it with exit code 130 from the first moment to the last."""
+    interrupt.ends_at_once()
+    from zimage_stream.cli import main as run
+
+    try:
+        run()
+    finally:
+        interrupt.ends_at_once()
+
+
+if __name__ == "__main__":
+    main()

@@ -12,9 +12,10 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from typer.core import TyperGroup
 
+from zimage_stream import interrupt
 from zimage_stream.errors import RequestError, SettingsError, ZImageError
 
-DONE, FAILED_WORK, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED_WORK, WRONG_USE = 0, 1, 2
 
 
 class _Place(NamedTuple):
@@ -88,6 +89,8 @@ def _zimage(
 
     Exit codes: 0 done, 1 failed work, 2 wrong use, 130 interrupted.
     """
+    # The command's module is loaded by now, and its work begins.
+    interrupt.raises()
     context.obj = {"config": config}
 
 
@@ -130,14 +133,15 @@ def topics_check(context: typer.Context, partitions: Partitions = 48, json: Json
 
     Example: zimage topics check --partitions 12
     """
-    from zimage_consumers.status.backlog import oldest_unresolved
-    from zimage_stream.kafka.topics import check_topics
+    from zimage_stream.kafka.oldest import oldest_unresolved
+    from zimage_stream.kafka.topics import check_topics, topic_exists
     from zimage_stream.printing import as_json
 
     settings = _settings(context)
-    findings = check_topics(
-        settings.kafka, settings.topics, request_partitions=partitions, oldest=oldest_unresolved(settings)
-    )
+    kafka, requests = settings.kafka, settings.topics.requests
+    there = topic_exists(kafka, requests)
+    oldest = oldest_unresolved(kafka, requests, settings.worker.group_id) if there else None
+    findings = check_topics(kafka, settings.topics, request_partitions=partitions, oldest=oldest)
     for finding in findings:
         typer.echo(as_json(asdict(finding)) if json else str(finding))
     if findings:

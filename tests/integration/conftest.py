@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ def start(settings: Settings, tmp_path: Path) -> Iterator[Start]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("ZIMAGE_")}
     env |= {
         "PYTHONUTF8": "1",
+        "PYTHONFAULTHANDLER": "1",
         "ZIMAGE_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
         "ZIMAGE_TOPICS__REQUESTS": settings.topics.requests,
         "ZIMAGE_TOPICS__RESULTS": settings.topics.results,
@@ -63,8 +65,9 @@ def start(settings: Settings, tmp_path: Path) -> Iterator[Start]:
     yield begin
     for process in started:
         if process.poll() is None:
-            process.kill()
-            process.communicate()
+            # It says where it hung, and pytest shows that of a test that failed.
+            process.send_signal(signal.SIGABRT)
+            sys.stderr.write(process.communicate()[1])
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,8 @@ from zimage_stream.settings import KafkaSettings
 log = logging.getLogger(__name__)
 
 _NOT_TO_BE_READ = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED)
+
+CLOSE_TIMEOUT_S = 5.0
 
 Offsets = Mapping[int, int]
 """Partition number to the offset of the next record."""
@@ -133,7 +136,11 @@ class TopicReader:
 
     def close(self) -> None:
         """Release the connections."""
-        self._consumer.close()
+        # librdkafka may wait here for a coordinator, without end and deaf to Ctrl-C. There is no group
+        # to leave and nothing to commit, so it can be left to it.
+        closing = threading.Thread(target=self._consumer.close, name="zimage-reader-close", daemon=True)
+        closing.start()
+        closing.join(CLOSE_TIMEOUT_S)
 
     def _partitions(self) -> list[int]:
         found = metadata_of(self._consumer, self._trouble, self._topic).topics[self._topic]

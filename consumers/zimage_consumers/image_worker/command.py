@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from zimage_stream import interrupt
 from zimage_stream.settings import load_settings
 from zimage_stream.telemetry.logs import configure
 
@@ -24,11 +25,15 @@ def worker(
 ) -> None:
     """Generate pictures for requests, one process per GPU, until stopped.
 
-    The first SIGTERM or Ctrl-C finishes what runs and commits; the second ends at once.
+    The first SIGTERM or Ctrl-C finishes what runs and commits; the second ends
+    at once. Exit codes beside the usual: 70 the device is sick, 71 its context is
+    lost, 72 another process uses the slot.
 
     Example: zimage worker --devices 0,1
     """
-    from zimage_consumers.image_worker.process import run_worker, stop_on_signals
+    # Until a worker runs there is nothing to finish, and loading torch is no place to be interrupted.
+    interrupt.ends_at_once()
+    from zimage_consumers.image_worker.process import StopSignals, run_worker
     from zimage_consumers.image_worker.supervisor import Supervisor, count_gpus, devices_of, die_with
 
     config: Path | None = (context.obj or {}).get("config")
@@ -37,7 +42,9 @@ def worker(
         die_with(parent)
     if not supervise:
         slot = settings.slot(settings.engine.device)
-        raise typer.Exit(run_worker(settings, slot, lambda worker, _: stop_on_signals(worker)))
+        signals = StopSignals()
+        code = run_worker(settings, slot, lambda worker, _: signals.watch(worker))
+        raise typer.Exit(signals.exit_code(code))
     configure(settings.telemetry, slot="supervisor")
     # A simulated engine uses no device, so any number of workers may run on any machine.
     names = devices_of(devices, count_gpus()) if settings.engine.kind == "zimage" else None

@@ -13,6 +13,7 @@ from types import FrameType
 from prometheus_client import CollectorRegistry
 
 from zimage_consumers.image_worker.worker import ExitCode, Worker
+from zimage_stream import interrupt
 from zimage_stream.engines import create_engine
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.registry import Registry
@@ -79,17 +80,30 @@ def _run(worker: Worker, longest_stop_s: float) -> ExitCode:
                 os._exit(ExitCode.FAILED)
 
 
-def stop_on_signals(worker: Worker) -> None:
+class StopSignals:
     """SIGTERM and SIGINT drain the worker; a second one ends the process at once."""
 
-    def stop(number: int, _: FrameType | None) -> None:
+    def __init__(self) -> None:
+        self._worker: Worker | None = None
+        self._interrupted = False
+
+    def watch(self, worker: Worker) -> None:
+        """From now on."""
+        self._worker = worker
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, self._stop)
+
+    def exit_code(self, code: int) -> int:
+        """The process's: a Ctrl-C that went well is told from work that was done."""
+        return interrupt.EXIT_CODE if code == ExitCode.DONE and self._interrupted else code
+
+    def _stop(self, number: int, _: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, _end_at_once)
         signal.signal(signal.SIGINT, _end_at_once)
+        self._interrupted = number == signal.SIGINT
         log.info("signal %s: finishing what runs", signal.Signals(number).name)
-        worker.stop()
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+        assert self._worker is not None
+        self._worker.stop()
 
 
 def _end_at_once(number: int, _: FrameType | None) -> None:

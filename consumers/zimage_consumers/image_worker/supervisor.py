@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from zimage_consumers.image_worker.worker import ExitCode
+from zimage_stream import interrupt
 from zimage_stream.errors import SettingsError
 from zimage_stream.settings import Settings
 
@@ -108,6 +109,7 @@ class Supervisor:
         self._kill_after = settings.worker.drain_timeout_s + KILL_MARGIN_S
         self._stopping = threading.Event()
         self._hurry = threading.Event()
+        self._interrupted = False
         port = settings.telemetry.port
         self._children = []
         for device in devices:
@@ -133,6 +135,7 @@ class Supervisor:
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if self._stopping.is_set():
             self._hurry.set()
+        self._interrupted = number == signal.SIGINT
         log.info("signal %s: stopping the workers", signal.Signals(number).name)
         self._stopping.set()
 
@@ -175,7 +178,10 @@ class Supervisor:
                     process.kill()
             time.sleep(0.05)
         codes = [process.wait() for process in running]
-        return 0 if all(code == 0 for code in codes) else 1
+        # One that was still starting dies of the signal, and left nothing behind.
+        if any(code not in (ExitCode.DONE, -signal.SIGTERM) for code in codes):
+            return ExitCode.FAILED
+        return interrupt.EXIT_CODE if self._interrupted else ExitCode.DONE
 
 
 def describe(code: int) -> str:

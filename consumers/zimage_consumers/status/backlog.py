@@ -7,24 +7,15 @@ offset that are done are in the commit's metadata.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
-from confluent_kafka import OFFSET_INVALID, Consumer, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_INVALID, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from zimage_consumers.image_worker.checkpoint import Checkpoint
-from zimage_stream.kafka.clients import (
-    CONTACT_TIMEOUT_S,
-    Trouble,
-    common_config,
-    metadata_of,
-    reader_config,
-)
-from zimage_stream.kafka.reader import TopicMissingError, TopicReader
-from zimage_stream.kafka.topics import topic_exists
+from zimage_stream.kafka.clients import CONTACT_TIMEOUT_S, Trouble, common_config, metadata_of
+from zimage_stream.kafka.oldest import first_written, read_committed_offsets
 from zimage_stream.settings import Settings
-
-_POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,29 +96,15 @@ def read_backlog(settings: Settings) -> Backlog:
     """
     trouble = Trouble(settings.kafka)
     state, members, holders = _group(settings, trouble)
-    found = _partitions(settings, trouble)
-    oldest = _oldest(settings, _unfinished(found))
+    topic = settings.topics.requests
+    committed = read_committed_offsets(settings.kafka, topic, settings.worker.group_id)
+    found = [partition_of(*each) for each in committed]
+    waiting = {each.number: each.checkpoint.base for each in found if each.end > each.checkpoint.base}
+    oldest = first_written(settings.kafka, topic, waiting)
     partitions = tuple(
         replace(each, worker=holders.get(each.number), oldest_at=oldest.get(each.number)) for each in found
     )
     return Backlog(state, members, partitions)
-
-
-def oldest_unresolved(settings: Settings) -> timedelta | None:
-    """Age of the oldest request without a terminal event; ``None`` where there is none, or no topic.
-
-    Raises:
-        BrokerUnavailableError: no broker answers.
-    """
-    if not topic_exists(settings.kafka, settings.topics.requests):
-        return None
-    found = _partitions(settings, Trouble(settings.kafka))
-    oldest = _oldest(settings, _unfinished(found))
-    return datetime.now(UTC) - min(oldest.values()) if oldest else None
-
-
-def _unfinished(partitions: list[Partition]) -> dict[int, int]:
-    return {p.number: p.checkpoint.base for p in partitions if p.end > p.checkpoint.base}
 
 
 def _group(settings: Settings, trouble: Trouble) -> tuple[str, tuple[Member, ...], dict[int, str]]:
@@ -153,24 +130,6 @@ def _group(settings: Settings, trouble: Trouble) -> tuple[str, tuple[Member, ...
     return state, tuple(sorted(members, key=lambda member: member.name)), holders
 
 
-def _partitions(settings: Settings, trouble: Trouble) -> list[Partition]:
-    topic = settings.topics.requests
-    config = {**reader_config(settings.kafka), "group.id": settings.worker.group_id, "error_cb": trouble}
-    consumer = Consumer(config)
-    try:
-        found = metadata_of(consumer, trouble, topic).topics[topic]
-        if found.error is not None:
-            raise TopicMissingError(topic, found.error.str())
-        asked = [TopicPartition(topic, number) for number in sorted(found.partitions)]
-        committed = consumer.committed(asked, timeout=CONTACT_TIMEOUT_S)
-        marks = [consumer.get_watermark_offsets(each, timeout=CONTACT_TIMEOUT_S) for each in asked]
-    except KafkaException as error:
-        raise trouble.explain(error.args[0]) from error
-    finally:
-        consumer.close()
-    return [partition_of(each, low, high) for each, (low, high) in zip(committed, marks, strict=True)]
-
-
 def partition_of(committed: TopicPartition, low: int, end: int) -> Partition:
     """One partition, from the group's commit and the log's bounds. Pure."""
     number, base = committed.partition, committed.offset
@@ -185,23 +144,3 @@ def partition_of(committed: TopicPartition, low: int, end: int) -> Partition:
     deleted = max(0, low - base)
     lost = deleted - (checkpoint.resolved & ((1 << deleted) - 1)).bit_count()
     return Partition(number, checkpoint, end, lost, damaged)
-
-
-def _oldest(settings: Settings, bases: dict[int, int]) -> dict[int, datetime]:
-    """When the first record from each base on was written: the base is never resolved. A partition that
-    has none, but markers of transactions at most, is left out."""
-    found: dict[int, datetime] = {}
-    if not bases:
-        return found
-    with TopicReader(settings.kafka, settings.topics.requests) as reader:
-        reader.start(bases)
-        while reader.unfinished - found.keys():
-            message = reader.poll(_POLL_S)
-            if message is None:
-                if reader.trouble is not None:
-                    raise reader.trouble
-                continue
-            number = message.partition()
-            assert number is not None
-            found.setdefault(number, datetime.fromtimestamp(message.timestamp()[1] / 1000, UTC))
-    return found

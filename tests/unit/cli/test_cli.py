@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -177,3 +178,16 @@ def test_one_prompt_prints_its_id() -> None:
         )
         done = finish(process)
     assert (done.returncode, done.stdout, done.stderr) == (0, "fog\n", "")
+
+
+@pytest.mark.parametrize("after_s", [0.02, 0.1, 0.3, 0.6])
+def test_ctrl_c_while_it_starts_is_130_and_says_nothing(nobody: str, after_s: float) -> None:
+    process = start("results", "--follow", ZIMAGE_KAFKA__BOOTSTRAP_SERVERS=nobody)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(after_s)
+    process.send_signal(signal.SIGINT)
+    done = finish(process)
+    # Before Python has handed over to us the signal itself ends it, which a shell calls 130 too.
+    assert done.returncode in (130, -signal.SIGINT)
+    if done.returncode == 130:
+        assert "Traceback" not in done.stderr

@@ -57,7 +57,7 @@ def main() -> None:
 
 def measure(kafka: KafkaSettings, topic: str, count: int, config: dict[str, Any]) -> list[float]:
     """Milliseconds of each transaction: begin, one record, one offset with its checkpoint, commit."""
-    consumer = Consumer(worker_consumer_config(kafka, f"{topic}-{config['transactional.id']}"))
+    consumer = Consumer(worker_consumer_config(kafka, f"{topic}-{config['transactional.id']}", "benchmark"))
     producer = Producer(config)
     producer.init_transactions(30)
     consumer.subscribe([topic])

@@ -127,10 +127,15 @@ def transactional_config(settings: KafkaSettings, transactional_id: str) -> dict
     }
 
 
-def worker_consumer_config(settings: KafkaSettings, group_id: str) -> dict[str, Any]:
-    """The worker's consumer: commits by hand, and an offset that is not there is an error to decide on."""
+def worker_consumer_config(settings: KafkaSettings, group_id: str, slot: str) -> dict[str, Any]:
+    """The worker's consumer: commits by hand, and an offset that is not there is an error to decide on.
+
+    Args:
+        slot: what the group's other members, ``zimage status`` and the brokers' logs call it.
+    """
     return {
         **common_config(settings),
+        "client.id": slot,
         "group.id": group_id,
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,

@@ -99,7 +99,7 @@ class Session:
         self._publishing = False
         kafka = settings.kafka
         self._consumer = Consumer(
-            {**worker_consumer_config(kafka, settings.worker.group_id), "error_cb": self._on_error}
+            {**worker_consumer_config(kafka, settings.worker.group_id, slot), "error_cb": self._on_error}
         )
         self._publisher: Publisher
         if settings.worker.guarantee == "exactly_once":

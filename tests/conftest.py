@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from tests.fleet.arena import Arena, open_arena
 from tests.services import Kafka, KafkaAddress, Minio, MinioAddress, RegistryAddress, SecureKafka, sources
 from tests.services.addresses import wait_until_ready
 from tests.services.errors import ServiceError, ServiceMissingError
+from tests.services.native.cache import announce, cached, run_tool
+from tests.services.native.java import find_java
 from zimage_stream.kafka.clients import common_config, reader_config
 from zimage_stream.kafka.topics import create_topics
 from zimage_stream.settings import TopicSettings
@@ -26,6 +29,7 @@ from zimage_stream.settings import TopicSettings
 hypothesis.settings.register_profile("zimage", deadline=None)
 hypothesis.settings.load_profile("zimage")
 
+JAVA_EXAMPLE = Path(__file__).parents[1] / "examples" / "java"
 REQUEST_PARTITIONS = 4
 SERVED_TIMEOUT_S = 20.0
 
@@ -59,6 +63,23 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryAddre
     """A schema registry shared by all tests: ``.url``, ``.settings``."""
     with _or_skip(), sources.registry(os.environ, tmp_path_factory.mktemp("registry")) as address:
         yield address
+
+
+@pytest.fixture(scope="session")
+def java_producer() -> Sequence[str]:
+    """The words that run the Java example; its arguments follow."""
+    with _or_skip():
+        java = find_java(17)
+        pom = JAVA_EXAMPLE / "pom.xml"
+        version = hashlib.sha256(pom.read_bytes()).hexdigest()[:12]
+
+        def build(folder: Path) -> None:
+            announce("the libraries of the Java example")
+            goal = ["dependency:copy-dependencies", f"-DoutputDirectory={folder}"]
+            run_tool(["mvn", "-B", "-q", "-f", str(pom), *goal], folder)
+
+        libraries = cached(f"java-example-{version}", build)
+    return (str(java), "-cp", f"{libraries}/*", str(JAVA_EXAMPLE / "PromptProducer.java"))
 
 
 @pytest.fixture

@@ -1,0 +1,146 @@
+"""Every decoder of bytes from elsewhere, as a function that may raise what it documents and nothing else.
+
+Run by ``test_decoders.py`` with hypothesis and over the kept corpus, and by ``harness.py`` for as long as
+one likes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+
+from zimage_consumers.dead_letters.letter import Place
+from zimage_consumers.image_worker.checkpoint import Checkpoint, take_over
+from zimage_producers.produce import rows
+from zimage_stream.errors import RequestError, WireError
+from zimage_stream.events import Codec, PromptRequest
+from zimage_stream.events.headers import dead_letter_headers, replay_headers
+from zimage_stream.events.image_result import ImageResult, Source, Status
+from zimage_stream.events.rules import check_request
+from zimage_stream.imaging.metadata import read_text
+
+CODEC = Codec()
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+REQUEST = PromptRequest(
+    prompt="雾中的灯塔", request_id="r-1", seed=7, expires_at=AT, batch_id="b", attributes={"sku": "A-1"}
+)
+RESULT = ImageResult(
+    request_id="r-1",
+    status=Status.FAILED,
+    source=Source(topic="t", partition=1, offset=2),
+    requested_at=AT,
+    completed_at=AT,
+)
+CHECKPOINT = Checkpoint(41, resolved=0b1011010, owner=7)
+
+
+def request(data: bytes) -> None:
+    """A record of the requests topic, to the engine's door and back."""
+    try:
+        decoded = CODEC.decode_request(data)
+    except WireError:
+        return
+    try:
+        checked = check_request(decoded)
+    except RequestError:
+        return
+    again = CODEC.decode_request(CODEC.encode_request(checked, "t"))
+    assert again == checked
+
+
+def result(data: bytes) -> None:
+    """A record of the results topic."""
+    try:
+        decoded = CODEC.decode_result(data)
+    except WireError:
+        return
+    assert isinstance(decoded.status, Status)
+
+
+def checkpoint(data: bytes) -> None:
+    """A commit's metadata; the offset beside it comes first."""
+    (offset,) = struct.unpack(">q", data[:8].rjust(8, b"\0"))
+    try:
+        decoded = Checkpoint.decode(data[8:].decode("latin-1"), offset)
+    except ValueError:
+        return
+    assert decoded.base == offset
+    take_over(decoded, owner=1)
+
+
+def table(data: bytes) -> None:
+    """A CSV file in whichever encoding."""
+    for encoding in ("utf-8-sig", "gb18030"):
+        _read(data, "csv", encoding)
+
+
+def lines(data: bytes) -> None:
+    """A file of JSON lines."""
+    _read(data, "jsonl", "utf-8-sig")
+
+
+def _read(data: bytes, kind: rows.Format, encoding: str) -> None:
+    try:
+        for row in rows.read_rows(io.BytesIO(data), kind, encoding):
+            if row.problem is not None:
+                continue
+            try:
+                check_request(rows.request_of(row, "batch", {}))
+            except RequestError:
+                continue
+    except rows.InputError:
+        return
+
+
+def headers(data: bytes) -> None:
+    """Headers of a record that dies, is replayed, and dies again."""
+    parts = (part.partition(b"=") for part in data.split(b"\n"))
+    pairs = [(name.decode("latin-1"), value) for name, _, value in parts]
+    letter = dead_letter_headers(
+        pairs,
+        topic="t",
+        partition=0,
+        offset=1,
+        exception_class="E",
+        message=data.decode(errors="replace"),
+        code="C",
+        attempts=0,
+        worker="w",
+        at=AT,
+    )
+    replay_headers(letter, topic="d", partition=0, offset=0)
+
+
+def picture(data: bytes) -> None:
+    """What a picture says of itself; Pillow's own errors are what the saver expects."""
+    try:
+        read_text(data)
+    except (OSError, SyntaxError, ValueError):
+        return
+
+
+def place(data: bytes) -> None:
+    """A place as people type it."""
+    try:
+        assert str(Place.parse(data.decode(errors="replace")))
+    except ValueError:
+        return
+
+
+TARGETS: Mapping[str, Callable[[bytes], None]] = {
+    each.__name__: each for each in (request, result, checkpoint, table, lines, headers, picture, place)
+}
+
+SEEDS: Mapping[str, tuple[bytes, ...]] = {
+    "request": (CODEC.encode_request(REQUEST, "t"), b"\x00\x00\x00\x00\x01"),
+    "result": (CODEC.encode_result(RESULT, "t"),),
+    "checkpoint": (struct.pack(">q", 41) + CHECKPOINT.encode().encode(),),
+    "table": ('prompt,sku,width\n雾中的灯塔,A-1,64\n"a ""b""\nc",,x\n'.encode(),),
+    "lines": (json.dumps({"prompt": "a", "seed": 1, "attributes": {"a": "b"}}).encode() + b"\n[]\n{\n",),
+    "headers": (b"a=b\ntraceparent=00-x\nzimage.replays=3\nzimage.code=X",),
+    "picture": (),
+    "place": (b"0:17",),
+}

@@ -1,0 +1,38 @@
+"""Any bytes at all: a value or a documented error, in bounded time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.fuzz.targets import SEEDS, TARGETS
+
+CORPUS = Path(__file__).parent / "corpus"
+
+
+@st.composite
+def mutated(draw: st.DrawFn, seeds: tuple[bytes, ...]) -> bytes:
+    """A valid input with a few bytes changed, cut out or put in."""
+    data = bytearray(draw(st.sampled_from(seeds)))
+    for _ in range(draw(st.integers(1, 6))):
+        at = draw(st.integers(0, len(data)))
+        length = draw(st.integers(0, 4))
+        data[at : at + length] = draw(st.binary(max_size=10))
+    return bytes(data)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@given(st.data())
+@settings(max_examples=400)
+def test_any_bytes(name: str, data: st.DataObject) -> None:
+    seeds = SEEDS[name]
+    TARGETS[name](data.draw(st.binary(max_size=300) | mutated(seeds) if seeds else st.binary(max_size=300)))
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_the_kept_corpus(name: str) -> None:
+    for file in sorted((CORPUS / name).glob("*")):
+        TARGETS[name](file.read_bytes())

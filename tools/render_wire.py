@@ -1,0 +1,119 @@
+"""The tables of ``docs/wire.md`` from what they describe: the schemas, the topics, the cases of bad input.
+
+``python -m tools.render_wire`` writes them, between the markers that are in the file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.integration.bad_input import CASES
+from zimage_stream.events.schemas import IMAGE_RESULT, PROMPT_REQUEST, current
+from zimage_stream.kafka.topics import TopicSpec, replayed_topic, required_topics
+from zimage_stream.settings import TopicSettings
+
+PAGE = Path(__file__).parents[1] / "docs" / "wire.md"
+
+_MARKED = re.compile(r"(<!-- begin (\S+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
+_DAY_MS = 24 * 3_600 * 1_000
+
+
+def rendered(page: str) -> str:
+    """The page with its tables made anew.
+
+    Raises:
+        KeyError: a marker names no table.
+    """
+    tables = {
+        "topics": topics_table(),
+        "request": schema_table(PROMPT_REQUEST),
+        "result": schema_table(IMAGE_RESULT),
+        "bad-input": bad_input_table(),
+    }
+    return _MARKED.sub(lambda match: f"{match[1]}{tables[match[2]]}{match[3]}", page)
+
+
+def schema_table(name: str) -> str:
+    """Every field of an event, with nested records as dotted names."""
+    schema = json.loads(current(name).text)
+    mark = current(name).fingerprint.hex(" ")
+    head = f"Fingerprint (CRC-64-AVRO, as it is written): `{mark}`\n\n"
+    return head + "| field | type | default | |\n|---|---|---|---|\n" + "".join(_field_rows(schema, ""))
+
+
+def _field_rows(record: Mapping[str, Any], prefix: str) -> list[str]:
+    rows = []
+    for field in record["fields"]:
+        default = f"`{json.dumps(field['default'])}`" if "default" in field else "required"
+        name = prefix + field["name"]
+        rows.append(f"| `{name}` | {_type(field['type'])} | {default} | {_cell(field.get('doc', ''))} |\n")
+        for nested in field["type"] if isinstance(field["type"], list) else [field["type"]]:
+            if isinstance(nested, dict) and nested["type"] == "record":
+                rows += _field_rows(nested, f"{name}.")
+    return rows
+
+
+def _type(avro: Any) -> str:
+    if isinstance(avro, list):
+        kinds = [_type(each) for each in avro if each != "null"]
+        return " or ".join(kinds) + (", nullable" if "null" in avro else "")
+    if isinstance(avro, str):
+        return avro
+    if "logicalType" in avro:
+        return str(avro["logicalType"])
+    if avro["type"] == "map":
+        return f"map of {_type(avro['values'])}"
+    if avro["type"] == "enum":
+        return "enum: " + ", ".join(avro["symbols"])
+    return str(avro["type"])
+
+
+def topics_table() -> str:
+    """What the topics must be."""
+    names = TopicSettings()
+    head = "| topic | partitions | key | kept | largest record | |\n|---|---|---|---|---|---|\n"
+    keys = ("`request_id`", "`request_id`", "as it was sent")
+    notes = ("requests", "results, in transactions", "what could not be served, as it was sent")
+    rows = [
+        _topic_row(spec, key, note)
+        for spec, key, note in zip(required_topics(names), keys, notes, strict=True)
+    ]
+    rows.append(_topic_row(replayed_topic(names), "`partition:offset`", "which dead letters were replayed"))
+    return head + "".join(rows)
+
+
+def _topic_row(spec: TopicSpec, key: str, note: str) -> str:
+    kept = spec.at_least.get("retention.ms")
+    size = spec.at_least.get("max.message.bytes")
+    compacted = spec.exactly["cleanup.policy"] == "compact"
+    cells = (
+        f"`{spec.name}`",
+        str(spec.partitions),
+        key,
+        "compacted" if compacted or kept is None else f"{kept // _DAY_MS} days",
+        f"{size >> 20} MiB" if size else "small",
+        note,
+    )
+    return f"| {' | '.join(cells)} |\n"
+
+
+def bad_input_table() -> str:
+    """Each case, what becomes of it, and a piece of the message; a test sends every one of them."""
+    rows = (
+        f"| {case.sent} | {case.outcome} | {'yes' if case.has_result else 'no'} | "
+        f"{f'… {_cell(case.says)} …' if case.says else ''} |\n"
+        for case in CASES
+    )
+    return "| sent | outcome | result | the message says |\n|---|---|---|---|\n" + "".join(rows)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(rendered(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

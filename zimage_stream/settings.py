@@ -160,6 +160,12 @@ class TelemetrySettings(Group):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 9464
     """Metrics and health; 0 takes any free port."""
+    tenant_label: bool = False
+    """Metrics name the tenants with the longest queues."""
+    drain_target_s: Seconds = 60.0
+    """In how long ``zimage_desired_workers`` would have the backlog served."""
+    traces: bool = False
+    """OpenTelemetry spans, sent where the ``OTEL_*`` variables say; needs the extra ``otel``."""
 
 
 class Settings(BaseSettings):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,7 +29,8 @@ class ImageSpec:
 class Engine(Protocol):
     """Owned by one thread: :meth:`load`, :meth:`generate` and :meth:`close` are called from it alone.
 
-    :meth:`count_tokens` may be called from another thread at any time after :meth:`load`.
+    :meth:`count_tokens` and :meth:`device_memory` may be called from another thread at any time after
+    :meth:`load`.
     """
 
     @property
@@ -65,6 +66,10 @@ class Engine(Protocol):
 
     def count_tokens(self, prompt: str) -> int | None:
         """Tokens of the prompt as the model sees it, or ``None`` where no tokenizer is at hand."""
+        ...
+
+    def device_memory(self) -> Mapping[str, int]:
+        """Bytes of the device that are ``allocated`` and ``reserved``; empty where it keeps no count."""
         ...
 
     def close(self) -> None:

@@ -100,6 +100,10 @@ class SimulatedEngine:
     def idle(self) -> None:
         """There is nothing to release."""
 
+    def device_memory(self) -> Mapping[str, int]:
+        """There is no device."""
+        return {}
+
     def count_tokens(self, prompt: str) -> int | None:
         """About one token for four characters."""
         return -(-len(prompt) // _CHARACTERS_A_TOKEN)

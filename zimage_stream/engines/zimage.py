@@ -8,7 +8,7 @@ import importlib.util
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,11 @@ class ZImageEngine:
                 messages, tokenize=False, add_generation_prompt=True, enable_thinking=True
             )
             return len(self._tokenizer(text).input_ids)
+
+    def device_memory(self) -> Mapping[str, int]:
+        """See :class:`~zimage_stream.engines.base.Engine`."""
+        reserved = self._memory.reserved()
+        return {"allocated": self._memory.allocated(), "reserved": reserved} if reserved else {}
 
     def idle(self) -> None:
         """Move the weights off the device if nothing was asked for as long as the settings say."""

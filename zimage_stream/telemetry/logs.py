@@ -46,13 +46,18 @@ class _Json(JsonFormatter):
 
 
 class _Console(logging.Formatter):
-    """Time, level, message, and the fields of a request where there are any."""
+    """Time, level, message, and which request it is about: id, tenant, partition:offset, attempt."""
 
     def format(self, record: logging.LogRecord) -> str:
-        named = {name: getattr(record, name, None) for name in (*REQUEST_FIELDS, "prompt")}
-        fields = " ".join(f"{name}={value}" for name, value in named.items() if value is not None)
-        line = super().format(record)
-        return f"{line} [{fields}]" if fields else line
+        request_id, tenant, partition, offset, attempt = (
+            getattr(record, name, None) for name in REQUEST_FIELDS
+        )
+        place = f"{partition}:{offset}" if offset is not None else None
+        tried = f"attempt {attempt}" if attempt not in (None, 1) else None
+        about = " ".join(str(each) for each in (request_id, tenant, place, tried) if each is not None)
+        prompt = getattr(record, "prompt", None)
+        line = super().format(record) + (f" [{about}]" if about else "")
+        return line if prompt is None else f"{line} {prompt!r}"
 
 
 def configure(settings: TelemetrySettings, slot: str) -> None:

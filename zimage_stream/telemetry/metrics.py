@@ -1,13 +1,14 @@
-"""Every metric of a worker, with its meaning and unit. This file is their documentation.
+"""Every metric of a worker, with its meaning and unit; ``docs/metrics.md`` is made of this file.
 
-No label has a tenant or a request in it: cardinality is bounded by partitions, codes and states.
+No label has a request in it, and one a tenant only where that is allowed: cardinality is bounded by
+partitions, codes, states and ``MAX_TENANTS``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -17,10 +18,17 @@ _SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0
 _LONG = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0)
 
 
+_WAITS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
+
+MAX_TENANTS = 50
+"""With a queue of their own in the metrics; all others are ``(others)``."""
+
+
 class Metrics:
     """The worker's metrics, registered in ``registry``."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self.build = Info("zimage_build", "Version, model and engine of this worker.", registry=registry)
         self.requests_taken = Counter(
             "zimage_requests_taken_total", "Requests taken into the window.", registry=registry
         )
@@ -39,6 +47,24 @@ class Metrics:
         self.engine_busy_seconds = Counter(
             "zimage_engine_busy_seconds_total",
             "Seconds the engine was generating; its rate is the busy share.",
+            registry=registry,
+        )
+        self.wait_seconds = Histogram(
+            "zimage_wait_seconds",
+            "From a request's timestamp to the start of its generation.",
+            buckets=_WAITS,
+            registry=registry,
+        )
+        self.decode_seconds = Histogram(
+            "zimage_decode_seconds", "Decoding and checking of one record.", buckets=_SHORT, registry=registry
+        )
+        self.mark_seconds = Histogram(
+            "zimage_mark_seconds", "One commit of marks.", buckets=_SHORT, registry=registry
+        )
+        self.look_up_seconds = Histogram(
+            "zimage_look_up_seconds",
+            "Asking the store whether one batch's pictures are there already.",
+            buckets=_SHORT,
             registry=registry,
         )
         self.generate_seconds = Histogram(
@@ -87,6 +113,30 @@ class Metrics:
             "zimage_window_bytes", "Bytes of the requests in the window.", registry=registry
         )
         self.partitions = Gauge("zimage_partitions", "Partitions held.", registry=registry)
+        self.queue_requests = Gauge(
+            "zimage_queue_requests",
+            "Requests that wait in the window, by tenant where telemetry.tenant_label is on.",
+            ["tenant"],
+            registry=registry,
+        )
+        self.unresolved_requests = Gauge(
+            "zimage_unresolved_requests",
+            "Requests without a terminal event, by partition held; those not fetched yet are among them.",
+            ["partition"],
+            registry=registry,
+        )
+        self.desired_workers = Gauge(
+            "zimage_desired_workers",
+            "Workers that would serve this worker's backlog within telemetry.drain_target_s; "
+            "their sum over all workers, rounded up, is how many to run.",
+            registry=registry,
+        )
+        self.device_memory_bytes = Gauge(
+            "zimage_device_memory_bytes",
+            "Memory of the device that this process holds, by kind: allocated, reserved.",
+            ["kind"],
+            registry=registry,
+        )
 
 
 class HealthCollector(Collector):

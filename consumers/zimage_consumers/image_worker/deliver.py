@@ -85,6 +85,7 @@ class Delivery:
 
     def _look_up(self, jobs: tuple[Job, ...], then: Callable[[tuple[Job, ...]], None]) -> None:
         missing = []
+        started = time.monotonic()
         for job in jobs:
             request = job.decoded
             try:
@@ -96,6 +97,10 @@ class Delivery:
                 self._report(Stored(job, self._image_of(request, found), reused=True))
             except Exception as error:
                 self._report(Failed(job, error))
+        elapsed = time.monotonic() - started
+        self._metrics.look_up_seconds.observe(elapsed)
+        for job in jobs:
+            job.stage("look up", elapsed)
         then(tuple(missing))
 
     def _guard(self, job: Job, stage: Callable[[], None]) -> None:
@@ -110,6 +115,7 @@ class Delivery:
         encoded = encode(image, request.format, request.quality, self._text(request))
         elapsed = time.monotonic() - started
         job.encode_ms = elapsed * 1e3
+        job.stage("encode", elapsed)
         self._metrics.encode_seconds.observe(elapsed)
         size = image.size
         self._uploaders.submit(self._guard, job, lambda: self._upload(job, encoded, size))
@@ -134,6 +140,7 @@ class Delivery:
         stored = self._patiently(job, put)
         elapsed = time.monotonic() - started
         job.upload_ms = elapsed * 1e3
+        job.stage("upload", elapsed)
         self._metrics.upload_seconds.observe(elapsed)
         self._report(Stored(job, self._image_of(request, stored)))
 

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from PIL.Image import Image
@@ -23,6 +23,8 @@ KNOWN_GOOD = ImageSpec("a red circle on a white background", 64, 64, 8, 0.0, 1)
 
 
 IDLE_S = 1.0
+_RECENT = 0.05
+"""Weight of the newest batch in what a picture takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +64,14 @@ class EngineThread(threading.Thread):
         self._deck: deque[Batch] = deque()
         self._changed = threading.Condition()
         self._stopping = False
+        self.picture_s = 0.0
+        """Seconds that a picture took lately; 0 before the first."""
         self._loaded = threading.Event()
         self._load_error: Exception | None = None
+
+    def device_memory(self) -> Mapping[str, int]:
+        """See :class:`~zimage_stream.engines.base.Engine`."""
+        return self._engine.device_memory()
 
     def wait_loaded(self) -> None:
         """Wait until the engine can generate. Raises what its ``load`` raised."""
@@ -150,7 +158,10 @@ class EngineThread(threading.Thread):
         started_at, started = now(), time.monotonic()
         for job in jobs:
             job.started_at = started_at
-            job.queued_ms = max(0.0, (started_at - job.requested_at).total_seconds() * 1e3)
+            waited = max(0.0, (started_at - job.requested_at).total_seconds())
+            job.queued_ms = waited * 1e3
+            job.stage("wait", waited)
+            self._metrics.wait_seconds.observe(waited)
         try:
             images = self._engine.generate([job.spec for job in jobs])
         finally:
@@ -158,8 +169,10 @@ class EngineThread(threading.Thread):
             self._metrics.engine_busy_seconds.inc(elapsed)
         self._metrics.generate_seconds.observe(elapsed)
         self._metrics.batch_size.observe(len(jobs))
+        self.picture_s += (elapsed / len(jobs) - self.picture_s) * (_RECENT if self.picture_s else 1.0)
         for job in jobs:
             job.generate_ms = elapsed * 1e3
+            job.stage("generate", elapsed)
         return images
 
     def _fail(self, job: Job, error: Exception) -> None:

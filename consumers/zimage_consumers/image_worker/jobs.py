@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from zimage_stream.engines.base import ImageSpec
@@ -47,6 +48,7 @@ class Job:
         arrival: its place in the order of arrival, given by the scheduler.
         marked: it was started before, here or by a predecessor; expiry was judged then.
         not_before: monotonic time before which a retry does not start.
+        stages: when each stage of the latest attempt began and ended, in UNIX time, for its trace.
     """
 
     record: Record
@@ -64,6 +66,12 @@ class Job:
     generate_ms: float | None = None
     encode_ms: float | None = None
     upload_ms: float | None = None
+    stages: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def stage(self, name: str, elapsed_s: float) -> None:
+        """Note that a stage has just ended, and how long it took."""
+        end = time.time()
+        self.stages[name] = (end - elapsed_s, end)
 
     @property
     def alone(self) -> bool:
@@ -105,6 +113,8 @@ class Job:
             "partition": self.record.partition,
             "offset": self.record.offset,
             "attempt": self.attempts + 1,
+            # Taken out again by the log, unless telemetry.log_prompts is on.
+            "prompt": request.prompt if request else None,
         }
 
 

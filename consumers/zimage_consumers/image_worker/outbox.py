@@ -19,6 +19,7 @@ from zimage_stream.events.image_result import Status
 from zimage_stream.settings import TopicSettings
 from zimage_stream.telemetry.health import Health
 from zimage_stream.telemetry.metrics import Metrics
+from zimage_stream.telemetry.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,9 @@ class Outbox:
         wanted: Callable[[Job], bool],
         health: Health,
         metrics: Metrics,
+        tracer: Tracer,
     ) -> None:
+        self._tracer = tracer
         self._topics = topics
         self._codec = codec
         self._identity = identity
@@ -118,12 +121,14 @@ class Outbox:
         except ClientsLostError:
             self._metrics.transactions.labels("lost").inc()
             raise
+        elapsed = time.monotonic() - started
         self._metrics.transactions.labels("committed").inc()
-        self._metrics.transaction_seconds.observe(time.monotonic() - started)
+        self._metrics.transaction_seconds.observe(elapsed)
         out = set(map(id, batch))
         self._ready = [resolution for resolution in self._ready if id(resolution) not in out]
         for resolution in batch:
             self._count(resolution)
+            self._trace(resolution, elapsed)
         return [resolution.job for resolution in batch]
 
     def _isolate(self, resolution: Resolution, error: RefusedRecordError) -> None:
@@ -135,6 +140,22 @@ class Outbox:
         self._health.hold("refused-record", reason)
         self._ready.remove(resolution)
         self._withheld.append(resolution)
+
+    def _trace(self, resolution: Resolution, elapsed_s: float) -> None:
+        job, request = resolution.job, resolution.job.request
+        job.stage("publish", elapsed_s)
+        attributes: dict[str, str | int] = {
+            "messaging.system": "kafka",
+            "messaging.operation.type": "process",
+            "messaging.destination.name": job.record.topic,
+            "messaging.destination.partition.id": str(job.record.partition),
+            "messaging.kafka.offset": job.record.offset,
+            "zimage.attempts": job.attempts,
+        }
+        if request is not None:
+            attributes["messaging.message.id"] = request.request_id
+            attributes["zimage.tenant"] = request.tenant
+        self._tracer.record(job.record.headers, job.stages, attributes, resolution.code)
 
     def _count(self, resolution: Resolution) -> None:
         job, code = resolution.job, resolution.code

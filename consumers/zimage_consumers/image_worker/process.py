@@ -8,9 +8,10 @@ import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from importlib.metadata import version
 from types import FrameType
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 
 from zimage_consumers.image_worker.worker import ExitCode, Worker
 from zimage_stream import interrupt
@@ -23,6 +24,7 @@ from zimage_stream.telemetry.health import Health
 from zimage_stream.telemetry.logs import configure
 from zimage_stream.telemetry.metrics import Metrics
 from zimage_stream.telemetry.server import serve
+from zimage_stream.telemetry.tracing import create_tracer
 
 log = logging.getLogger(__name__)
 
@@ -46,19 +48,27 @@ def run_worker(
     # What every thread does, on stderr: for whoever is called at night to a worker that stands still.
     faulthandler.register(signal.SIGUSR1)
     registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
     metrics, health = Metrics(registry), Health()
+    tracer = create_tracer(settings.telemetry.traces, slot)
     store = create_store(settings.store, connections=settings.worker.upload_threads)
     codec = Codec(Registry(settings.registry) if settings.registry.url else None)
     try:
         store.check()
         engine = create_engine(settings.engine)
-        worker = Worker(settings, engine, store, codec, slot=slot, health=health, metrics=metrics)
+        metrics.build.info(
+            {"version": version("zimage-stream"), "model": engine.model, "engine": settings.engine.kind}
+        )
+        worker = Worker(
+            settings, engine, store, codec, slot=slot, health=health, metrics=metrics, tracer=tracer
+        )
         with serve(health, registry, settings.telemetry.host, settings.telemetry.port) as server:
             log.info("health and metrics on port %d", server.port)
             if started is not None:
                 started(worker, server.port)
             return _run(worker, settings.worker.drain_timeout_s + LEAVE_S)
     finally:
+        tracer.close()
         codec.close()
         store.close()
 

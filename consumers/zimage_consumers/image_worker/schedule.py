@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -45,6 +45,10 @@ class Scheduler:
         self._delayed: list[tuple[float, int, Job]] = []
         self._alone: deque[Job] = deque()
         self._expiring: list[tuple[float, int, Job]] = []
+
+    def by_tenant(self) -> Counter[str]:
+        """How many wait of each tenant; those that must not be decoded yet are nobody's."""
+        return Counter(job.request.tenant if job.request else "" for job in self._waiting)
 
     def __len__(self) -> int:
         return len(self._waiting)

@@ -156,7 +156,8 @@ class Session:
 
     def mark(self, changes: Mapping[int, Mapping[int, Mark | None]]) -> None:
         """Commit marks, by partition and offset, and wait for the answer. Raises as :meth:`claim`."""
-        self._commit({p: self.held[p].ledger.after(marks=marks) for p, marks in changes.items()})
+        with self._metrics.mark_seconds.time():
+            self._commit({p: self.held[p].ledger.after(marks=marks) for p, marks in changes.items()})
         self._metrics.marks.inc()
 
     def publish(self, records: list[Outgoing], checkpoints: Mapping[int, Checkpoint]) -> None:
@@ -185,6 +186,18 @@ class Session:
         if resume:
             self._consumer.resume([TopicPartition(self._topic, number) for number in resume])
         self._paused = wanted
+
+    def unresolved(self) -> dict[int, int]:
+        """Requests without a terminal event in each partition held, as far as its end is known here."""
+        out = {}
+        for number, held in self.held.items():
+            place = TopicPartition(self._topic, number)
+            # What the last fetch was told; nobody is asked.
+            marks = self._consumer.get_watermark_offsets(place, cached=True)
+            end = max(held.ledger.next, marks[1] if marks else 0)
+            checkpoint = held.ledger.checkpoint
+            out[number] = max(0, end - checkpoint.base - checkpoint.resolved.bit_count())
+        return out
 
     def probe(self) -> None:
         """Ask the brokers for a sign of life while they are taken for dead."""

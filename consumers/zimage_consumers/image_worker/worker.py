@@ -20,6 +20,7 @@ from zimage_consumers.image_worker.checkpoint import Mark, Taken
 from zimage_consumers.image_worker.clock import ClockGuard
 from zimage_consumers.image_worker.deliver import Delivery
 from zimage_consumers.image_worker.dispatch import Dispatcher
+from zimage_consumers.image_worker.gauges import Gauges
 from zimage_consumers.image_worker.generate import EngineThread
 from zimage_consumers.image_worker.intake import Intake, record_of
 from zimage_consumers.image_worker.jobs import (
@@ -47,6 +48,7 @@ from zimage_stream.settings import Settings
 from zimage_stream.stores.base import ImageStore
 from zimage_stream.telemetry.health import Health
 from zimage_stream.telemetry.metrics import Metrics
+from zimage_stream.telemetry.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +95,7 @@ class Worker:
         slot: str,
         health: Health,
         metrics: Metrics,
+        tracer: Tracer,
     ) -> None:
         self._settings = settings
         self._slot = slot
@@ -128,7 +131,8 @@ class Worker:
             report=self._outcomes.put,
         )
         identity = Identity(engine.model, engine.model_revision, slot)
-        self._outbox = Outbox(settings.topics, codec, identity, self._wanted, health, metrics)
+        self._outbox = Outbox(settings.topics, codec, identity, self._wanted, health, metrics, tracer)
+        self._gauges = Gauges(metrics, settings.telemetry)
         self._clock = ClockGuard()
         self._session: Session | None = None
         self._incoming: deque[Job] = deque()
@@ -243,10 +247,7 @@ class Worker:
                 self._resolved(session, job)
         except CommitRefusedError as error:
             log.info("a commit has to wait for the group: %s", error)
-        held = session.held.values()
-        self._metrics.partitions.set(len(held))
-        self._metrics.window_requests.set(sum(each.count for each in held))
-        self._metrics.window_bytes.set(sum(each.size for each in held))
+        self._gauges.sample(session, self._scheduler, self._engine)
 
     def _take_in(self, session: Session) -> None:
         session.regulate(self._must_pause)
@@ -301,7 +302,8 @@ class Worker:
             job = self._incoming[0]
             if self._wanted(job):
                 try:
-                    self._intake.check(job)
+                    with self._metrics.decode_seconds.time():
+                        self._intake.check(job)
                 except RegistryUnavailableError as error:
                     log.warning("the schema registry does not answer, records wait: %s", error)
                     self._health.down("registry", str(error))

@@ -96,7 +96,7 @@ def test_the_short_form_has_a_requests_fields(capsys: pytest.CaptureFixture[str]
     logging.getLogger("zimage_stream").warning("about one", extra=REQUEST | {"tenant": None})
     plain, about = capsys.readouterr().err.splitlines()
     assert plain.endswith("INFO    plain")
-    assert about.endswith("WARNING about one [request_id=r-1 partition=3 offset=17 attempt=2]")
+    assert about.endswith("WARNING about one [r-1 3:17 attempt 2]")
 
 
 class TestPrompts:

@@ -1,0 +1,85 @@
+"""Spans of a request, as the SDK's own exporter sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
+
+from zimage_stream.events.headers import Header
+from zimage_stream.telemetry.tracing import NoTracer, OpenTelemetryTracer, create_tracer
+
+TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+STAGES = {"wait": (100.0, 101.5), "generate": (101.5, 102.0), "publish": (102.25, 102.25)}
+
+
+@pytest.fixture
+def exporter() -> InMemorySpanExporter:
+    return InMemorySpanExporter()
+
+
+@pytest.fixture
+def tracer(exporter: InMemorySpanExporter) -> Iterator[OpenTelemetryTracer]:
+    tracer = OpenTelemetryTracer("gpu/0", SimpleSpanProcessor(exporter))
+    yield tracer
+    tracer.close()
+
+
+def by_name(exporter: InMemorySpanExporter) -> dict[str, ReadableSpan]:
+    return {span.name: span for span in exporter.get_finished_spans()}
+
+
+def test_stages_hang_under_the_producers_span(
+    tracer: OpenTelemetryTracer, exporter: InMemorySpanExporter
+) -> None:
+    headers: list[Header] = [("TraceParent", f"00-{TRACE}-{PARENT}-01".encode()), ("tracestate", b"a=b")]
+    tracer.record(headers, STAGES, {"messaging.system": "kafka"})
+    spans = by_name(exporter)
+    assert spans.keys() == {"process request", *STAGES}
+    whole = spans["process request"]
+    assert whole.context is not None
+    assert whole.parent is not None
+    assert f"{whole.context.trace_id:032x}" == TRACE
+    assert f"{whole.parent.span_id:016x}" == PARENT
+    assert (whole.start_time, whole.end_time) == (100 * 10**9, 102_250_000_000)
+    assert (whole.attributes or {})["messaging.system"] == "kafka"
+    assert whole.resource.attributes["service.instance.id"] == "gpu/0"
+    for name, (start, end) in STAGES.items():
+        span = spans[name]
+        assert span.parent is not None
+        assert span.parent.span_id == whole.context.span_id
+        assert (span.start_time, span.end_time) == (start * 1e9, end * 1e9)
+
+
+def test_a_request_without_a_picture_is_an_error(
+    tracer: OpenTelemetryTracer, exporter: InMemorySpanExporter
+) -> None:
+    tracer.record([], STAGES, {}, "OUT_OF_MEMORY")
+    status = by_name(exporter)["process request"].status
+    assert (status.status_code, status.description) == (StatusCode.ERROR, "OUT_OF_MEMORY")
+
+
+@pytest.mark.parametrize(
+    "parent", [None, b"", b"\xff\xfe", b"00-zz-zz-01", b"00-" + b"0" * 32, b"x" * 10_000]
+)
+def test_a_wrong_parent_harms_nobody(
+    tracer: OpenTelemetryTracer, exporter: InMemorySpanExporter, parent: bytes | None
+) -> None:
+    tracer.record([("traceparent", parent)], STAGES, {})
+    assert by_name(exporter)["process request"].parent is None
+
+
+def test_what_cannot_be_traced_is_told_and_passes(
+    tracer: OpenTelemetryTracer, exporter: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracer.record([], {}, {})
+    assert exporter.get_finished_spans() == ()
+    assert "spans could not be made" in caplog.text
+
+
+def test_it_is_off_unless_it_is_wanted() -> None:
+    assert isinstance(create_tracer(False, "s"), NoTracer)

@@ -30,9 +30,9 @@ _COMMANDS = {
     "topics": _Place("zimage_stream.cli:topics", "Create the topics, or check them."),
     "worker": _Place("zimage_consumers.image_worker.command:worker", "Generate pictures."),
     "produce": _Place("zimage_producers.produce.command:produce", "Ask for pictures: one prompt, or a file."),
-    "dead-letters": _Place("zimage_consumers.dead_letters.command:app", "What could not be served."),
     "results": _Place("zimage_consumers.results.command:results", "What came of requests."),
     "status": _Place("zimage_consumers.status.command:status", "Where things stand, or one request does."),
+    "dead-letters": _Place("zimage_consumers.dead_letters.command:app", "What could not be served."),
     "config": _Place("zimage_stream.configuration:app", "The settings in force."),
 }
 

@@ -226,7 +226,7 @@ def _holds(path: Path, image: StoredImage) -> bool:
 def _prompt_in(picture: Path) -> str:
     try:
         return read_text(picture.read_bytes()).get("prompt", "")
-    except (OSError, SyntaxError, ValueError):
+    except (OSError, ValueError):
         # Somebody else's picture, or none that Pillow reads: it still is what the result vouches for.
         return ""
 

@@ -12,6 +12,8 @@ import struct
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
+from PIL import Image
+
 from zimage_consumers.dead_letters.letter import Place
 from zimage_consumers.image_worker.checkpoint import Checkpoint, take_over
 from zimage_producers.produce import rows
@@ -20,6 +22,7 @@ from zimage_stream.events import Codec, PromptRequest
 from zimage_stream.events.headers import dead_letter_headers, replay_headers
 from zimage_stream.events.image_result import ImageResult, Source, Status
 from zimage_stream.events.rules import check_request
+from zimage_stream.imaging import encode
 from zimage_stream.imaging.metadata import read_text
 
 CODEC = Codec()
@@ -115,10 +118,10 @@ def headers(data: bytes) -> None:
 
 
 def picture(data: bytes) -> None:
-    """What a picture says of itself; Pillow's own errors are what the saver expects."""
+    """What a picture says of itself."""
     try:
         read_text(data)
-    except (OSError, SyntaxError, ValueError):
+    except ValueError:
         return
 
 
@@ -141,6 +144,9 @@ SEEDS: Mapping[str, tuple[bytes, ...]] = {
     "table": ('prompt,sku,width\n雾中的灯塔,A-1,64\n"a ""b""\nc",,x\n'.encode(),),
     "lines": (json.dumps({"prompt": "a", "seed": 1, "attributes": {"a": "b"}}).encode() + b"\n[]\n{\n",),
     "headers": (b"a=b\ntraceparent=00-x\nzimage.replays=3\nzimage.code=X",),
-    "picture": (),
+    "picture": tuple(
+        encode(Image.new("RGB", (8, 8)), form, None, {"prompt": "雾"}).data
+        for form in ("png", "webp", "jpeg")
+    ),
     "place": (b"0:17",),
 }

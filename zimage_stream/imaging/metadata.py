@@ -47,8 +47,19 @@ def read_text(data: bytes) -> dict[str, str]:
 
     Returns:
         Values by name; empty where the picture says nothing of itself.
+
+    Raises:
+        ValueError: it is no such file.
     """
-    with Image.open(io.BytesIO(data)) as image:
+    try:
+        return _read(data)
+    except Exception as error:
+        # Damaged bytes surface as almost any exception, a decompression bomb as one of its own.
+        raise ValueError(f"it is no picture that can be read: {error}") from error
+
+
+def _read(data: bytes) -> dict[str, str]:
+    with Image.open(io.BytesIO(data), formats=("PNG", "WEBP", "JPEG")) as image:
         if isinstance(image, PngImagePlugin.PngImageFile):
             return {name: str(value) for name, value in image.text.items()}
         packet = image.info.get("xmp", b"")

@@ -38,7 +38,7 @@ _PHASES = {
 def status(
     context: typer.Context,
     request_id: Annotated[
-        str | None, typer.Argument(metavar="[ID]", help="A request; absent: all of them.", show_default=False)
+        str | None, typer.Argument(metavar="ID", help="A request; absent: all of them.", show_default=False)
     ] = None,
     tenant: Annotated[str | None, typer.Option(help="Whose request it is; with an ID.")] = None,
     all_: Annotated[bool, typer.Option("--all", help="Partitions without work too.")] = False,

@@ -1,4 +1,4 @@
-"""Every exception this project raises on purpose.
+"""The exceptions that callers tell apart.
 
 ::
 
@@ -21,6 +21,9 @@
     │   └── StoreUnavailableError
     ├── SubmitError                the broker did not take a request
     └── ResultTimeoutError         no terminal event within the time asked for
+
+Modules add others of their own below :class:`ZImageError`, each of which says all that a person needs in
+its message: a topic that is missing, a file that cannot be read, a replay that was refused.
 
 What an error *means* for a request (retry, dead letter, pause) is decided in one place,
 ``zimage_consumers.image_worker.verdict``; the classes only say what happened.

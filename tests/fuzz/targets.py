@@ -6,9 +6,11 @@ one likes.
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import struct
+import zlib
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
@@ -65,13 +67,20 @@ def result(data: bytes) -> None:
 
 def checkpoint(data: bytes) -> None:
     """A commit's metadata; the offset beside it comes first."""
-    (offset,) = struct.unpack(">q", data[:8].rjust(8, b"\0"))
+    (offset,) = struct.unpack(">Q", data[:8].rjust(8, b"\0"))
     try:
         decoded = Checkpoint.decode(data[8:].decode("latin-1"), offset)
     except ValueError:
         return
     assert decoded.base == offset
     take_over(decoded, owner=1)
+
+
+def sealed(data: bytes) -> None:
+    """The same with a checksum that is right: what a version of ours with a mistake in it could write."""
+    (base,) = struct.unpack(">Q", data[1:9].rjust(8, b"\0"))
+    metadata = base64.b64encode(data + struct.pack(">I", zlib.crc32(data))).rstrip(b"=")
+    checkpoint(struct.pack(">Q", base) + metadata)
 
 
 def table(data: bytes) -> None:
@@ -134,13 +143,15 @@ def place(data: bytes) -> None:
 
 
 TARGETS: Mapping[str, Callable[[bytes], None]] = {
-    each.__name__: each for each in (request, result, checkpoint, table, lines, headers, picture, place)
+    each.__name__: each
+    for each in (request, result, checkpoint, sealed, table, lines, headers, picture, place)
 }
 
 SEEDS: Mapping[str, tuple[bytes, ...]] = {
     "request": (CODEC.encode_request(REQUEST, "t"), b"\x00\x00\x00\x00\x01"),
     "result": (CODEC.encode_result(RESULT, "t"),),
-    "checkpoint": (struct.pack(">q", 41) + CHECKPOINT.encode().encode(),),
+    "checkpoint": (struct.pack(">Q", 41) + CHECKPOINT.encode().encode(),),
+    "sealed": (base64.b64decode(CHECKPOINT.encode() + "==")[:-4],),
     "table": ('prompt,sku,width\n雾中的灯塔,A-1,64\n"a ""b""\nc",,x\n'.encode(),),
     "lines": (json.dumps({"prompt": "a", "seed": 1, "attributes": {"a": "b"}}).encode() + b"\n[]\n{\n",),
     "headers": (b"a=b\ntraceparent=00-x\nzimage.replays=3\nzimage.code=X",),

@@ -275,11 +275,11 @@ def _from_runs(body: bytes) -> int:
     bits = position = value = 0
     while not reader.done:
         length = reader.varint()
+        if position + length > _MAX_GAP:
+            raise ValueError("its runs are longer than any we write")
         if value:
             bits |= ((1 << length) - 1) << position
         position += length
-        if position > _MAX_GAP:
-            raise ValueError("its runs are longer than any we write")
         value ^= 1
     return bits
 

@@ -121,6 +121,8 @@ class EngineSettings(Group):
     allow_guidance: bool = False
     idle_release_s: Annotated[float, Field(ge=0)] = 0.0
     """0: the weights stay on the device."""
+    hang_timeout_s: Seconds = 300.0
+    """A batch that takes longer ends the process; more for more than a megapixel at 8 steps."""
 
     @field_validator("simulated_faults")
     @classmethod

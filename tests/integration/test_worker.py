@@ -16,6 +16,7 @@ from PIL import Image
 
 from tests.fleet.arena import Arena, client_config
 from tests.fleet.workers import WorkerProcess, until
+from tests.integration.test_health import samples
 from tests.services import KafkaAddress, MinioAddress, RegistryAddress, SecureKafka
 from zimage_stream import PromptClient, PromptRequest
 from zimage_stream.events.codec import Codec
@@ -139,11 +140,13 @@ class TestAnEngineThatFails:
         assert report.statuses() == {"SUCCEEDED": 11, "FAILED": 1}
 
     def test_for_want_of_memory_makes_smaller_batches(self, arena: Arena) -> None:
-        self.start(arena, large="oom:2")
-        arena.send([picture(f"large {i}") for i in range(16)])
+        worker = self.start(arena, large="oom:2")
+        arena.send([picture(f"large {i}") for i in range(40)])
         report = arena.wait_answered(40)
         arena.assert_exactly_once(report)
-        assert report.statuses() == {"SUCCEEDED": 16}
+        assert report.statuses() == {"SUCCEEDED": 40}
+        # 8 taught 4, and 4 taught 2: what came after fitted at once.
+        assert samples(worker)["zimage_out_of_memory_total", ""] <= 2
         assert {result["attempts"] for result in report.by_request().values()} == {1}
 
     def test_for_want_of_memory_even_alone_condemns_that_one_only(self, arena: Arena) -> None:
@@ -160,6 +163,20 @@ class TestAnEngineThatFails:
         arena.send([picture("cursed")])
         assert worker.wait(30) == 71
         assert arena.report().results == {}
+
+    def test_that_hangs_ends_the_process_and_condemns_nobody_at_once(self, arena: Arena) -> None:
+        hung = arena.fleet.start(
+            "worker",
+            ZIMAGE_ENGINE__SIMULATED_MS="0",
+            ZIMAGE_ENGINE__SIMULATED_FAULTS=json.dumps({"endless": "hang"}),
+            ZIMAGE_ENGINE__HANG_TIMEOUT_S="1",
+        ).wait_ready()
+        arena.send([picture("endless"), *(picture(f"{i}") for i in range(5))])
+        assert hung.wait(30) == 73
+        arena.fleet.start("next", ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
+        report = arena.wait_answered(40)
+        arena.assert_exactly_once(report)
+        assert report.statuses() == {"SUCCEEDED": 6}
 
 
 def test_a_sick_engine_gives_its_requests_back(arena: Arena) -> None:

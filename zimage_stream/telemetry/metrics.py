@@ -73,6 +73,11 @@ class Metrics:
         self.batch_size = Histogram(
             "zimage_batch_size", "Pictures in a batch.", buckets=(1, 2, 3, 4, 6, 8, 16), registry=registry
         )
+        self.out_of_memory = Counter(
+            "zimage_out_of_memory_total",
+            "Batches that did not fit into the device's memory and were made smaller.",
+            registry=registry,
+        )
         self.encode_seconds = Histogram(
             "zimage_encode_seconds", "Encoding of one picture.", buckets=_SHORT, registry=registry
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 from zimage_stream.events.prompt_request import PromptRequest
@@ -11,6 +12,8 @@ TOKEN_BUCKET = 32
 and attention kernels that take no mask stay usable."""
 _FULL_PICTURE = 1024 * 1024
 _BATCH_PIXELS = 2 * _FULL_PICTURE
+GROW_AFTER = 64
+"""Batches in a row that must fit before a larger one is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,47 @@ def largest_batch(width: int, height: int, max_batch: int) -> int:
     if pixels >= _FULL_PICTURE:
         return 1
     return max(1, min(max_batch, _BATCH_PIXELS // pixels))
+
+
+class BatchLimits:
+    """The largest batch of each size, as far as the device's memory has taught. Thread-safe.
+
+    What did not fit is remembered for as long as the process lives, and tried again slowly: other
+    programs may have left the device.
+    """
+
+    def __init__(self, max_batch: int) -> None:
+        self._max_batch = max_batch
+        self._lock = threading.Lock()
+        self._learnt: dict[tuple[int, int], int] = {}
+        self._fitted: dict[tuple[int, int], int] = {}
+
+    def largest(self, width: int, height: int) -> int:
+        """How many pictures of this size to run together at most."""
+        most = largest_batch(width, height, self._max_batch)
+        with self._lock:
+            return min(most, self._learnt.get((width, height), most))
+
+    def did_not_fit(self, width: int, height: int, size: int) -> int:
+        """A batch of more than one ran out of memory; returns the largest to try now."""
+        with self._lock:
+            self._fitted[width, height] = 0
+            learnt = min(size // 2, self._learnt.get((width, height), size))
+            self._learnt[width, height] = max(1, learnt)
+            return self._learnt[width, height]
+
+    def fitted(self, width: int, height: int, size: int) -> None:
+        """A batch did fit."""
+        key = width, height
+        with self._lock:
+            if size < self._learnt.get(key, size + 1):
+                return
+            self._fitted[key] += 1
+            if self._fitted[key] >= GROW_AFTER:
+                self._fitted[key] = 0
+                self._learnt[key] += 1
+                if self._learnt[key] >= largest_batch(width, height, self._max_batch):
+                    del self._learnt[key], self._fitted[key]
 
 
 def cost(request: PromptRequest) -> float:

@@ -27,7 +27,7 @@ def worker(
 
     The first SIGTERM or Ctrl-C finishes what runs and commits; the second ends
     at once. Exit codes beside the usual: 70 the device is sick, 71 its context is
-    lost, 72 another process uses the slot.
+    lost, 72 another process uses the slot, 73 a picture would not end.
 
     Example: zimage worker --devices 0,1
     """

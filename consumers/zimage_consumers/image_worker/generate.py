@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from PIL.Image import Image
 
+from zimage_consumers.image_worker.batching import BatchLimits, cost
 from zimage_consumers.image_worker.jobs import BatchDone, EngineLost, Failed, Job, Outcome, now
 from zimage_stream.engines.base import Engine, ImageSpec
 from zimage_stream.errors import ContextLostError, OutOfMemoryError, RequestError
@@ -23,6 +24,7 @@ KNOWN_GOOD = ImageSpec("a red circle on a white background", 64, 64, 8, 0.0, 1)
 
 
 IDLE_S = 1.0
+_FULL_COST = 1024 * 1024 * 8 / 1e6
 _RECENT = 0.05
 """Weight of the newest batch in what a picture takes."""
 
@@ -36,6 +38,15 @@ class Batch:
     probe: bool = False
 
 
+def hang_bound_s(jobs: Sequence[Job], timeout_s: float) -> float:
+    """Seconds that a batch may take, in whatever parts it has to be run. Pure.
+
+    Args:
+        timeout_s: for one picture of a megapixel at 8 steps; a smaller batch may take as long.
+    """
+    return timeout_s * max(1.0, sum(cost(job.decoded) for job in jobs) / _FULL_COST)
+
+
 class _SickError(Exception):
     """The known-good picture failed."""
 
@@ -45,19 +56,26 @@ class EngineThread(threading.Thread):
 
     Args:
         engine: loaded already; from :meth:`start` on this thread's own.
+        limits: of batches; told what did not fit.
         deliver: takes each finished picture, without blocking.
         report: takes outcomes; called from this thread.
+        hang_timeout_s: after which a batch of one megapixel at 8 steps will never end.
     """
 
     def __init__(
         self,
         engine: Engine,
+        limits: BatchLimits,
         deliver: Callable[[Job, Image], None],
         report: Callable[[Outcome], None],
         metrics: Metrics,
+        hang_timeout_s: float,
     ) -> None:
         super().__init__(name="engine", daemon=True)
         self._engine = engine
+        self._limits = limits
+        self._hang_timeout_s = hang_timeout_s
+        self._deadline = float("inf")
         self._deliver = deliver
         self._report = report
         self._metrics = metrics
@@ -94,6 +112,10 @@ class EngineThread(threading.Thread):
                     return True
         return False
 
+    def overdue(self) -> bool:
+        """Whether the batch that runs takes longer than one of its shape can."""
+        return time.monotonic() > self._deadline
+
     def stop(self) -> None:
         """End the thread after the batch that runs now; what is on deck is dropped."""
         with self._changed:
@@ -115,6 +137,7 @@ class EngineThread(threading.Thread):
 
     def _serve(self) -> None:
         while (batch := self._next()) is not None:
+            self._deadline = time.monotonic() + hang_bound_s(batch.jobs, self._hang_timeout_s)
             try:
                 if batch.probe:
                     self._prove_healthy()
@@ -125,6 +148,8 @@ class EngineThread(threading.Thread):
             except _SickError as error:
                 self._report(EngineLost(error, sick=True))
                 return
+            finally:
+                self._deadline = float("inf")
             self._report(BatchDone(batch.id))
 
     def _next(self) -> Batch | None:
@@ -136,23 +161,33 @@ class EngineThread(threading.Thread):
 
     def _run(self, jobs: Sequence[Job]) -> None:
         """Generate; where a batch fails, in smaller ones, until each job has a picture or its own error."""
-        try:
-            images = self._generate(jobs)
-        except ContextLostError:
-            raise
-        except Exception as error:
-            if len(jobs) == 1:
-                self._fail(jobs[0], error)
-                return
-            log.warning("a batch of %d failed and is split: %s", len(jobs), error)
-            # Too large: halves may fit. Anything else: only one run alone tells whose error it is.
-            size = (len(jobs) + 1) // 2 if isinstance(error, OutOfMemoryError) else 1
-            for start in range(0, len(jobs), size):
-                self._run(jobs[start : start + size])
-            return
-        for job, image in zip(jobs, images, strict=True):
-            log.debug("generated", extra=job.log)
-            self._deliver(job, image)
+        first = jobs[0].decoded
+        waiting = list(jobs)
+        # It may have been put on deck before another taught what fits.
+        size = self._limits.largest(first.width, first.height)
+        while waiting:
+            part, waiting = waiting[:size], waiting[size:]
+            try:
+                images = self._generate(part)
+            except ContextLostError:
+                raise
+            except Exception as error:
+                if isinstance(error, OutOfMemoryError):
+                    self._metrics.out_of_memory.inc()
+                if len(part) == 1:
+                    self._fail(part[0], error)
+                    continue
+                waiting = part + waiting
+                # Too large: half may fit. Anything else: only one run alone tells whose error it is.
+                size = 1
+                if isinstance(error, OutOfMemoryError):
+                    size = self._limits.did_not_fit(first.width, first.height, len(part))
+                log.warning("a batch of %d failed, going on in batches of %d: %s", len(part), size, error)
+                continue
+            self._limits.fitted(first.width, first.height, len(part))
+            for job, image in zip(part, images, strict=True):
+                log.debug("generated", extra=job.log)
+                self._deliver(job, image)
 
     def _generate(self, jobs: Sequence[Job]) -> list[Image]:
         started_at, started = now(), time.monotonic()

@@ -84,7 +84,12 @@ def _run(worker: Worker, longest_stop_s: float) -> ExitCode:
         while True:
             done, _ = wait([running], timeout=0.2)
             if done:
-                return running.result()
+                code = running.result()
+                if code == ExitCode.HUNG:
+                    # A thread that hangs inside a driver can keep an interpreter from ending.
+                    logging.shutdown()
+                    os._exit(code)
+                return code
             if worker.stopping_for() > longest_stop_s:
                 log.error("the brokers do not let this worker leave; it ends without")
                 os._exit(ExitCode.FAILED)

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from zimage_consumers.image_worker.batching import cost, largest_batch, shape_of
+from zimage_consumers.image_worker.batching import BatchLimits, cost, shape_of
 from zimage_consumers.image_worker.jobs import Job
 
 _COMPANIONS_LOOKED_AT = 64
@@ -32,9 +32,9 @@ class _Tenant:
 class Scheduler:
     """Holds the window's waiting jobs. Adding and choosing cost O(log n)."""
 
-    def __init__(self, weights: Mapping[str, float] | None = None, max_batch: int = 8) -> None:
+    def __init__(self, weights: Mapping[str, float] | None = None, limits: BatchLimits | None = None) -> None:
         self._weights = dict(weights or {})
-        self._max_batch = max_batch
+        self._limits = limits or BatchLimits(8)
         self._tenants: dict[str, _Tenant] = {}
         self._turns: list[tuple[float, int, _Tenant]] = []
         self._clock = 0.0
@@ -120,7 +120,7 @@ class Scheduler:
         batch = [first]
         request = first.decoded
         shape = shape_of(request, first.tokens)
-        room = largest_batch(request.width, request.height, self._max_batch)
+        room = self._limits.largest(request.width, request.height)
         self._return(tenant)
         passed: list[_Tenant] = []
         while len(batch) < room and len(passed) < _COMPANIONS_LOOKED_AT:

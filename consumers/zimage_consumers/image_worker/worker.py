@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Collection
 from enum import IntEnum
 
+from zimage_consumers.image_worker.batching import BatchLimits
 from zimage_consumers.image_worker.checkpoint import Mark, Taken
 from zimage_consumers.image_worker.clock import ClockGuard
 from zimage_consumers.image_worker.deliver import Delivery
@@ -67,6 +68,7 @@ class ExitCode(IntEnum):
     SICK = 70
     CONTEXT_LOST = 71
     FENCED = 72
+    HUNG = 73
 
 
 class EngineLostError(ZImageError):
@@ -75,6 +77,10 @@ class EngineLostError(ZImageError):
     def __init__(self, lost: EngineLost) -> None:
         self.sick = lost.sick
         super().__init__(str(lost.error))
+
+
+class EngineHungError(ZImageError):
+    """A batch takes far longer than one of its shape can."""
 
 
 class Worker:
@@ -116,8 +122,16 @@ class Worker:
             health=health,
             metrics=metrics,
         )
-        self._engine = EngineThread(engine, self._delivery.deliver, self._outcomes.put, metrics)
-        self._scheduler = Scheduler(settings.scheduler.tenant_weights, settings.engine.max_batch)
+        batches = BatchLimits(settings.engine.max_batch)
+        self._engine = EngineThread(
+            engine,
+            batches,
+            self._delivery.deliver,
+            self._outcomes.put,
+            metrics,
+            settings.engine.hang_timeout_s,
+        )
+        self._scheduler = Scheduler(settings.scheduler.tenant_weights, batches)
         limits = Limits(settings.engine.max_pixels, settings.engine.allow_guidance)
         self._intake = Intake(codec, limits, engine.count_tokens)
         self._dispatcher = Dispatcher(
@@ -179,6 +193,11 @@ class Worker:
                 return ExitCode.DONE
             except EngineLostError as error:
                 return self._end_without_engine(session, error)
+            except EngineHungError as error:
+                # The marks stay open: what ran is under suspicion.
+                log.error("%s; only a new process can use the device", error)
+                session.abandon()
+                return ExitCode.HUNG
             except ClientsLostError as error:
                 log.warning("both clients are thrown away and the group is joined anew: %s", error)
                 session.abandon()
@@ -233,6 +252,8 @@ class Worker:
 
     def _turn(self, session: Session, poll: bool = True) -> None:
         self._health.beat()
+        if self._engine.overdue():
+            raise EngineHungError("a batch takes far longer than its shape explains")
         try:
             if poll:
                 self._take_in(session)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.image_worker.jobs import SENT, job
-from zimage_consumers.image_worker.batching import largest_batch, shape_of
+from zimage_consumers.image_worker.batching import BatchLimits, largest_batch, shape_of
 from zimage_consumers.image_worker.jobs import Job
 from zimage_consumers.image_worker.schedule import Scheduler
 
@@ -32,7 +32,7 @@ jobs = st.builds(
 class TestEveryJob:
     @given(st.lists(jobs, max_size=40))
     def test_runs_exactly_once_in_batches_of_one_shape_that_fit(self, waiting: list[Job]) -> None:
-        scheduler = Scheduler(max_batch=8)
+        scheduler = Scheduler()
         for one in waiting:
             scheduler.add(one)
         batches = drain(scheduler)
@@ -72,7 +72,7 @@ class TestFairness:
         assert abs(first.count("gold") - 150) <= 2
 
     def test_cost_counts_not_the_number_of_requests(self) -> None:
-        scheduler = Scheduler(max_batch=1)
+        scheduler = Scheduler(limits=BatchLimits(1))
         for _ in range(100):
             scheduler.add(job(tenant="large", width=1024, height=1024))
             scheduler.add(job(tenant="small", width=512, height=512))

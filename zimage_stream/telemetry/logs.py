@@ -53,7 +53,7 @@ class _Console(logging.Formatter):
             getattr(record, name, None) for name in REQUEST_FIELDS
         )
         place = f"{partition}:{offset}" if offset is not None else None
-        tried = f"attempt {attempt}" if attempt not in (None, 1) else None
+        tried = f"attempt {attempt}" if attempt not in (None, 0, 1) else None
         about = " ".join(str(each) for each in (request_id, tenant, place, tried) if each is not None)
         prompt = getattr(record, "prompt", None)
         line = super().format(record) + (f" [{about}]" if about else "")

@@ -7,10 +7,13 @@ import re
 import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fleet.arena import Arena
 from tests.fleet.workers import until
@@ -33,6 +36,16 @@ class Supervised:
     def started(self) -> list[int]:
         """Process ids of every worker that was started so far."""
         return [int(pid) for pid in re.findall(r"started, process (\d+)", self.log.read_text())]
+
+    def get(self, path: str) -> str:
+        """What the supervisor's own port answers, whatever its status."""
+        (port,) = re.findall(r"of all workers on port (\d+)", self.log.read_text())
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+                return str(answer.read().decode())
+        except urllib.error.HTTPError as refusal:
+            with refusal:
+                return refusal.read().decode()
 
     def slots_ready(self) -> int:
         return len(set(re.findall(r'took over partitions.*"slot": "([^"]+)"', self.log.read_text())))
@@ -75,6 +88,28 @@ def test_a_worker_that_is_killed_is_started_again_and_the_other_goes_on(
 
     supervised.process.send_signal(signal.SIGTERM)
     assert supervised.process.wait(30) == 0
+
+
+def test_one_port_shows_all_workers(arena: Arena, supervised: Supervised) -> None:
+    until(lambda: supervised.get("/readyz") == '{"ready": true, "reasons": []}\n', 30, "all are ready")
+    arena.send(pictures(40))
+    arena.wait_answered(60)
+
+    def results() -> dict[str, float]:
+        """Results that each worker has published."""
+        return {
+            sample.labels["device"]: sample.value
+            for family in text_string_to_metric_families(supervised.get("/metrics"))
+            for sample in family.samples
+            if sample.name == "zimage_results_total"
+        }
+
+    until(lambda: sum(results().values()) == 40, 20, "all are counted")
+    assert results().keys() == {"cpu:0", "cpu:1"}
+    os.kill(supervised.started()[0], signal.SIGKILL)
+    until(lambda: "cpu:0: the worker does not run" in supervised.get("/readyz"), 20, "its death is told")
+    assert 'zimage_worker_up{device="cpu:1"} 1.0' in supervised.get("/metrics")
+    until(lambda: '"ready": true' in supervised.get("/readyz"), 40, "it is back")
 
 
 def test_workers_end_with_a_supervisor_that_is_killed(supervised: Supervised) -> None:

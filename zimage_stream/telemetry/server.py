@@ -8,14 +8,12 @@ import socketserver
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from zimage_stream.errors import SettingsError
-from zimage_stream.telemetry.health import Health
-from zimage_stream.telemetry.metrics import HealthCollector
 
 log = logging.getLogger(__name__)
 
@@ -60,11 +58,19 @@ class Server:
         self._thread.join()
 
 
-def serve(health: Health, registry: CollectorRegistry, host: str, port: int) -> Server:
+class Probed(Protocol):
+    """Whose health is asked for."""
+
+    def alive(self) -> bool: ...
+
+    def ready(self) -> tuple[bool, list[str]]: ...
+
+
+def serve(health: Probed, registry: CollectorRegistry, host: str, port: int) -> Server:
     """Start serving on a thread of its own; port 0 takes a free one.
 
     Args:
-        registry: what ``/metrics`` shows; the health is added to it.
+        registry: what ``/metrics`` shows.
 
     Raises:
         SettingsError: host or port cannot be used.
@@ -106,5 +112,4 @@ def serve(health: Health, registry: CollectorRegistry, host: str, port: int) -> 
             f"ZIMAGE_TELEMETRY__HOST, ZIMAGE_TELEMETRY__PORT: got {host} and {port}, "
             f"which cannot be used: {error}"
         ) from error
-    registry.register(HealthCollector(health))
     return Server(http)

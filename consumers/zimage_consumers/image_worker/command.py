@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +23,7 @@ def worker(
         bool, typer.Option(help="Start one process per device and restart what dies; else run here.")
     ] = True,
     parent: Annotated[int | None, typer.Option(hidden=True, help="Process id of the supervisor.")] = None,
+    report: Annotated[int | None, typer.Option(hidden=True, help="Where the port is written to.")] = None,
 ) -> None:
     """Generate pictures for requests, one process per GPU, until stopped.
 
@@ -35,6 +37,7 @@ def worker(
     interrupt.ends_at_once()
     from zimage_consumers.image_worker.process import StopSignals, run_worker
     from zimage_consumers.image_worker.supervisor import Supervisor, count_gpus, devices_of, die_with
+    from zimage_consumers.image_worker.worker import Worker
 
     config: Path | None = (context.obj or {}).get("config")
     settings = load_settings(config)
@@ -43,7 +46,14 @@ def worker(
     if not supervise:
         slot = settings.slot(settings.engine.device)
         signals = StopSignals()
-        code = run_worker(settings, slot, lambda worker, _: signals.watch(worker))
+
+        def started(worker: Worker, port: int) -> None:
+            signals.watch(worker)
+            if report is not None:
+                os.write(report, f"{port}\n".encode())
+                os.close(report)
+
+        code = run_worker(settings, slot, started)
         raise typer.Exit(signals.exit_code(code))
     configure(settings.telemetry, slot="supervisor")
     # A simulated engine uses no device, so any number of workers may run on any machine.

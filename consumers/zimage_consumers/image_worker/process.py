@@ -22,7 +22,7 @@ from zimage_stream.settings import Settings
 from zimage_stream.stores import create_store
 from zimage_stream.telemetry.health import Health
 from zimage_stream.telemetry.logs import configure
-from zimage_stream.telemetry.metrics import Metrics
+from zimage_stream.telemetry.metrics import HealthCollector, Metrics
 from zimage_stream.telemetry.server import serve
 from zimage_stream.telemetry.tracing import create_tracer
 
@@ -39,7 +39,7 @@ def run_worker(
 
     Args:
         slot: this worker's stable name.
-        started: called with the worker and its health port before it serves.
+        started: called with the worker and its health port before it loads its model.
 
     Raises:
         ZImageError: it cannot start: the settings, the store or the model are wrong.
@@ -50,6 +50,7 @@ def run_worker(
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     metrics, health = Metrics(registry), Health()
+    registry.register(HealthCollector(health))
     tracer = create_tracer(settings.telemetry.traces, slot)
     store = create_store(settings.store, connections=settings.worker.upload_threads)
     codec = Codec(Registry(settings.registry) if settings.registry.url else None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -14,10 +15,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 
+from prometheus_client import CollectorRegistry
+
 from zimage_consumers.image_worker.worker import ExitCode
 from zimage_stream import interrupt
 from zimage_stream.errors import SettingsError
 from zimage_stream.settings import Settings
+from zimage_stream.telemetry.federation import Federation, Member
+from zimage_stream.telemetry.server import serve
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +95,8 @@ class _Child:
     device: Device
     slot: str
     process: subprocess.Popen[bytes] | None = None
+    port: int | None = None
+    reported: int | None = None
     started: float = 0.0
     deaths: int = 0
     due: float = 0.0
@@ -110,7 +117,7 @@ class Supervisor:
         self._stopping = threading.Event()
         self._hurry = threading.Event()
         self._interrupted = False
-        port = settings.telemetry.port
+        self._telemetry = settings.telemetry
         self._children = []
         for device in devices:
             slot = settings.slot(device.kind, device.index)
@@ -118,19 +125,32 @@ class Supervisor:
                 slot = f"{slot}/{device.index}"
             environment = device.environment | {
                 "ZIMAGE_WORKER__SLOT": slot,
-                "ZIMAGE_TELEMETRY__PORT": str(port + device.index if port else 0),
+                # Each on a port of its own, which only this process needs to know.
+                "ZIMAGE_TELEMETRY__HOST": "127.0.0.1",
+                "ZIMAGE_TELEMETRY__PORT": "0",
             }
             self._children.append(_Child(device, slot, environment=environment))
 
     def run(self) -> int:
-        """Keep the workers alive until a signal; returns the process's exit code."""
+        """Keep the workers alive until a signal; returns the process's exit code.
+
+        Raises:
+            SettingsError: the port for health and metrics cannot be used.
+        """
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
-        while not self._stopping.is_set():
-            for child in self._children:
-                self._watch(child)
-            self._stopping.wait(0.2)
-        return self._stop_all()
+        federation, registry = Federation(self._members), CollectorRegistry()
+        registry.register(federation)
+        with serve(federation, registry, self._telemetry.host, self._telemetry.port) as server:
+            log.info("health and metrics of all workers on port %d", server.port)
+            while not self._stopping.is_set():
+                for child in self._children:
+                    self._watch(child)
+                self._stopping.wait(0.2)
+            return self._stop_all()
+
+    def _members(self) -> list[Member]:
+        return [Member(f"{child.device.kind}:{child.device.index}", child.port) for child in self._children]
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if self._stopping.is_set():
@@ -144,10 +164,11 @@ class Supervisor:
             if time.monotonic() >= child.due:
                 self._start(child)
             return
+        self._read_port(child)
         code = child.process.poll()
         if code is None:
             return
-        child.process = None
+        child.process = child.port = None
         lived = time.monotonic() - child.started
         child.deaths = 1 if lived > STEADY_S else child.deaths + 1
         wait = wait_before_restart(child.deaths)
@@ -157,13 +178,26 @@ class Supervisor:
             child.slot, describe(code), lived, wait,
         )  # fmt: skip
 
+    def _read_port(self, child: _Child) -> None:
+        """Take in the port that the worker writes once it listens."""
+        if child.reported is not None and select.select([child.reported], [], [], 0)[0]:
+            said = os.read(child.reported, 16).strip()
+            os.close(child.reported)
+            child.reported = None
+            child.port = int(said) if said else None
+
     def _start(self, child: _Child) -> None:
+        if child.reported is not None:
+            os.close(child.reported)
+        child.reported, write = os.pipe()
         child.process = subprocess.Popen(
-            [*self._arguments, "--parent", str(os.getpid())],
+            [*self._arguments, "--parent", str(os.getpid()), "--report", str(write)],
             env={**os.environ, **child.environment},
+            pass_fds=(write,),
             # Not in our process group: a terminal's Ctrl-C reaches us alone, and we forward it once.
             start_new_session=True,
         )
+        os.close(write)
         child.started = time.monotonic()
         log.info("worker %s started, process %d", child.slot, child.process.pid)
 

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from tests.fleet.workers import until
 from zimage_stream.errors import SettingsError
 from zimage_stream.telemetry.health import HEARTBEAT_BOUND_S, Health
-from zimage_stream.telemetry.metrics import Metrics
+from zimage_stream.telemetry.metrics import HealthCollector, Metrics
 from zimage_stream.telemetry.server import Server, serve
 
 
@@ -84,6 +84,7 @@ def test_metrics_come_in_the_form_of_prometheus(
     server: Server, registry: CollectorRegistry, health: Health
 ) -> None:
     Metrics(registry).results.labels("SUCCEEDED").inc()
+    registry.register(HealthCollector(health))
     health.down("store", "gone")
     status, kind, body = ask(server, "/metrics")
     assert (status, kind.partition(";")[0]) == (200, "text/plain")

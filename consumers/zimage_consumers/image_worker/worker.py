@@ -171,8 +171,9 @@ class Worker:
             ZImageError: it cannot start, since settings or model are wrong.
         """
         # Before the model, which takes long to load: this frees a dead predecessor's transaction.
-        session = self._open(1)
-        session.start_publisher()
+        session = self._take_slot()
+        if session is None:
+            return ExitCode.DONE
         self._engine.start()
         try:
             self._engine.wait_loaded()
@@ -181,6 +182,22 @@ class Worker:
         finally:
             self._delivery.close()
             self._engine.stop()
+
+    def _take_slot(self) -> Session | None:
+        """The first session, with its publisher started; ``None`` where we are stopped before that."""
+        epoch = 1
+        while not self._stop.is_set():
+            session = self._open(epoch)
+            try:
+                session.start_publisher()
+            except ClientsLostError as error:
+                log.warning("the slot is not taken yet, trying again: %s", error)
+                session.abandon()
+                epoch = session.epoch + 1
+                self._stop.wait(REJOIN_WAIT_S)
+            else:
+                return session
+        return None
 
     def _serve(self, session: Session) -> ExitCode:
         fenced_at = float("-inf")

@@ -22,9 +22,9 @@ from zimage_stream.settings import environment_of
 
 
 class Supervised:
-    def __init__(self, arena: Arena, log: Path) -> None:
+    def __init__(self, arena: Arena, log: Path, **more: str) -> None:
         self.log = log
-        environment = environment_of(arena.settings) | {"ZIMAGE_ENGINE__SIMULATED_MS": "100"}
+        environment = environment_of(arena.settings) | {"ZIMAGE_ENGINE__SIMULATED_MS": "100"} | more
         with log.open("wb") as sink:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "zimage_stream", "worker", "--devices", "cpu:2"],
@@ -110,6 +110,16 @@ def test_one_port_shows_all_workers(arena: Arena, supervised: Supervised) -> Non
     until(lambda: "cpu:0: the worker does not run" in supervised.get("/readyz"), 20, "its death is told")
     assert 'zimage_worker_up{device="cpu:1"} 1.0' in supervised.get("/metrics")
     until(lambda: '"ready": true' in supervised.get("/readyz"), 40, "it is back")
+
+
+def test_a_crash_loop_is_told_with_the_last_lines(arena: Arena, tmp_path: Path) -> None:
+    running = Supervised(arena, tmp_path / "supervisor.log", ZIMAGE_STORE__BUCKET="nowhere")
+    until(lambda: "is in a crash loop" in running.log.read_text(), 60, "the verdict")
+    verdict = next(line for line in running.log.read_text().splitlines() if "is in a crash loop" in line)
+    assert "there is no bucket 'nowhere'" in verdict
+    until(lambda: "it died 4 times within 300 s" in running.get("/readyz"), 20, "its health says so")
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(30) in (0, 1)
 
 
 def test_workers_end_with_a_supervisor_that_is_killed(supervised: Supervised) -> None:

@@ -18,11 +18,17 @@ TIMEOUT_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A worker: its ``device`` label, and the port of its own health and metrics on this machine, ``None``
-    while it has none."""
+    """A worker.
+
+    Attributes:
+        device: its label.
+        port: of its own health and metrics on this machine, ``None`` while it has none.
+        trouble: what its supervisor knows against it.
+    """
 
     device: str
     port: int | None
+    trouble: str | None = None
 
 
 class Federation(Collector):
@@ -67,7 +73,7 @@ class Federation(Collector):
 def _reasons(member: Member) -> list[str]:
     text = _get(member, "/readyz")
     if text is None:
-        return ["the worker does not run, or does not answer"]
+        return [member.trouble or "the worker does not run, or does not answer"]
     answer: Mapping[str, list[str]] = json.loads(text)
     return list(answer["reasons"])
 

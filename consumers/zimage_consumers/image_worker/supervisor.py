@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
@@ -31,6 +32,9 @@ KILL_MARGIN_S = 10.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
 STEADY_S = 60.0
 """A worker that lived this long starts its back-off anew when it dies."""
+LOOP_DEATHS, LOOP_S = 4, 300.0
+"""So many deaths within so many seconds are a crash loop: waiting does not mend it."""
+LAST_LINES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,10 @@ class _Child:
     reported: int | None = None
     started: float = 0.0
     deaths: int = 0
+    died: deque[float] = field(default_factory=lambda: deque(maxlen=LOOP_DEATHS))
+    lines: deque[bytes] = field(default_factory=lambda: deque(maxlen=LAST_LINES))
+    listener: threading.Thread | None = None
+    trouble: str | None = None
     due: float = 0.0
     done: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -150,7 +158,10 @@ class Supervisor:
             return self._stop_all()
 
     def _members(self) -> list[Member]:
-        return [Member(f"{child.device.kind}:{child.device.index}", child.port) for child in self._children]
+        return [
+            Member(f"{child.device.kind}:{child.device.index}", child.port, child.trouble)
+            for child in self._children
+        ]
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if self._stopping.is_set():
@@ -177,6 +188,15 @@ class Supervisor:
             "the worker in slot %s ended (%s) after %.1f s; it is started again in %.1f s",
             child.slot, describe(code), lived, wait,
         )  # fmt: skip
+        child.died.append(time.monotonic())
+        if is_crash_loop(child.died):
+            if child.listener is not None:
+                child.listener.join(1.0)
+            last = b"".join(child.lines).decode(errors="replace")
+            child.trouble = (
+                f"it died {LOOP_DEATHS} times within {LOOP_S:.0f} s, the last time by {describe(code)}"
+            )
+            log.error("the worker in slot %s is in a crash loop; its last lines:\n%s", child.slot, last)
 
     def _read_port(self, child: _Child) -> None:
         """Take in the port that the worker writes once it listens."""
@@ -194,10 +214,13 @@ class Supervisor:
             [*self._arguments, "--parent", str(os.getpid()), "--report", str(write)],
             env={**os.environ, **child.environment},
             pass_fds=(write,),
+            stderr=subprocess.PIPE,
             # Not in our process group: a terminal's Ctrl-C reaches us alone, and we forward it once.
             start_new_session=True,
         )
         os.close(write)
+        child.listener = threading.Thread(target=_pass_on, args=(child.process, child.lines), daemon=True)
+        child.listener.start()
         child.started = time.monotonic()
         log.info("worker %s started, process %d", child.slot, child.process.pid)
 
@@ -216,6 +239,22 @@ class Supervisor:
         if any(code not in (ExitCode.DONE, -signal.SIGTERM) for code in codes):
             return ExitCode.FAILED
         return interrupt.EXIT_CODE if self._interrupted else ExitCode.DONE
+
+
+def is_crash_loop(died: Sequence[float]) -> bool:
+    """Whether these deaths, in seconds and oldest first, say that the next one is near. Pure."""
+    return len(died) >= LOOP_DEATHS and died[-1] - died[-LOOP_DEATHS] <= LOOP_S
+
+
+def _pass_on(process: subprocess.Popen[bytes], lines: deque[bytes]) -> None:
+    """Hand on what a worker says, and keep the last of it."""
+    assert process.stderr is not None
+    lines.clear()
+    with process.stderr:
+        for line in process.stderr:
+            lines.append(line)
+            sys.stderr.buffer.write(line)
+            sys.stderr.buffer.flush()
 
 
 def describe(code: int) -> str:

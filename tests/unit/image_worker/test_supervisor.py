@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from zimage_consumers.image_worker.supervisor import describe, devices_of, wait_before_restart
+from zimage_consumers.image_worker.supervisor import (
+    LOOP_S,
+    describe,
+    devices_of,
+    is_crash_loop,
+    wait_before_restart,
+)
 from zimage_stream.errors import SettingsError
 
 
@@ -42,6 +48,13 @@ def test_waits_grow_and_are_bounded() -> None:
     waits = [wait_before_restart(deaths) for deaths in range(1, 12)]
     assert waits[:3] == [0.5, 1.0, 2.0]
     assert waits[-1] == 60.0
+
+
+def test_a_crash_loop_is_many_deaths_in_a_short_time() -> None:
+    assert not is_crash_loop([])
+    assert not is_crash_loop([0.0, 1.0, 2.0])
+    assert is_crash_loop([0.0, 1.0, 2.0, LOOP_S])
+    assert not is_crash_loop([0.0, 1.0, 2.0, LOOP_S + 1])
 
 
 def test_an_end_is_told_in_words() -> None:

@@ -17,6 +17,8 @@ from zimage_stream.events.schemas import PROMPT_REQUEST, current
 
 GOOD = PromptRequest(prompt="a red heart on a white background", request_id="good", width=64, height=64)
 HEADER_BYTES = 10
+_TIME_OF_DAY = {"type": "int", "logicalType": "time-millis"}
+_DATE = {"type": "int", "logicalType": "date"}
 MAX_PIXELS = 1024 * 1024
 """What the worker under test allows."""
 
@@ -78,6 +80,20 @@ def _foreign(register: Register) -> bytes:
     fields = [{"name": "prompt", "type": "string"}]
     text = json.dumps({"type": "record", "name": "PromptRequest", "namespace": "zimage", "fields": fields})
     return b"\x00" + register(text).to_bytes(4, "big") + b"\x0ca star"
+
+
+def _typed(name: str, avro: Any, value: Any) -> Callable[[Register], bytes]:
+    """A request in a schema of somebody else's, in which a field has another type than in ours."""
+    schema = json.loads(current(PROMPT_REQUEST).text)
+    for field in schema["fields"]:
+        if field["name"] == name:
+            field["type"] = avro
+            field.pop("default", None)
+    out = io.BytesIO()
+    request = {"request_id": f"typed-{name}", "prompt": "a star", "width": 64, "height": 64, name: value}
+    fastavro.schemaless_writer(out, fastavro.parse_schema(schema), request)
+    text = json.dumps(schema)
+    return lambda register: b"\x00" + register(text).to_bytes(4, "big") + out.getvalue()
 
 
 def _future_fingerprint() -> bytes:
@@ -145,6 +161,12 @@ CASES = (
     _unknown("an unknown schema id", b"\x00\x7f\xff\xff\xffx", "is not in the registry"),
     Case("a schema from the future in the registry", _in_registry, "SUCCEEDED"),
     _unreadable("a schema of that name that is not ours", _foreign, "cannot be read as today's"),
+    Case("a time that its schema calls a plain long", _typed("created_at", "long", 5), "SUCCEEDED"),
+    _unreadable(
+        "a time of day for a time", _typed("created_at", _TIME_OF_DAY, 5), "created_at: got datetime.time"
+    ),
+    _unreadable("a date for a width", _typed("width", _DATE, 64), "width: got datetime.date"),
+    _unreadable("a plain long beyond all years", _typed("created_at", "long", 2**62), "created_at: got 4611"),
     _invalid(
         "a record of more than 1 MiB",
         "record: got '1,048",

@@ -12,6 +12,7 @@ import fastavro
 from fastavro.read import SchemaResolutionError
 
 from zimage_stream.errors import UnknownSchemaError, WireError
+from zimage_stream.events.conform import conform
 from zimage_stream.events.image_result import Failure, ImageResult, Source, Status, StoredImage, Timing
 from zimage_stream.events.prompt_request import PromptRequest
 from zimage_stream.events.registry import Registry
@@ -106,7 +107,7 @@ class Codec:
             raise WireError(f"{left} bytes follow the {name}, which do not belong to it")
         if not isinstance(decoded, dict):
             raise WireError(f"it does not decode as {name}")
-        return decoded
+        return dict(conform(decoded, current(name).parsed))
 
     def _writer_schema(self, data: bytes) -> tuple[Any, bytes]:
         if data.startswith(SINGLE_OBJECT):

@@ -16,6 +16,7 @@ from zimage_consumers.image_worker.verdict import Breaker
 from zimage_stream.errors import RegistryUnavailableError
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.image_result import Status
+from zimage_stream.events.registry import SchemaMissingError
 from zimage_stream.settings import TopicSettings
 from zimage_stream.telemetry.health import Health
 from zimage_stream.telemetry.metrics import Metrics
@@ -100,7 +101,14 @@ class Outbox:
         of: list[Resolution] = []
         try:
             for resolution in batch:
-                made = records_of(resolution, self._topics, self._codec, self._identity, at)
+                try:
+                    made = records_of(resolution, self._topics, self._codec, self._identity, at)
+                except (RegistryUnavailableError, SchemaMissingError):
+                    raise
+                except Exception as error:
+                    # A mistake of ours; one record must not stop the worker for it.
+                    self._isolate(resolution, error)
+                    return []
                 records += made
                 of += [resolution] * len(made)
         except RegistryUnavailableError as error:
@@ -131,10 +139,10 @@ class Outbox:
             self._trace(resolution, elapsed)
         return [resolution.job for resolution in batch]
 
-    def _isolate(self, resolution: Resolution, error: RefusedRecordError) -> None:
+    def _isolate(self, resolution: Resolution, error: Exception) -> None:
         reason = (
             f"the terminal event of offset {resolution.job.record.offset} in partition "
-            f"{resolution.job.record.partition} is refused for good: {error}"
+            f"{resolution.job.record.partition} cannot be published: {error}"
         )
         log.error(reason, extra=resolution.job.log)
         self._health.hold("refused-record", reason)

@@ -65,6 +65,7 @@ def serve_some(arena: Arena) -> tuple[list[PromptRequest], PromptRequest]:
 def test_metrics_count_what_was_served(arena: Arena, worker: WorkerProcess) -> None:
     serve_some(arena)
     until(lambda: samples(worker)["zimage_results_total", "FAILED"] == 1, 10, "all are counted")
+    until(lambda: samples(worker)["zimage_partitions", ""] == 12, 10, "the gauges are sampled")
     found = samples(worker)
     assert found["zimage_results_total", "SUCCEEDED"] == 4
     assert found["zimage_requests_taken_total", ""] == 5

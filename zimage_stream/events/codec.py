@@ -107,7 +107,8 @@ class Codec:
             raise WireError(f"{left} bytes follow the {name}, which do not belong to it")
         if not isinstance(decoded, dict):
             raise WireError(f"it does not decode as {name}")
-        return dict(conform(decoded, current(name).parsed))
+        event: dict[str, Any] = conform(decoded, current(name).parsed)
+        return event
 
     def _writer_schema(self, data: bytes) -> tuple[Any, bytes]:
         if data.startswith(SINGLE_OBJECT):

@@ -11,6 +11,7 @@
     ├── EngineError                the engine could not make a picture, and survives it
     │   ├── OutOfMemoryError       the batch does not fit (code OUT_OF_MEMORY)
     │   └── ContextLostError       the device is unusable until the process restarts
+    ├── GenerationCancelledError   nobody wants the pictures any more
     ├── StoreError
     │   ├── IdConflictError        the key holds a picture of another request (code ID_CONFLICT)
     │   ├── StoreRejectedError     the store refuses this one object (code STORE_REJECTED)
@@ -72,6 +73,10 @@ class UnsupportedSizeError(RequestError):
 
 class EngineError(ZImageError):
     """The engine failed to make a picture; the process and the device survive."""
+
+
+class GenerationCancelledError(ZImageError):
+    """The engine stopped between two steps, since it was told that nobody wants the pictures any more."""
 
 
 class OutOfMemoryError(EngineError):

@@ -123,6 +123,8 @@ class EngineSettings(Group):
     """0: the weights stay on the device."""
     hang_timeout_s: Seconds = 300.0
     """A batch that takes longer ends the process; more for more than a megapixel at 8 steps."""
+    leak_limit_bytes: Annotated[int, Field(ge=1 << 20)] = 1 << 30
+    """A worker whose device memory in use grows by more, batch after batch, is replaced by a new process."""
 
     @field_validator("simulated_faults")
     @classmethod

@@ -3,71 +3,27 @@
 from __future__ import annotations
 
 import os
-import re
+import shutil
 import signal
-import subprocess
-import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+import zimage_stream.engines
 from tests.fleet.arena import Arena
+from tests.fleet.supervised import Supervised, alive
 from tests.fleet.workers import until
 from zimage_stream import PromptRequest
-from zimage_stream.settings import environment_of
 
-
-class Supervised:
-    def __init__(self, arena: Arena, log: Path, **more: str) -> None:
-        self.log = log
-        environment = environment_of(arena.settings) | {"ZIMAGE_ENGINE__SIMULATED_MS": "100"} | more
-        with log.open("wb") as sink:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "zimage_stream", "worker", "--devices", "cpu:2"],
-                env=environment,
-                stdout=sink,
-                stderr=sink,
-            )
-
-    def started(self) -> list[int]:
-        """Process ids of every worker that was started so far."""
-        return [int(pid) for pid in re.findall(r"started, process (\d+)", self.log.read_text())]
-
-    def get(self, path: str) -> str:
-        """What the supervisor's own port answers, whatever its status."""
-        (port,) = re.findall(r"of all workers on port (\d+)", self.log.read_text())
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
-                return str(answer.read().decode())
-        except urllib.error.HTTPError as refusal:
-            with refusal:
-                return refusal.read().decode()
-
-    def slots_ready(self) -> int:
-        return len(set(re.findall(r'took over partitions.*"slot": "([^"]+)"', self.log.read_text())))
+CHECKPOINT = Path(zimage_stream.engines.__file__).parent / "tiny"
 
 
 @pytest.fixture
 def supervised(arena: Arena, tmp_path: Path) -> Iterator[Supervised]:
-    running = Supervised(arena, tmp_path / "supervisor.log")
-    until(lambda: running.slots_ready() == 2, 60, "both workers have partitions")
-    yield running
-    if running.process.poll() is None:
-        running.process.kill()
-    running.process.wait(10)
-    until(lambda: not any(alive(pid) for pid in running.started()), 40, "no worker outlives its supervisor")
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    with Supervised(arena, tmp_path / "supervisor.log") as running:
+        yield running.wait_with_work()
 
 
 def pictures(count: int) -> list[PromptRequest]:
@@ -84,10 +40,9 @@ def test_a_worker_that_is_killed_is_started_again_and_the_other_goes_on(
     report = arena.wait_answered(60)
     arena.assert_exactly_once(report)
     assert alive(second)
-    assert "killed by SIGKILL" in supervised.log.read_text()
+    assert "killed by SIGKILL" in supervised.words()
 
-    supervised.process.send_signal(signal.SIGTERM)
-    assert supervised.process.wait(30) == 0
+    assert supervised.stop() == 0
 
 
 def test_one_port_shows_all_workers(arena: Arena, supervised: Supervised) -> None:
@@ -113,13 +68,52 @@ def test_one_port_shows_all_workers(arena: Arena, supervised: Supervised) -> Non
 
 
 def test_a_crash_loop_is_told_with_the_last_lines(arena: Arena, tmp_path: Path) -> None:
-    running = Supervised(arena, tmp_path / "supervisor.log", ZIMAGE_STORE__BUCKET="nowhere")
-    until(lambda: "is in a crash loop" in running.log.read_text(), 60, "the verdict")
-    verdict = next(line for line in running.log.read_text().splitlines() if "is in a crash loop" in line)
-    assert "there is no bucket 'nowhere'" in verdict
-    until(lambda: "it died 4 times within 300 s" in running.get("/readyz"), 20, "its health says so")
-    running.process.send_signal(signal.SIGTERM)
-    assert running.process.wait(30) in (0, 1)
+    with Supervised(arena, tmp_path / "supervisor.log", {"ZIMAGE_STORE__BUCKET": "nowhere"}) as running:
+        until(lambda: "is in a crash loop" in running.words(), 60, "the verdict")
+        verdict = next(line for line in running.words().splitlines() if "is in a crash loop" in line)
+        assert "there is no bucket 'nowhere'" in verdict
+        until(lambda: "it died 4 times within 300 s" in running.get("/readyz"), 20, "its health says so")
+        assert running.stop() in (0, 1)
+
+
+def test_a_worker_that_leaks_is_replaced_and_no_request_pays_for_it(arena: Arena, tmp_path: Path) -> None:
+    leaking = {
+        "ZIMAGE_ENGINE__SIMULATED_FAULTS": '{"picture": "leak:100"}',
+        "ZIMAGE_ENGINE__LEAK_LIMIT_BYTES": str(1 << 30),
+        "ZIMAGE_ENGINE__MAX_BATCH": "1",
+    }
+    with Supervised(arena, tmp_path / "supervisor.log", leaking) as running:
+        running.wait_with_work()
+        arena.send(pictures(160))
+        report = arena.wait_answered(90)
+        arena.assert_exactly_once(report)
+        assert report.statuses() == {"SUCCEEDED": 160}
+        assert {result["attempts"] for (result,) in report.results.values()} == {1}
+        replaced = running.words().count("leaked memory and is replaced")
+        # 27 batches of 100 MB are past 1 GiB in the least of the latest 16.
+        assert 2 <= replaced <= 160 // 27
+        assert "it is started again in" not in running.words()
+        assert running.stop() == 0
+
+
+def test_models_that_do_not_fit_into_memory_together_load_one_by_one(arena: Arena, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(CHECKPOINT, model, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    # A file with a hole: as large as no memory, and nothing on the disk. The pipeline does not read it.
+    with (model / "large.safetensors").open("wb") as hole:
+        hole.truncate(1 << 42)
+    real = {"ZIMAGE_ENGINE__KIND": "zimage", "ZIMAGE_ENGINE__MODEL": str(model)}
+    with Supervised(arena, tmp_path / "supervisor.log", real) as running:
+        running.wait_with_work()
+        events = [
+            "started" if "started, process" in line else "loaded"
+            for line in running.words().splitlines()
+            if "started, process" in line or "loaded on cpu in" in line
+        ]
+        assert events == ["started", "loaded"] * 2
+        arena.send([PromptRequest(prompt="a red circle", width=64, height=64, steps=2)])
+        assert arena.wait_answered(60).statuses() == {"SUCCEEDED": 1}
+        assert running.stop() == 0
 
 
 def test_workers_end_with_a_supervisor_that_is_killed(supervised: Supervised) -> None:

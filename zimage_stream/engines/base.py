@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from PIL.Image import Image
 
 MAX_PROMPT_TOKENS = 512
+
+
+def never() -> bool:
+    """Of a generation that is wanted to its end."""
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +52,15 @@ class Engine(Protocol):
         """Bring the model up and warm it, so that the first request costs what the others do."""
         ...
 
-    def generate(self, specs: Sequence[ImageSpec]) -> list[Image]:
+    def generate(self, specs: Sequence[ImageSpec], cancelled: Callable[[], bool] = never) -> list[Image]:
         """Make one RGB picture per spec, in order.
 
-        The specs share width, height, steps and guidance scale.
+        Args:
+            specs: they share width, height, steps and guidance scale.
+            cancelled: asked between steps; True ends the generation.
 
         Raises:
+            GenerationCancelledError: ``cancelled`` said so.
             RequestError: the first spec at fault can never be made (only with a batch of one).
             OutOfMemoryError: the batch does not fit; a smaller one may.
             ContextLostError: the process must end.

@@ -17,9 +17,11 @@ class FaultKind(StrEnum):
     REFUSE = "refuse"
     KILL = "kill"
     LOST = "lost"
+    CORRUPT = "corrupt"
+    LEAK = "leak"
 
 
-_NUMBERED = {FaultKind.SLOW: "SECONDS", FaultKind.OOM: "BATCH"}
+_NUMBERED = {FaultKind.SLOW: "SECONDS", FaultKind.OOM: "BATCH", FaultKind.LEAK: "MEGABYTES"}
 _DIRECTIVE = re.compile(r"(?P<kind>[a-z]+)(:(?P<number>[0-9]+(\.[0-9]+)?))?")
 
 
@@ -29,7 +31,8 @@ class Fault:
 
     ``slow:3`` takes 3 seconds more, ``oom:2`` does not fit into a batch of more than 2 (``oom:0``: not
     even alone), ``hang`` never ends, ``raise`` fails, ``refuse`` says the request is at fault, ``kill``
-    ends the process by SIGKILL, ``lost`` poisons the device context.
+    ends the process by SIGKILL, ``lost`` poisons the device context, ``corrupt`` gives half a picture,
+    ``leak:64`` leaves 64 MiB of the device allocated for good.
     """
 
     kind: FaultKind

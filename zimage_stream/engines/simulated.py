@@ -23,13 +23,20 @@ from itertools import pairwise
 
 from PIL import Image, ImageDraw, ImageFont
 
-from zimage_stream.engines.base import ImageSpec
+from zimage_stream.engines.base import ImageSpec, never
 from zimage_stream.engines.faults import Fault, FaultKind
-from zimage_stream.errors import ContextLostError, EngineError, OutOfMemoryError, RequestError
+from zimage_stream.errors import (
+    ContextLostError,
+    EngineError,
+    GenerationCancelledError,
+    OutOfMemoryError,
+    RequestError,
+)
 from zimage_stream.settings import EngineSettings
 
 _REFERENCE_PIXELS, _REFERENCE_STEPS = 1024 * 1024, 8
 _HANG_S = 86_400.0
+_CANCELLABLE_S = 0.1
 _GAIN_OF_SMALL = ((1, 1.0), (2, 1.82), (4, 2.77), (8, 3.14))
 _SMALL_PIXELS = 512 * 512
 _CHARACTERS_A_TOKEN = 4
@@ -84,6 +91,7 @@ class SimulatedEngine:
         self._faults = dict(faults or {})
         self._salt = salt
         self._sleep = sleep
+        self._leaked = 0
 
     @classmethod
     def from_settings(cls, settings: EngineSettings) -> SimulatedEngine:
@@ -101,21 +109,36 @@ class SimulatedEngine:
         """There is nothing to release."""
 
     def device_memory(self) -> Mapping[str, int]:
-        """There is no device."""
-        return {}
+        """What the fault ``leak`` has lost so far; nothing else is kept."""
+        return {"allocated": self._leaked, "reserved": self._leaked} if self._leaked else {}
 
     def count_tokens(self, prompt: str) -> int | None:
         """About one token for four characters."""
         return -(-len(prompt) // _CHARACTERS_A_TOKEN)
 
-    def generate(self, specs: Sequence[ImageSpec]) -> list[Image.Image]:
+    def generate(
+        self, specs: Sequence[ImageSpec], cancelled: Callable[[], bool] = never
+    ) -> list[Image.Image]:
         """See :class:`~zimage_stream.engines.base.Engine`."""
         for spec in specs:
-            for piece, fault in self._faults.items():
-                if piece in spec.prompt:
-                    self._play(fault, spec, len(specs))
-        self._sleep(service_seconds(specs, self._reference_s))
-        return [draw(spec, self._salt) for spec in specs]
+            for fault in self._faults_of(spec):
+                self._play(fault, spec, len(specs))
+        left = service_seconds(specs, self._reference_s)
+        while left > 0:
+            if cancelled():
+                raise GenerationCancelledError("the pictures are not wanted any more")
+            self._sleep(min(left, _CANCELLABLE_S))
+            left -= _CANCELLABLE_S
+        return [self._draw(spec) for spec in specs]
+
+    def _faults_of(self, spec: ImageSpec) -> list[Fault]:
+        return [fault for piece, fault in self._faults.items() if piece in spec.prompt]
+
+    def _draw(self, spec: ImageSpec) -> Image.Image:
+        image = draw(spec, self._salt)
+        if any(fault.kind is FaultKind.CORRUPT for fault in self._faults_of(spec)):
+            return image.crop((0, 0, spec.width, spec.height // 2))
+        return image
 
     def _play(self, fault: Fault, spec: ImageSpec, batch: int) -> None:
         match fault.kind:
@@ -134,6 +157,8 @@ class SimulatedEngine:
                 raise RequestError("prompt", "what this engine can draw (simulated)", spec.prompt)
             case FaultKind.KILL:
                 os.kill(os.getpid(), signal.SIGKILL)
+            case FaultKind.LEAK:
+                self._leaked += int(fault.number * 2**20)
             case FaultKind.LOST:
                 raise ContextLostError("the device context is lost (simulated)")
 

@@ -18,10 +18,10 @@ from diffusers.utils import logging as diffusers_logging
 from PIL.Image import Image
 from transformers.utils import logging as transformers_logging
 
-from zimage_stream.engines.base import MAX_PROMPT_TOKENS, ImageSpec
+from zimage_stream.engines.base import MAX_PROMPT_TOKENS, ImageSpec, never
 from zimage_stream.engines.failures import failure_of
 from zimage_stream.engines.memory import UNUSED_CACHE_BYTES, DeviceMemory, memory_of
-from zimage_stream.errors import EngineError, OutOfMemoryError, SettingsError
+from zimage_stream.errors import EngineError, GenerationCancelledError, OutOfMemoryError, SettingsError
 from zimage_stream.settings import EngineSettings
 
 log = logging.getLogger(__name__)
@@ -88,19 +88,17 @@ class ZImageEngine:
         self._warm_up()
         log.info("%s loaded on %s in %.1f s", self.model, self._device, time.monotonic() - started)
 
-    def generate(self, specs: Sequence[ImageSpec]) -> list[Image]:
+    def generate(self, specs: Sequence[ImageSpec], cancelled: Callable[[], bool] = never) -> list[Image]:
         """See :class:`~zimage_stream.engines.base.Engine`."""
         try:
-            images = self._generate(specs)
+            images = self._generate(specs, cancelled)
             if self._memory.reserved() - self._memory.allocated() > UNUSED_CACHE_BYTES:
                 self._memory.release()
         except Exception as error:
             failure = _failure(error)
-            if not isinstance(failure, OutOfMemoryError):
+            if not isinstance(failure, OutOfMemoryError | GenerationCancelledError):
                 raise failure from error
         else:
-            if len(images) != len(specs):
-                raise EngineError(f"the pipeline made {len(images)} pictures of {len(specs)}")
             return images
         # Outside the except block the traceback is gone, and with it the tensors that it held.
         try:
@@ -131,6 +129,7 @@ class ZImageEngine:
         limit = self._settings.idle_release_s
         if limit and not self._away and self._clock() - self._used >= limit:
             self._away = True
+            before = self._memory.reserved()
             try:
                 self._move(torch.device("cpu"))
                 self._memory.release()
@@ -138,7 +137,8 @@ class ZImageEngine:
                 # Whether the device still works shows at the next batch, which has someone to tell.
                 log.warning("the weights could not be moved off the device: %s", error)
                 return
-            log.info("idle for %g s: the weights are off the device", limit)
+            freed = (before - self._memory.reserved()) / 1e9
+            log.info("idle for %g s: the weights are off the device, %.1f GB given back", limit, freed)
 
     def close(self) -> None:
         """Release the device."""
@@ -147,7 +147,7 @@ class ZImageEngine:
         with contextlib.suppress(RuntimeError):
             self._memory.release()
 
-    def _generate(self, specs: Sequence[ImageSpec]) -> list[Image]:
+    def _generate(self, specs: Sequence[ImageSpec], cancelled: Callable[[], bool]) -> list[Image]:
         first = specs[0]
         if self._away:
             self._move(self._device)
@@ -167,6 +167,7 @@ class ZImageEngine:
                 # On the CPU, so that a seed gives the same noise whatever the device.
                 generator=[torch.Generator("cpu").manual_seed(spec.seed) for spec in specs],
                 max_sequence_length=MAX_PROMPT_TOKENS,
+                callback_on_step_end=_between_steps(first.steps, cancelled),
             ).images
         self._used = self._clock()
         return list(images)
@@ -252,13 +253,33 @@ class ZImageEngine:
             raise SettingsError(f"{names}: the first picture failed with it: {error}") from error
 
 
+def _between_steps(steps: int, cancelled: Callable[[], bool]) -> Callable[..., dict[str, Any]]:
+    """What diffusers is to call after each step: ends a generation that nobody wants, and one whose
+    numbers are none, which would come out black."""
+
+    def check(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if cancelled():
+            raise GenerationCancelledError("the pictures are not wanted any more")
+        # Once, since it waits for the device.
+        if step == steps - 1:
+            broken = (~torch.isfinite(tensors["latents"])).flatten(1).any(1).nonzero().flatten().tolist()
+            if broken:
+                raise EngineError(f"pictures {broken} of a batch are not finite numbers")
+        return {}
+
+    return check
+
+
 def _quieten(library: Any) -> None:
     """Nothing of a library's chatter belongs in a worker's log; what fails it raises."""
     library.set_verbosity_error()
     library.disable_progress_bar()
 
 
-def _failure(error: Exception) -> EngineError:
+def _failure(error: Exception) -> EngineError | GenerationCancelledError:
+    # Made anew: the one raised inside the pipeline holds its tensors.
+    if isinstance(error, EngineError | GenerationCancelledError):
+        return type(error)(str(error))
     return failure_of(type(error).__name__, str(error))
 
 

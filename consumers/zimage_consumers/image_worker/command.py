@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -23,20 +24,23 @@ def worker(
         bool, typer.Option(help="Start one process per device and restart what dies; else run here.")
     ] = True,
     parent: Annotated[int | None, typer.Option(hidden=True, help="Process id of the supervisor.")] = None,
-    report: Annotated[int | None, typer.Option(hidden=True, help="Where the port is written to.")] = None,
+    report: Annotated[
+        int | None, typer.Option(hidden=True, help="Where port and progress are written to.")
+    ] = None,
 ) -> None:
     """Generate pictures for requests, one process per GPU, until stopped.
 
     The first SIGTERM or Ctrl-C finishes what runs and commits; the second ends
     at once. Exit codes beside the usual: 70 the device is sick, 71 its context is
-    lost, 72 another process uses the slot, 73 a picture would not end.
+    lost, 72 another process uses the slot, 73 a picture would not end, 74 the
+    device's memory leaks.
 
     Example: zimage worker --devices 0,1
     """
     # Until a worker runs there is nothing to finish, and loading torch is no place to be interrupted.
     interrupt.ends_at_once()
     from zimage_consumers.image_worker.process import StopSignals, run_worker
-    from zimage_consumers.image_worker.supervisor import Supervisor, count_gpus, devices_of, die_with
+    from zimage_consumers.image_worker.supervisor import LOADED, Supervisor, count_gpus, devices_of, die_with
     from zimage_consumers.image_worker.worker import Worker
 
     config: Path | None = (context.obj or {}).get("config")
@@ -49,11 +53,15 @@ def worker(
 
         def started(worker: Worker, port: int) -> None:
             signals.watch(worker)
-            if report is not None:
-                os.write(report, f"{port}\n".encode())
-                os.close(report)
+            tell(b"%d" % port)
 
-        code = run_worker(settings, slot, started)
+        def tell(line: bytes) -> None:
+            if report is not None:
+                # Without a supervisor the signal that its death sends us is on its way.
+                with contextlib.suppress(BrokenPipeError):
+                    os.write(report, line + b"\n")
+
+        code = run_worker(settings, slot, started, lambda: tell(LOADED))
         raise typer.Exit(signals.exit_code(code))
     configure(settings.telemetry, slot="supervisor")
     # A simulated engine uses no device, so any number of workers may run on any machine.

@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 
-from zimage_consumers.image_worker.generate import EngineThread
 from zimage_consumers.image_worker.schedule import Scheduler
 from zimage_consumers.image_worker.session import Session
 from zimage_stream.settings import TelemetrySettings
@@ -26,8 +25,8 @@ class Gauges:
         self._partitions: set[int] = set()
         self._tenants: set[str] = set()
 
-    def sample(self, session: Session, scheduler: Scheduler, engine: EngineThread) -> None:
-        """Read the state, if it is time."""
+    def sample(self, session: Session, scheduler: Scheduler, picture_s: float) -> None:
+        """Read the state, if it is time. ``picture_s``: seconds that a picture took lately."""
         if time.monotonic() < self._due:
             return
         self._due = time.monotonic() + EVERY_S
@@ -35,10 +34,8 @@ class Gauges:
         metrics.partitions.set(len(held))
         metrics.window_requests.set(sum(each.count for each in held))
         metrics.window_bytes.set(sum(each.size for each in held))
-        self._set_unresolved(session.unresolved(), engine.picture_s)
+        self._set_unresolved(session.unresolved(), picture_s)
         self._set_queues(queues(scheduler.by_tenant(), self._settings.tenant_label))
-        for kind, size in engine.device_memory().items():
-            metrics.device_memory_bytes.labels(kind).set(size)
 
     def _set_unresolved(self, unresolved: Mapping[int, int], picture_s: float) -> None:
         gauge = self._metrics.unresolved_requests

@@ -6,22 +6,37 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from PIL.Image import Image
 
 from zimage_consumers.image_worker.batching import BatchLimits, cost
-from zimage_consumers.image_worker.jobs import BatchDone, EngineLost, Failed, Job, Outcome, now
+from zimage_consumers.image_worker.jobs import (
+    BatchDone,
+    EngineLost,
+    Failed,
+    Job,
+    MemoryLeaked,
+    Outcome,
+    now,
+)
+from zimage_consumers.image_worker.leaks import LeakWatch
 from zimage_stream.engines.base import Engine, ImageSpec
-from zimage_stream.errors import ContextLostError, OutOfMemoryError, RequestError
+from zimage_stream.errors import (
+    ContextLostError,
+    EngineError,
+    GenerationCancelledError,
+    OutOfMemoryError,
+    RequestError,
+)
+from zimage_stream.settings import EngineSettings
 from zimage_stream.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
 KNOWN_GOOD = ImageSpec("a red circle on a white background", 64, 64, 8, 0.0, 1)
 """A picture that every healthy engine can make: what tells a sick device from a poisonous prompt."""
-
 
 IDLE_S = 1.0
 _FULL_COST = 1024 * 1024 * 8 / 1e6
@@ -47,6 +62,14 @@ def hang_bound_s(jobs: Sequence[Job], timeout_s: float) -> float:
     return timeout_s * max(1.0, sum(cost(job.decoded) for job in jobs) / _FULL_COST)
 
 
+def check_pictures(specs: Sequence[ImageSpec], images: Sequence[Image]) -> None:
+    """Raise EngineError unless there is an RGB picture of the right size for each spec. Pure."""
+    got = [(image.mode, *image.size) for image in images]
+    due = [("RGB", spec.width, spec.height) for spec in specs]
+    if got != due:
+        raise EngineError(f"the engine made {got} where {due} was asked for")
+
+
 class _SickError(Exception):
     """The known-good picture failed."""
 
@@ -59,7 +82,7 @@ class EngineThread(threading.Thread):
         limits: of batches; told what did not fit.
         deliver: takes each finished picture, without blocking.
         report: takes outcomes; called from this thread.
-        hang_timeout_s: after which a batch of one megapixel at 8 steps will never end.
+        wanted: whether anybody still wants a job's picture; a batch that nobody wants is cut short.
     """
 
     def __init__(
@@ -68,16 +91,20 @@ class EngineThread(threading.Thread):
         limits: BatchLimits,
         deliver: Callable[[Job, Image], None],
         report: Callable[[Outcome], None],
+        wanted: Callable[[Job], bool],
         metrics: Metrics,
-        hang_timeout_s: float,
+        settings: EngineSettings,
     ) -> None:
         super().__init__(name="engine", daemon=True)
         self._engine = engine
         self._limits = limits
-        self._hang_timeout_s = hang_timeout_s
+        self._hang_timeout_s = settings.hang_timeout_s
+        self._leaks = LeakWatch(settings.leak_limit_bytes)
+        self._leaked = False
         self._deadline = float("inf")
         self._deliver = deliver
         self._report = report
+        self._wanted = wanted
         self._metrics = metrics
         self._deck: deque[Batch] = deque()
         self._changed = threading.Condition()
@@ -86,10 +113,6 @@ class EngineThread(threading.Thread):
         """Seconds that a picture took lately; 0 before the first."""
         self._loaded = threading.Event()
         self._load_error: Exception | None = None
-
-    def device_memory(self) -> Mapping[str, int]:
-        """See :class:`~zimage_stream.engines.base.Engine`."""
-        return self._engine.device_memory()
 
     def wait_loaded(self) -> None:
         """Wait until the engine can generate. Raises what its ``load`` raised."""
@@ -151,12 +174,14 @@ class EngineThread(threading.Thread):
             finally:
                 self._deadline = float("inf")
             self._report(BatchDone(batch.id))
+            self._watch_memory()
 
     def _next(self) -> Batch | None:
         with self._changed:
             while not self._deck and not self._stopping:
                 if not self._changed.wait(IDLE_S):
                     self._engine.idle()
+                    self._measure_memory()
             return None if self._stopping else self._deck.popleft()
 
     def _run(self, jobs: Sequence[Job]) -> None:
@@ -171,6 +196,9 @@ class EngineThread(threading.Thread):
                 images = self._generate(part)
             except ContextLostError:
                 raise
+            except GenerationCancelledError:
+                log.info("a batch of %d was cut short: its partitions are somebody else's now", len(part))
+                continue
             except Exception as error:
                 if isinstance(error, OutOfMemoryError):
                     self._metrics.out_of_memory.inc()
@@ -198,10 +226,12 @@ class EngineThread(threading.Thread):
             job.stage("wait", waited)
             self._metrics.wait_seconds.observe(waited)
         try:
-            images = self._engine.generate([job.spec for job in jobs])
+            specs = [job.spec for job in jobs]
+            images = self._engine.generate(specs, lambda: not any(self._wanted(job) for job in jobs))
         finally:
             elapsed = time.monotonic() - started
             self._metrics.engine_busy_seconds.inc(elapsed)
+        check_pictures(specs, images)
         self._metrics.generate_seconds.observe(elapsed)
         self._metrics.batch_size.observe(len(jobs))
         self.picture_s += (elapsed / len(jobs) - self.picture_s) * (_RECENT if self.picture_s else 1.0)
@@ -215,9 +245,23 @@ class EngineThread(threading.Thread):
             self._prove_healthy()
         self._report(Failed(job, error))
 
+    def _measure_memory(self) -> int | None:
+        """Export what the device holds; returns the bytes in use, where it keeps count."""
+        memory = self._engine.device_memory()
+        for kind, size in memory.items():
+            self._metrics.device_memory_bytes.labels(kind).set(size)
+        return memory.get("allocated")
+
+    def _watch_memory(self) -> None:
+        allocated = self._measure_memory()
+        grown = None if allocated is None or self._leaked else self._leaks.grown(allocated)
+        if grown is not None:
+            self._leaked = True
+            self._report(MemoryLeaked(grown))
+
     def _prove_healthy(self) -> None:
         try:
-            self._engine.generate([KNOWN_GOOD])
+            check_pictures([KNOWN_GOOD], self._engine.generate([KNOWN_GOOD]))
         except ContextLostError:
             raise
         except Exception as error:

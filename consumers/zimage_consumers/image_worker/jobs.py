@@ -150,7 +150,14 @@ class EngineLost:
     sick: bool
 
 
-Outcome = Stored | Failed | BatchDone | EngineLost
+@dataclass(frozen=True, slots=True)
+class MemoryLeaked:
+    """The device's memory in use has grown by so many bytes beyond what any batch explains."""
+
+    grown: int
+
+
+Outcome = Stored | Failed | BatchDone | EngineLost | MemoryLeaked
 
 
 @dataclass(frozen=True, slots=True)

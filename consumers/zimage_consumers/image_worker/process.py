@@ -33,13 +33,17 @@ LEAVE_S = 5.0
 
 
 def run_worker(
-    settings: Settings, slot: str, started: Callable[[Worker, int], None] | None = None
+    settings: Settings,
+    slot: str,
+    started: Callable[[Worker, int], None] | None = None,
+    loaded: Callable[[], None] = lambda: None,
 ) -> ExitCode:
     """Serve requests until told to stop.
 
     Args:
         slot: this worker's stable name.
         started: called with the worker and its health port before it loads its model.
+        loaded: called once it has.
 
     Raises:
         ZImageError: it cannot start: the settings, the store or the model are wrong.
@@ -67,21 +71,21 @@ def run_worker(
             log.info("health and metrics on port %d", server.port)
             if started is not None:
                 started(worker, server.port)
-            return _run(worker, settings.worker.drain_timeout_s + LEAVE_S)
+            return _run(worker, loaded, settings.worker.drain_timeout_s + LEAVE_S)
     finally:
         tracer.close()
         codec.close()
         store.close()
 
 
-def _run(worker: Worker, longest_stop_s: float) -> ExitCode:
+def _run(worker: Worker, loaded: Callable[[], None], longest_stop_s: float) -> ExitCode:
     """Run the worker on a thread of its own.
 
     Signals are heard by the main thread between two steps of Python, and a call into Kafka is one step
     for as long as no broker answers: so the main thread makes none.
     """
     with ThreadPoolExecutor(1, "kafka") as pool:
-        running = pool.submit(worker.run)
+        running = pool.submit(worker.run, loaded)
         while True:
             done, _ = wait([running], timeout=0.2)
             if done:

@@ -18,6 +18,7 @@ from types import FrameType
 
 from prometheus_client import CollectorRegistry
 
+from zimage_consumers.image_worker.loading import available_bytes, may_load, weights_bytes
 from zimage_consumers.image_worker.worker import ExitCode
 from zimage_stream import interrupt
 from zimage_stream.errors import SettingsError
@@ -35,6 +36,8 @@ STEADY_S = 60.0
 LOOP_DEATHS, LOOP_S = 4, 300.0
 """So many deaths within so many seconds are a crash loop: waiting does not mend it."""
 LAST_LINES = 20
+LOADED = b"loaded"
+"""What a worker reports once it can generate; before that, the number of its port."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,8 @@ class _Child:
     process: subprocess.Popen[bytes] | None = None
     port: int | None = None
     reported: int | None = None
+    said: bytes = b""
+    loading: bool = False
     started: float = 0.0
     deaths: int = 0
     died: deque[float] = field(default_factory=lambda: deque(maxlen=LOOP_DEATHS))
@@ -126,6 +131,7 @@ class Supervisor:
         self._hurry = threading.Event()
         self._interrupted = False
         self._telemetry = settings.telemetry
+        self._engine = settings.engine
         self._children = []
         for device in devices:
             slot = settings.slot(device.kind, device.index)
@@ -172,14 +178,19 @@ class Supervisor:
 
     def _watch(self, child: _Child) -> None:
         if child.process is None:
-            if time.monotonic() >= child.due:
+            if time.monotonic() >= child.due and self._may_load():
                 self._start(child)
             return
-        self._read_port(child)
+        self._read_report(child)
         code = child.process.poll()
         if code is None:
             return
         child.process = child.port = None
+        child.loading = False
+        if code == ExitCode.LEAKED:
+            log.info("the worker in slot %s leaked memory and is replaced", child.slot)
+            child.due = 0.0
+            return
         lived = time.monotonic() - child.started
         child.deaths = 1 if lived > STEADY_S else child.deaths + 1
         wait = wait_before_restart(child.deaths)
@@ -198,17 +209,31 @@ class Supervisor:
             )
             log.error("the worker in slot %s is in a crash loop; its last lines:\n%s", child.slot, last)
 
-    def _read_port(self, child: _Child) -> None:
-        """Take in the port that the worker writes once it listens."""
-        if child.reported is not None and select.select([child.reported], [], [], 0)[0]:
-            said = os.read(child.reported, 16).strip()
-            os.close(child.reported)
-            child.reported = None
-            child.port = int(said) if said else None
+    def _may_load(self) -> bool:
+        loading = sum(child.loading for child in self._children)
+        if not loading:
+            return True
+        return may_load(loading, weights_bytes(self._engine), available_bytes())
+
+    def _read_report(self, child: _Child) -> None:
+        """Take in what the worker reports: its port once it listens, and that its model is loaded."""
+        while child.reported is not None and select.select([child.reported], [], [], 0)[0]:
+            said = os.read(child.reported, 64)
+            child.said += said
+            if not said:
+                os.close(child.reported)
+                child.reported = None
+        *lines, child.said = child.said.split(b"\n")
+        for line in lines:
+            if line == LOADED:
+                child.loading = False
+            else:
+                child.port = int(line)
 
     def _start(self, child: _Child) -> None:
         if child.reported is not None:
             os.close(child.reported)
+        child.said, child.loading = b"", True
         child.reported, write = os.pipe()
         child.process = subprocess.Popen(
             [*self._arguments, "--parent", str(os.getpid()), "--report", str(write)],

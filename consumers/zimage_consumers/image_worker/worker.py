@@ -13,7 +13,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from enum import IntEnum
 
 from zimage_consumers.image_worker.batching import BatchLimits
@@ -29,6 +29,7 @@ from zimage_consumers.image_worker.jobs import (
     EngineLost,
     Failed,
     Job,
+    MemoryLeaked,
     Outcome,
     Record,
     Resolution,
@@ -69,6 +70,7 @@ class ExitCode(IntEnum):
     CONTEXT_LOST = 71
     FENCED = 72
     HUNG = 73
+    LEAKED = 74
 
 
 class EngineLostError(ZImageError):
@@ -128,8 +130,9 @@ class Worker:
             batches,
             self._delivery.deliver,
             self._outcomes.put,
+            self._wanted,
             metrics,
-            settings.engine.hang_timeout_s,
+            settings.engine,
         )
         self._scheduler = Scheduler(settings.scheduler.tenant_weights, batches)
         limits = Limits(settings.engine.max_pixels, settings.engine.allow_guidance)
@@ -152,6 +155,7 @@ class Worker:
         self._incoming: deque[Job] = deque()
         self._intake_after = 0.0
         self._deadline: float | None = None
+        self._code = ExitCode.DONE
 
     # -- life
 
@@ -164,8 +168,11 @@ class Worker:
         """Seconds since :meth:`stop`; 0 before."""
         return time.monotonic() - self._stopped_at if self._stop.is_set() else 0.0
 
-    def run(self) -> ExitCode:
+    def run(self, loaded: Callable[[], None] = lambda: None) -> ExitCode:
         """Serve until :meth:`stop`.
+
+        Args:
+            loaded: called once the engine can generate.
 
         Raises:
             ZImageError: it cannot start, since settings or model are wrong.
@@ -178,6 +185,7 @@ class Worker:
         try:
             self._engine.wait_loaded()
             self._health.set_started()
+            loaded()
             return self._serve(session)
         finally:
             self._delivery.close()
@@ -207,7 +215,7 @@ class Worker:
                 while not self._stop.is_set():
                     self._turn(session)
                 self._leave(session)
-                return ExitCode.DONE
+                return self._code
             except EngineLostError as error:
                 return self._end_without_engine(session, error)
             except EngineHungError as error:
@@ -285,7 +293,7 @@ class Worker:
                 self._resolved(session, job)
         except CommitRefusedError as error:
             log.info("a commit has to wait for the group: %s", error)
-        self._gauges.sample(session, self._scheduler, self._engine)
+        self._gauges.sample(session, self._scheduler, self._engine.picture_s)
 
     def _take_in(self, session: Session) -> None:
         session.regulate(self._must_pause)
@@ -369,6 +377,13 @@ class Worker:
                 self._dispatcher.batch_done(batch_id)
             case EngineLost():
                 raise EngineLostError(outcome)
+            case MemoryLeaked(grown):
+                log.error(
+                    "the device's memory in use has grown by %.2f GB; finishing what runs, then a new "
+                    "process begins with none of it", grown / 1e9,
+                )  # fmt: skip
+                self._code = ExitCode.LEAKED
+                self.stop()
             case Stored(job, image) if self._wanted(job):
                 job.attempts += job.started_at is not None
                 self._outbox.add(Resolution(job, image=image))

@@ -64,7 +64,7 @@ def test_a_wrong_directive_is_named_with_what_is_taken(directive: str) -> None:
         load_settings(None, {"engine": {"kind": "simulated", "simulated_faults": {"x": directive}}})
     assert str(caught.value) == (
         f"ZIMAGE_ENGINE__SIMULATED_FAULTS: got {directive!r}, "
-        "takes one of slow:SECONDS, hang, oom:BATCH, raise, refuse, kill, lost"
+        "takes one of slow:SECONDS, hang, oom:BATCH, raise, refuse, kill, lost, corrupt, leak:MEGABYTES"
     )
 
 

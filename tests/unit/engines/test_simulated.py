@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from zimage_stream.engines import ImageSpec
 from zimage_stream.engines.faults import Fault
 from zimage_stream.engines.simulated import SimulatedEngine, service_seconds
-from zimage_stream.errors import ContextLostError, EngineError, OutOfMemoryError, RequestError
+from zimage_stream.errors import (
+    ContextLostError,
+    EngineError,
+    GenerationCancelledError,
+    OutOfMemoryError,
+    RequestError,
+)
 
 
 def spec(
@@ -46,7 +52,7 @@ def engine(faults: dict[str, str] | None = None, salt: str = "") -> tuple[Simula
 def test_time_scales_as_stated(count: int, side: int, steps: int, seconds: float) -> None:
     simulated, slept = engine()
     images = simulated.generate([spec(width=side, height=side, steps=steps, seed=i) for i in range(count)])
-    assert slept == pytest.approx([seconds])
+    assert sum(slept) == pytest.approx(seconds)
     assert [image.size for image in images] == [(side, side)] * count
 
 
@@ -129,6 +135,28 @@ def test_hang_sleeps_beyond_any_patience() -> None:
     simulated, slept = engine({"stuck": "hang"})
     simulated.generate([spec("stuck")])
     assert slept[0] >= 3600
+
+
+def test_corrupt_gives_half_a_picture_for_the_prompts_it_is_for() -> None:
+    simulated, _ = engine({"poison": "corrupt"})
+    images = simulated.generate([spec("poison"), spec()])
+    assert [image.size for image in images] == [(64, 32), (64, 64)]
+
+
+def test_leak_keeps_its_megabytes_for_good() -> None:
+    simulated, _ = engine({"drip": "leak:64"})
+    assert simulated.device_memory() == {}
+    for prompt in ("drip", "no leak", "drip"):
+        simulated.generate([spec(prompt)])
+    assert simulated.device_memory() == {"allocated": 128 << 20, "reserved": 128 << 20}
+
+
+def test_a_generation_is_cancelled_on_its_way() -> None:
+    simulated, slept = engine()
+    answers = iter([False, False, True])
+    with pytest.raises(GenerationCancelledError):
+        simulated.generate([spec(width=1024, height=1024)], lambda: next(answers))
+    assert 0 < sum(slept) < 0.32
 
 
 def test_kill_ends_the_process_at_once() -> None:

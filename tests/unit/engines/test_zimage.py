@@ -9,13 +9,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hyp_settings
+from hypothesis import strategies as st
 from PIL import Image, ImageChops
+from safetensors.torch import load_file, save_file
 
 import zimage_stream.engines
 from zimage_stream.engines import ImageSpec
 from zimage_stream.engines.memory import UNUSED_CACHE_BYTES
 from zimage_stream.engines.zimage import ZImageEngine
-from zimage_stream.errors import EngineError, OutOfMemoryError, SettingsError
+from zimage_stream.errors import EngineError, GenerationCancelledError, OutOfMemoryError, SettingsError
 from zimage_stream.settings import EngineSettings
 
 CHECKPOINT = Path(zimage_stream.engines.__file__).parent / "tiny"
@@ -93,6 +98,24 @@ def test_a_mixed_batch_gives_the_pictures_that_each_spec_gives_alone(engine: ZIm
         assert furthest(image, engine.generate([spec])[0]) <= 2
 
 
+@hyp_settings(max_examples=15, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.text("红圆 red circle,.\U0001f3a8", min_size=1, max_size=80), st.integers(0, 2**63 - 1)),
+        min_size=2,
+        max_size=5,
+    ),
+    st.sampled_from([(64, 64), (96, 64), (64, 128)]),
+)
+def test_any_batch_gives_the_pictures_that_each_spec_gives_alone(
+    engine: ZImageEngine, asked: list[tuple[str, int]], size: tuple[int, int]
+) -> None:
+    batch = [ImageSpec(prompt, *size, 2, 0.0, seed) for prompt, seed in asked]
+    for spec, image in zip(batch, engine.generate(batch), strict=True):
+        assert image.size == size
+        assert furthest(image, engine.generate([spec])[0]) <= 2
+
+
 def test_the_same_specs_give_the_same_bytes_again(engine: ZImageEngine) -> None:
     first, second = (b"".join(i.tobytes() for i in engine.generate(specs(PROMPTS[:2]))) for _ in range(2))
     assert first == second
@@ -118,6 +141,36 @@ def test_the_engine_goes_on_after_the_pipeline_failed(engine: ZImageEngine) -> N
         engine.generate([ImageSpec(PROMPTS[0], 64, 64, 0, 0.0, 1)])
     assert type(caught.value) is EngineError
     assert len(engine.generate(specs(PROMPTS[:1]))) == 1
+
+
+@pytest.mark.parametrize("step", [1, 3, 8])
+def test_a_generation_is_cancelled_between_steps_and_the_next_one_is_right(
+    engine: ZImageEngine, step: int
+) -> None:
+    asked = 0
+
+    def cancelled() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked == step
+
+    before = engine.generate(specs(PROMPTS[:1]))[0]
+    with pytest.raises(GenerationCancelledError):
+        engine.generate(specs(PROMPTS[:2], steps=8), cancelled)
+    assert asked == step
+    assert engine.generate(specs(PROMPTS[:1]))[0].tobytes() == before.tobytes()
+
+
+def test_numbers_that_are_none_are_an_error_and_no_black_picture(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(CHECKPOINT, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    (weights,) = (folder / "transformer").glob("*.safetensors")
+    tensors = load_file(weights)
+    name = next(name for name in sorted(tensors) if "final_layer" in name and name.endswith("weight"))
+    tensors[name] = torch.full_like(tensors[name], float("nan"))
+    save_file(tensors, weights, {"format": "pt"})
+    with pytest.raises(EngineError, match=r"pictures \[0\] of a batch are not finite numbers"):
+        ZImageEngine(settings(model=str(folder))).load()
 
 
 def test_a_picture_that_does_not_fit_is_out_of_memory_and_frees_the_cache(

@@ -1,0 +1,90 @@
+"""``zimage worker`` with its supervisor, as an operator runs it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from tests.fleet.arena import Arena
+from tests.fleet.workers import until
+from zimage_stream.settings import environment_of
+
+
+class Supervised:
+    """A running supervisor and what it logs. A context manager: neither it nor a worker outlives it.
+
+    Args:
+        more: environment variables over the arena's settings.
+    """
+
+    def __init__(
+        self, arena: Arena, log: Path, more: Mapping[str, str] | None = None, workers: int = 2
+    ) -> None:
+        self.log = log
+        environment = environment_of(arena.settings) | {"ZIMAGE_ENGINE__SIMULATED_MS": "100"}
+        with log.open("wb") as sink:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "zimage_stream", "worker", "--devices", f"cpu:{workers}"],
+                env={**environment, **(more or {})},
+                stdout=sink,
+                stderr=sink,
+            )
+
+    def __enter__(self) -> Supervised:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(10)
+        until(lambda: not any(alive(pid) for pid in self.started()), 40, "no worker outlives its supervisor")
+
+    def words(self) -> str:
+        """The log so far."""
+        return self.log.read_text(errors="replace")
+
+    def started(self) -> list[int]:
+        """Process ids of every worker that was started so far, oldest first."""
+        return [int(pid) for pid in re.findall(r"started, process (\d+)", self.words())]
+
+    def get(self, path: str) -> str:
+        """What the supervisor's own port answers, whatever its status."""
+        (port,) = re.findall(r"of all workers on port (\d+)", self.words())
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+                return str(answer.read().decode())
+        except urllib.error.HTTPError as refusal:
+            with refusal:
+                return refusal.read().decode()
+
+    def slots_with_work(self) -> int:
+        """Slots that have taken partitions over."""
+        return len(set(re.findall(r'took over partitions.*"slot": "([^"]+)"', self.words())))
+
+    def wait_with_work(self, workers: int = 2) -> Supervised:
+        """Until so many workers have partitions."""
+        until(lambda: self.slots_with_work() == workers, 60, f"{workers} workers have partitions")
+        return self
+
+    def stop(self) -> int:
+        """SIGTERM; its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"

@@ -1,0 +1,74 @@
+"""Devices that fail, hang and vanish: their workers are replaced, and no innocent request pays for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+from tests.chaos.test_workers_die import pictures
+from tests.fleet.arena import Arena
+from tests.fleet.supervised import Supervised, alive
+from tests.fleet.workers import until
+from zimage_stream import PromptRequest
+
+
+def test_a_sick_device_of_three_leaves_at_once_and_the_others_finish(arena: Arena) -> None:
+    # Every generation fails on it, the known-good picture too.
+    sick = arena.fleet.start("sick", ZIMAGE_ENGINE__SIMULATED_FAULTS=json.dumps({"": "raise"}))
+    healthy = [arena.fleet.start(name) for name in ("one", "two")]
+    for worker in (sick, *healthy):
+        worker.wait_ready()
+    until(lambda: all(worker.partitions() for worker in (sick, *healthy)), 30, "all hold partitions")
+    arena.send(pictures(300))
+
+    assert sick.wait(30) == 70
+    report = arena.wait_answered(90)
+    arena.assert_exactly_once(report)
+    assert report.statuses() == {"SUCCEEDED": 300}
+    assert {result["attempts"] for (result,) in report.results.values()} == {1}
+    assert {result["worker"] for (result,) in report.results.values()} == {"one", "two"}
+    # It needed one batch, and of that batch one request alone, to know.
+    said = [line["message"] for line in sick.lines()]
+    assert sum("failed, going on in batches of" in message for message in said) <= 1
+    assert sum("the device is sick" in message for message in said) == 1
+
+
+def test_after_a_kill_a_lost_context_and_a_hang_one_worker_is_replaced_and_the_others_go_on(
+    arena: Arena, tmp_path: Path
+) -> None:
+    playing = {
+        "ZIMAGE_ENGINE__SIMULATED_FAULTS": json.dumps({"cursed": "lost", "endless": "hang"}),
+        "ZIMAGE_ENGINE__HANG_TIMEOUT_S": "2",
+        # One death alone convicts, so that the test need not wait for three.
+        "ZIMAGE_WORKER__MAX_ATTEMPTS": "1",
+    }
+    with Supervised(arena, tmp_path / "supervisor.log", playing, workers=3) as running:
+        running.wait_with_work(3)
+        victim, *others = running.started()
+        arena.send(pictures(150))
+        arena.wait_answered(60, share=0.1)
+        os.kill(victim, signal.SIGKILL)
+        # To the end: an innocent that ran alone when its process is killed from outside is charged for it.
+        report = arena.wait_answered(90)
+        assert report.statuses() == {"SUCCEEDED": 150}
+        assert len(running.started()) == 4
+        assert all(alive(pid) for pid in others)
+
+        guilty = [PromptRequest(prompt=p, width=256, height=256) for p in ("cursed", "endless")]
+        arena.send([*pictures(100, "before"), *guilty, *pictures(100, "after")])
+        report = arena.wait_answered(120)
+        arena.assert_exactly_once(report)
+        results = report.by_request()
+        for request in guilty:
+            ended = results.pop(request.request_id)
+            assert (ended["error"]["code"], ended["attempts"]) == ("WORKER_CRASHED", 1)
+        assert {result["status"] for result in results.values()} == {"SUCCEEDED"}
+        deaths = running.words().count("it is started again in")
+        # Each of the two once in company and once alone, unless they died together.
+        assert 1 + 3 <= deaths <= 1 + 4
+        until(lambda: len(running.started()) == 3 + deaths, 30, "each death is followed by one start")
+        assert "exit code 71, context lost" in running.words()
+        assert "exit code 73, hung" in running.words()
+        assert running.stop() == 0

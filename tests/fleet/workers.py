@@ -46,12 +46,13 @@ class WorkerProcess:
         assert self._process is not None
         return self._process.pid
 
-    def start(self) -> WorkerProcess:
+    def start(self, **more: str) -> WorkerProcess:
+        """Begin a life of its own; keywords are environment variables of that life."""
         self._log_before = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as sink:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "zimage_stream", "worker", "--no-supervise"],
-                env={**self._environment, "ZIMAGE_WORKER__SLOT": self.slot},
+                env={**self._environment, "ZIMAGE_WORKER__SLOT": self.slot, **more},
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=sink,

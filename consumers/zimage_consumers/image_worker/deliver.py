@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from PIL.Image import Image
 
+from zimage_consumers.image_worker.failpoints import failpoint
 from zimage_consumers.image_worker.jobs import Failed, Job, Outcome, Stored
 from zimage_stream.errors import (
     IdConflictError,
@@ -138,6 +139,7 @@ class Delivery:
             return self._store.put(request.object_key, encoded.data, encoded.content_type, metadata).object
 
         stored = self._patiently(job, put)
+        failpoint("uploaded")
         elapsed = time.monotonic() - started
         job.upload_ms = elapsed * 1e3
         job.stage("upload", elapsed)

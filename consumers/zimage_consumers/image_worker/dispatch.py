@@ -12,6 +12,7 @@ from datetime import datetime
 
 from zimage_consumers.image_worker.checkpoint import Mark
 from zimage_consumers.image_worker.deliver import Delivery
+from zimage_consumers.image_worker.failpoints import failpoint
 from zimage_consumers.image_worker.generate import Batch, EngineThread
 from zimage_consumers.image_worker.intake import Intake
 from zimage_consumers.image_worker.jobs import BatchDone, Job, Outcome
@@ -206,6 +207,7 @@ class Dispatcher:
             for job in jobs:
                 self._scheduler.add(job)
             raise
+        failpoint("marked")
         self._notes.clear()
         for job in jobs:
             job.marked = True

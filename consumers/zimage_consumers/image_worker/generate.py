@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from PIL.Image import Image
 
 from zimage_consumers.image_worker.batching import BatchLimits, cost
+from zimage_consumers.image_worker.failpoints import failpoint
 from zimage_consumers.image_worker.jobs import (
     BatchDone,
     EngineLost,
@@ -225,6 +226,7 @@ class EngineThread(threading.Thread):
             job.queued_ms = waited * 1e3
             job.stage("wait", waited)
             self._metrics.wait_seconds.observe(waited)
+        failpoint("generating")
         try:
             specs = [job.spec for job in jobs]
             images = self._engine.generate(specs, lambda: not any(self._wanted(job) for job in jobs))

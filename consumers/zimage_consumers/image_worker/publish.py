@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
+from zimage_consumers.image_worker.failpoints import failpoint
 from zimage_consumers.image_worker.terminal import Outgoing
 from zimage_stream.errors import ZImageError
 from zimage_stream.kafka.clients import producer_config, transactional_config
@@ -124,13 +125,16 @@ class TransactionalPublisher:
         try:
             for index, record in enumerate(records):
                 self._produce(index, record)
+            failpoint("produced")
             # Fresh, at send time: every commit of a member that was replaced meanwhile is refused.
             group = self._consumer.consumer_group_metadata()
             self._call(
                 "send_offsets_to_transaction",
                 lambda: self._producer.send_offsets_to_transaction(offsets, group, CALL_TIMEOUT_S),
             )
+            failpoint("offsets-sent")
             self._call("commit_transaction", lambda: self._producer.commit_transaction(CALL_TIMEOUT_S))
+            failpoint("committed")
         except (PublishAbortedError, RefusedRecordError):
             self._abort()
             raise

@@ -21,6 +21,7 @@ from zimage_consumers.image_worker.checkpoint import Mark, Taken
 from zimage_consumers.image_worker.clock import ClockGuard
 from zimage_consumers.image_worker.deliver import Delivery
 from zimage_consumers.image_worker.dispatch import Dispatcher
+from zimage_consumers.image_worker.failpoints import failpoint
 from zimage_consumers.image_worker.gauges import Gauges
 from zimage_consumers.image_worker.generate import EngineThread
 from zimage_consumers.image_worker.intake import Intake, record_of
@@ -306,6 +307,7 @@ class Worker:
             if message is None:
                 return
             record = record_of(message)
+            failpoint("fetched")
             held = session.held.get(record.partition)
             if held is not None and held.ledger.take(record.offset) is Taken.NEW:
                 self._take(held, record)

@@ -1,0 +1,76 @@
+"""The fault suite at the command line: ``python -m tests.chaos --help``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.chaos.run import open_services, play
+from tests.chaos.scenarios import SCENARIOS
+from tests.chaos.stage import Row
+from tests.chaos.workloads import WORKLOADS
+
+HEAD = f"{'scenario':<34}{'faults':>7}{'accepted':>9}  {'recovery s':>12}  verdict"
+OTHER_WORKLOADS = ("killed at every point", "frozen past the session", "broker killed")
+"""Scenarios that are played over the other workloads, too."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--only", metavar="TEXT", help="scenarios with this in their name")
+    parser.add_argument("--workload", choices=WORKLOADS, default="steady", help="for --only")
+    parser.add_argument("--scale", type=float, default=2.0, help="how much longer than the short form")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--soak", type=float, metavar="MINUTES", help="scenarios at random for so long")
+    parser.add_argument("--json", type=Path, help="write the rows there, too")
+    parser.add_argument("--keep", type=Path, help="keep all logs in this folder")
+    options = parser.parse_args()
+    sys.stdout.write(f"seed {options.seed}\n\n{HEAD}\n")
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.keep or Path(temporary)
+        with open_services(folder) as services:
+            for number, (scenario, workload) in enumerate(_plan(options)):
+                here = folder / f"{number:03}"
+                try:
+                    row = play(services, scenario, workload, here, options.seed + number, options.scale)
+                except Exception as error:
+                    broke = {"runs that broke off": [f"{type(error).__name__}: {error}"]}
+                    row = Row(scenario, 0, 0, {}, [], broke)
+                    services.kafka.start()
+                    services.minio.start()
+                rows.append(row)
+                sys.stdout.write(f"{row}\n")
+                sys.stdout.flush()
+    if options.json:
+        options.json.write_text(json.dumps([vars(row) for row in rows], indent=2) + "\n")
+    faults, accepted = sum(row.faults for row in rows), sum(row.accepted for row in rows)
+    bad = [row for row in rows if row.problems]
+    sys.stdout.write(f"\n{len(rows)} runs, {faults} faults, {accepted} requests, {len(bad)} with problems\n")
+    return 1 if bad else 0
+
+
+def _plan(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """What is to be played, in order: the run without faults first."""
+    if options.only is not None:
+        yield from ((name, options.workload) for name in SCENARIOS if options.only in name)
+    elif options.soak is not None:
+        rng = random.Random(options.seed)
+        until = time.monotonic() + options.soak * 60
+        while time.monotonic() < until:
+            yield rng.choice(list(SCENARIOS)), rng.choice(list(WORKLOADS))
+    else:
+        yield from ((name, "steady") for name in SCENARIOS)
+        for workload in WORKLOADS:
+            if workload != "steady":
+                yield from ((name, workload) for name in OTHER_WORKLOADS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""One run: a scenario's faults over a workload, on topics and a bucket of its own, judged."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.chaos.scenarios import SCENARIOS, SESSION_S
+from tests.chaos.stage import Row, Services, open_stage
+from tests.chaos.workloads import WORKLOADS
+from tests.fleet.arena import open_arena
+from tests.services.native.kafka import Kafka
+from tests.services.native.minio import Minio
+from tests.services.native.process import launch_all, stop_all
+from zimage_stream.kafka.topics import create_topics
+from zimage_stream.settings import TopicSettings
+
+PARTITIONS = 12
+
+
+@contextmanager
+def open_services(folder: Path) -> Iterator[Services]:
+    """A broker and a store that runs may kill."""
+    services = Services(Kafka(folder / "kafka"), Minio(folder / "minio"))
+    both = (services.kafka, services.minio)
+    launch_all(both)
+    try:
+        yield services
+    finally:
+        stop_all(both)
+
+
+def play(
+    services: Services, scenario: str, workload: str, folder: Path, seed: int, scale: float = 1.0
+) -> Row:
+    """Play a scenario over a workload and have the judge say what came of it.
+
+    Args:
+        folder: for logs, and for what judge and stage tell each other; made if it is not there.
+        scale: how much longer than in the short form.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"chaos-{uuid.uuid4().hex[:8]}"
+    topics = TopicSettings(requests=name, results=f"{name}.results", dead_letters=f"{name}.dead-letters")
+    create_topics(services.kafka.settings, topics, request_partitions=PARTITIONS, replication_factor=1)
+    kafka = {
+        "extra": {
+            "session.timeout.ms": str(int(SESSION_S * 1e3)),
+            "heartbeat.interval.ms": "1000",
+            # Partitions that are added are seen soon.
+            "topic.metadata.refresh.interval.ms": "1000",
+        }
+    }
+    store = services.minio.address.settings(name)
+    arena = open_arena(services.kafka.settings, store, topics, folder, {"kafka": kafka})
+    arena.store.make_bucket(name)
+    chosen = SCENARIOS[scenario]
+    with (
+        arena.fleet,
+        open_stage(arena, services, folder, PARTITIONS, chosen.settings, seed) as stage,
+        ThreadPoolExecutor(1, "workload") as pool,
+    ):
+        stage.playing.set()
+        working = pool.submit(WORKLOADS[workload], stage, random.Random(seed))
+        try:
+            chosen.play(stage, scale)
+        finally:
+            stage.playing.clear()
+        working.result(60)
+        return stage.close(scenario if workload == "steady" else f"{scenario}, {workload}")

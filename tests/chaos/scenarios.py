@@ -1,0 +1,354 @@
+"""The faults. Each scenario plays its own on a stage whose workers serve a workload meanwhile."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
+from confluent_kafka.admin._resource import ResourceType
+from confluent_kafka.cimpl import NewPartitions
+
+from tests.chaos.stage import Stage
+from tests.chaos.workloads import picture
+from tests.fleet.arena import client_config
+from zimage_consumers.image_worker.failpoints import POINTS, VARIABLE
+
+SESSION_S = 4.0
+"""Of the arena's workers: a dead one is missed after so long."""
+POISON = {"raising": "raise", "huge": "oom:0", "deadly": "kill", "endless": "hang", "cursed": "lost"}
+
+Play = Callable[[Stage, float], None]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Faults to play.
+
+    Attributes:
+        play: takes the stage and the scale, 1 for the short form; the long form plays so many times more.
+        settings: environment of the workers beyond the arena's.
+        short: part of the short form.
+    """
+
+    name: str
+    play: Play
+    settings: Mapping[str, str] = field(default_factory=dict)
+    short: bool = True
+
+
+def nothing(stage: Stage, scale: float) -> None:
+    stage.start_workers()
+    stage.pause(6 * scale)
+
+
+def killed_at_every_point(stage: Stage, scale: float) -> None:
+    """Each point in turn: its worker dies there, and the next life dies at the next point."""
+    lives = itertools.chain.from_iterable(itertools.repeat(POINTS, round(3 * scale)))
+
+    def next_life() -> Mapping[str, str]:
+        point = next(lives, None)
+        if point is None:
+            return {}
+        stage.fault()
+        # A batch's worth and more, so that different requests run at each death.
+        return {VARIABLE: f"{point}:{stage.rng.randint(2, 30)}"}
+
+    stage.next_life = next_life
+    stage.start_workers()
+    stage.pause(18 * scale)
+    stage.next_life = dict
+
+
+def killed_at_random(stage: Stage, scale: float) -> None:
+    stage.start_workers()
+    for _ in range(round(6 * scale)):
+        stage.pause(0.5, 3.0)
+        victim = stage.rng.choice(stage.crew)
+        if victim.exit_code() is None:
+            victim.kill()
+            stage.fault()
+
+
+def frozen_past_the_session(stage: Stage, scale: float) -> None:
+    """One is stopped until others have its partitions, then goes on as if nothing had been."""
+    stage.start_workers()
+    for _ in range(round(scale)):
+        frozen = stage.rng.choice(stage.crew)
+        stage.pause(0.5, 1.5)
+        frozen.signal(signal.SIGSTOP)
+        stage.pause(SESSION_S + 3)
+        frozen.signal(signal.SIGCONT)
+        stage.fault()
+        stage.pause(2)
+
+
+def two_in_one_slot(stage: Stage, scale: float) -> None:
+    stage.start_workers()
+    for number in range(round(scale)):
+        second = stage.arena.fleet.start(f"second-{number}", slot=stage.crew[0].slot)
+        stage.pause(5)
+        stage.fault()
+        if second.exit_code() is None:
+            second.kill()
+            stage.fault()
+
+
+def broker_killed(stage: Stage, scale: float) -> None:
+    stage.start_workers()
+    for _ in range(round(scale)):
+        stage.pause(2, 4)
+        stage.kafka.kill()
+        stage.pause(0.0, 3.0)
+        stage.kafka.start()
+        stage.fault()
+        stage.pause(6)
+
+
+def broker_paused(stage: Stage, scale: float) -> None:
+    stage.start_workers()
+    stage.pause(2)
+    stage.kafka.pause()
+    stage.pause(8 if scale < 2 else 30)
+    stage.kafka.resume()
+    stage.fault()
+    stage.pause(2)
+
+
+def store_down(stage: Stage, scale: float) -> None:
+    stage.start_workers()
+    stage.pause(2)
+    stage.minio.kill()
+    stage.pause(8 if scale < 2 else 60)
+    stage.minio.start()
+    stage.fault()
+
+
+def store_slow(stage: Stage, scale: float) -> None:
+    """The store stands still for most of each second."""
+    stage.start_workers()
+    for _ in range(round(8 * scale)):
+        stage.minio.pause()
+        stage.pause(0.3, 0.9)
+        stage.minio.resume()
+        stage.fault()
+        stage.pause(0.2)
+
+
+def poison(stage: Stage, scale: float) -> None:
+    """Everything that a record can be beside a request that can be served."""
+    stage.start_workers()
+    for number in range(round(scale)):
+        for value in (
+            b"",
+            b"not avro",
+            b"\x00\x00\x00\x00\x2a what no registry knows",
+            b"\xc3\x01" + b"x" * 9,
+        ):
+            undecodable = ("dead/UNDECODABLE", "dead/UNKNOWN_SCHEMA")
+            stage.send_bytes(value, undecodable)
+            stage.fault()
+        for wrong in ({"steps": 0}, {"width": 65}, {"guidance_scale": 3.0}, {"tenant": ".."}):
+            stage.send(picture(**wrong), ("FAILED/INVALID_REQUEST",))
+            stage.fault()
+        ends = {"raising": "GENERATION_FAILED", "huge": "OUT_OF_MEMORY"}
+        for prompt in POISON:
+            code = ends.get(prompt, "WORKER_CRASHED")
+            stage.send(picture(f"{prompt} {number}"), (f"FAILED/{code}",))
+            stage.fault()
+        stage.pause(10)
+
+
+def rebalance_storm(stage: Stage, scale: float) -> None:
+    stage.start_workers()
+    for number in range(round(5 * scale)):
+        guest = stage.arena.fleet.start(f"guest-{number}")
+        stage.fault()
+        stage.pause(1.5, 3.0)
+        guest.signal(signal.SIGTERM)
+        stage.fault()
+        stage.pause(0.2, 1.0)
+        if guest.exit_code() is None and stage.rng.random() < 0.3:
+            guest.signal(signal.SIGKILL)
+
+
+def partitions_added(stage: Stage, scale: float) -> None:
+    stage.start_workers()
+    admin = AdminClient({**client_config(stage.arena.settings.kafka)})
+    topic = stage.arena.settings.topics.requests
+    for more in (16, 24) if scale < 2 else range(14, 26, 2):
+        stage.pause(2)
+        admin.create_partitions([NewPartitions(topic, more)])[topic].result(30)
+        stage.fault()
+        stage.pause(1)
+        stage.partitions = more
+
+
+def gaps_in_the_log(stage: Stage, scale: float) -> None:
+    """A transactional upstream: half of what it writes is aborted, and every transaction leaves a marker."""
+    stage.start_workers()
+    upstream = Producer(
+        {
+            **client_config(stage.arena.settings.kafka),
+            "transactional.id": stage.arena.settings.topics.requests,
+        }
+    )
+    upstream.init_transactions(30)
+    for number in range(round(8 * scale)):
+        upstream.begin_transaction()
+        for _ in range(5):
+            upstream.produce(stage.arena.settings.topics.requests, b"aborted", partition=number % 3)
+        upstream.flush(30)
+        upstream.abort_transaction(30)
+        stage.fault()
+        stage.pause(0.5)
+
+
+def stale_metadata(stage: Stage, scale: float) -> None:
+    """Somebody commits the group's offsets again, with metadata that was made for others, or with rubbish."""
+    stage.start_workers()
+    for rubbish in ("stale", "x" * 3_000, ""):
+        stage.pause(2)
+        stage.flush()
+        earlier = _committed(stage)
+        stage.wait_answered()
+        _rest_all(stage)
+        now = _committed(stage)
+        for at, before in zip(now, earlier, strict=True):
+            at.metadata = before.metadata if rubbish == "stale" else rubbish
+        _commit(stage, [at for at in now if at.offset >= 0])
+        stage.fault()
+        for worker in stage.crew:
+            stage.wake(worker)
+
+
+def sizes_at_the_limits(stage: Stage, scale: float) -> None:
+    stage.start_workers()
+    for number in range(round(4 * scale)):
+        attributes = {f"{n:02}{'k' * 60}": "v" * 190 for n in range(32)}
+        stage.send(picture("𠀋" * 1_999 + str(number % 10), attributes=attributes))
+        # Nearly the topic's largest record, and nothing that can be read.
+        stage.send_bytes(b"\xff" * ((1 << 20) - 1_000), ("dead/UNDECODABLE",))
+        stage.send(picture(attributes={"large": "x" * (9 << 10)}), ("FAILED/INVALID_REQUEST",))
+        stage.fault()
+        stage.pause(1)
+
+
+def dead_letters_refused(stage: Stage, scale: float) -> None:
+    """The topic takes no dead letters for a while; what cannot be said is held back, not lost."""
+    _refused(stage, stage.arena.settings.topics.dead_letters, round(scale))
+
+
+def results_refused(stage: Stage, scale: float) -> None:
+    _refused(stage, stage.arena.settings.topics.results, round(scale))
+
+
+def sigterm_while_draining(stage: Stage, scale: float) -> None:
+    """Stopped, and stopped again before it has finished: the second signal ends it at once."""
+    stage.start_workers()
+    for _ in range(round(4 * scale)):
+        stage.pause(1, 2)
+        leaving = stage.rng.choice(stage.crew)
+        if leaving.exit_code() is None:
+            leaving.signal(signal.SIGTERM)
+            stage.pause(0.0, 0.3)
+            if leaving.exit_code() is None:
+                leaving.signal(signal.SIGTERM)
+            stage.fault()
+
+
+def _refused(stage: Stage, topic: str, times: int) -> None:
+    stage.start_workers()
+    for _ in range(times):
+        stage.pause(1)
+        _set_largest(stage, topic, "10")
+        for _ in range(5):
+            stage.send(picture(steps=0), ("FAILED/INVALID_REQUEST",))
+        stage.pause(3)
+        _set_largest(stage, topic, str(2 << 20))
+        stage.fault()
+        # What was held back is served after a restart: only an operator knows that the reason is gone.
+        _rest_all(stage)
+        for worker in stage.crew:
+            stage.wake(worker)
+
+
+def _set_largest(stage: Stage, topic: str, size: str) -> None:
+    admin = AdminClient({**client_config(stage.arena.settings.kafka)})
+    entry = ConfigEntry("max.message.bytes", size, incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
+    admin.incremental_alter_configs([resource])[resource].result(30)
+
+
+def _rest_all(stage: Stage) -> None:
+    for worker in stage.crew:
+        stage.rest(worker)
+    running = [worker for worker in stage.crew if worker.exit_code() is None]
+    for worker in running:
+        worker.signal(signal.SIGTERM)
+    for worker in running:
+        worker.wait(60)
+
+
+def _committed(stage: Stage) -> list[TopicPartition]:
+    with _member(stage) as consumer:
+        topic = stage.arena.settings.topics.requests
+        found: list[TopicPartition] = consumer.committed(
+            [TopicPartition(topic, number) for number in range(stage.partitions)], timeout=60
+        )
+        return found
+
+
+def _commit(stage: Stage, offsets: list[TopicPartition]) -> None:
+    with _member(stage) as consumer:
+        answers = consumer.commit(offsets=offsets, asynchronous=False)
+        assert not [each.error for each in answers or [] if each.error]
+
+
+@contextmanager
+def _member(stage: Stage) -> Iterator[Consumer]:
+    """A client with the group's id that joins no group, as tools that set offsets are."""
+    group = stage.arena.settings.worker.group_id
+    consumer = Consumer({**client_config(stage.arena.settings.kafka), "group.id": group})
+    try:
+        yield consumer
+    finally:
+        consumer.close()
+
+
+def _poison_settings() -> dict[str, str]:
+    return {
+        "ZIMAGE_ENGINE__SIMULATED_FAULTS": json.dumps(POISON),
+        "ZIMAGE_ENGINE__HANG_TIMEOUT_S": "2",
+    }
+
+
+SCENARIOS = {
+    scenario.name: scenario
+    for scenario in (
+        Scenario("nothing", nothing),
+        Scenario("killed at every point", killed_at_every_point),
+        Scenario("killed at random", killed_at_random),
+        Scenario("frozen past the session", frozen_past_the_session),
+        Scenario("two in one slot", two_in_one_slot, short=False),
+        Scenario("broker killed", broker_killed),
+        Scenario("broker paused", broker_paused),
+        Scenario("store down", store_down, short=False),
+        Scenario("store slow", store_slow, short=False),
+        Scenario("poison", poison, _poison_settings()),
+        Scenario("rebalance storm", rebalance_storm),
+        Scenario("partitions added", partitions_added, short=False),
+        Scenario("gaps in the log", gaps_in_the_log),
+        Scenario("stale metadata", stale_metadata, short=False),
+        Scenario("sizes at the limits", sizes_at_the_limits, short=False),
+        Scenario("dead letters refused", dead_letters_refused, short=False),
+        Scenario("results refused", results_refused, short=False),
+        Scenario("SIGTERM while draining", sigterm_while_draining, short=False),
+    )
+}

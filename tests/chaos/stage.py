@@ -1,0 +1,294 @@
+"""What a scenario plays on: workers that are kept alive, a producer, and the judge beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from confluent_kafka import Producer
+
+from tests.fleet.arena import Arena, client_config
+from tests.fleet.workers import WorkerProcess, until
+from tests.services.native.kafka import Kafka
+from tests.services.native.minio import Minio
+from zimage_stream import PromptRequest
+from zimage_stream.events import Codec
+
+ANSWERED_WITHIN_S = 180.0
+STOPPED_WITHIN_S = 60.0
+SUCCEEDED = ("SUCCEEDED",)
+
+
+@dataclass(frozen=True)
+class Services:
+    """Servers that a scenario may kill, pause and start again."""
+
+    kafka: Kafka
+    minio: Minio
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a run gave.
+
+    Attributes:
+        faults: how many were injected.
+        recoveries: for each, seconds from its end until all that was accepted before is answered.
+        problems: what the judge found, by kind; empty where all is well.
+    """
+
+    name: str
+    faults: int
+    accepted: int
+    outcomes: Mapping[str, int]
+    recoveries: Sequence[float]
+    problems: Mapping[str, Sequence[str]]
+
+    def __str__(self) -> str:
+        times = f"{median(self.recoveries):5.1f} {max(self.recoveries):6.1f}" if self.recoveries else " " * 12
+        return f"{self.name:<34}{self.faults:>7}{self.accepted:>9}  {times}  {self.verdict}"
+
+    @property
+    def verdict(self) -> str:
+        found = [f"{len(what)} {kind}: {what[0]}" for kind, what in self.problems.items()]
+        return "; ".join(found) or "exactly once"
+
+
+class Stage:
+    """See the module. Made by :func:`open_stage`.
+
+    Args:
+        environment: of the workers, over the arena's settings.
+        seed: every choice of a scenario comes from it.
+    """
+
+    def __init__(
+        self,
+        arena: Arena,
+        services: Services,
+        folder: Path,
+        partitions: int,
+        environment: Mapping[str, str],
+        seed: int,
+    ) -> None:
+        self.arena = arena
+        self.kafka = services.kafka
+        self.minio = services.minio
+        self.partitions = partitions
+        self.rng = random.Random(seed)
+        self.playing = threading.Event()
+        """Set for as long as the workload is to go on."""
+        self.crew: list[WorkerProcess] = []
+        self.next_life: Callable[[], Mapping[str, str]] = dict
+        """What the environment of a worker that is started again has more than before."""
+        self._environment = dict(environment)
+        self._folder = folder
+        self._faults: list[float] = []
+        self._codec = Codec()
+        self._producer = Producer(
+            {**client_config(arena.settings.kafka), "acks": "all", "enable.idempotence": True, "linger.ms": 2}
+        )
+        self._accepted_file = (folder / "accepted").open("w", buffering=1)
+        self._lock = threading.Lock()
+        self._accepted: dict[tuple[int, int], float] = {}
+        self._sent = 0
+        self._over = threading.Event()
+        self._resting: set[WorkerProcess] = set()
+        self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
+        self._judge = self._start_judge()
+
+    # -- workers
+
+    def start_workers(self, count: int = 3) -> None:
+        """Start workers that are started again whenever they end, and wait until all serve."""
+        for number in range(count):
+            worker = self.arena.fleet.start(f"worker-{number}", **self._environment, **self.next_life())
+            self.crew.append(worker)
+        if not self._keeper.is_alive():
+            self._keeper.start()
+        for worker in self.crew:
+            until(lambda worker=worker: worker.ready()[0], 60, f"{worker.name} is ready")  # type: ignore[misc]
+
+    def rest(self, worker: WorkerProcess) -> None:
+        """Do not start this one again when it ends."""
+        self._resting.add(worker)
+
+    def wake(self, worker: WorkerProcess) -> None:
+        """Start it again, and keep it from now on."""
+        worker.start()
+        self._resting.discard(worker)
+
+    def stop_workers(self) -> None:
+        """As an operator does; all must leave in order."""
+        for worker in self.crew:
+            self.rest(worker)
+        running = [worker for worker in self.crew if worker.exit_code() is None]
+        for worker in running:
+            worker.signal(signal.SIGTERM)
+        codes = {worker.name: worker.wait(STOPPED_WITHIN_S) for worker in running}
+        assert set(codes.values()) <= {0, -signal.SIGTERM}, codes
+
+    def _keep(self) -> None:
+        while not self._over.wait(0.1):
+            for worker in list(self.crew):
+                if worker not in self._resting and worker.exit_code() is not None:
+                    worker.start(**self.next_life())
+
+    # -- requests
+
+    def send(self, request: PromptRequest, allowed: Sequence[str] = SUCCEEDED) -> None:
+        """Produce a request to any partition."""
+        value = self._codec.encode_request(request, self.arena.settings.topics.requests)
+        known = {
+            "request_id": request.request_id,
+            "tenant": request.tenant,
+            "attributes": dict(request.attributes),
+        }
+        self.send_bytes(value, allowed, known)
+
+    def send_bytes(
+        self, value: bytes, allowed: Sequence[str], known: Mapping[str, Any] | None = None
+    ) -> None:
+        """Produce a value as it is."""
+        line = {"request_id": None, "tenant": None, "attributes": None, **(known or {})}
+        line |= {"sha256": hashlib.sha256(value).hexdigest(), "allowed": list(allowed)}
+        partition = self._sent % self.partitions
+        self._sent += 1
+
+        def delivered(error: Any, message: Any) -> None:
+            assert error is None, f"the workload could not be sent: {error}"
+            self.accept(message.partition(), message.offset(), line)
+
+        topic = self.arena.settings.topics.requests
+        self._producer.produce(topic, value, b"key", partition, on_delivery=delivered)
+        self._producer.poll(0)
+
+    def accept(self, partition: int, offset: int, line: Mapping[str, Any]) -> None:
+        """Note a record that is safely in the topic."""
+        with self._lock:
+            self._accepted[partition, offset] = time.time()
+            self._accepted_file.write(json.dumps({**line, "partition": partition, "offset": offset}) + "\n")
+
+    def flush(self) -> None:
+        """Until all that was sent is accepted."""
+        left = self._producer.flush(120)
+        assert left == 0, f"{left} records could not be sent"
+
+    def unanswered(self) -> int:
+        """Accepted records that the judge has seen no answer to yet."""
+        with self._lock:
+            return len(self._accepted.keys() - self._answers().keys())
+
+    def wait_answered(self) -> None:
+        """Until each accepted record is answered."""
+        self.flush()
+        until(lambda: not self.unanswered(), ANSWERED_WITHIN_S, "all that was accepted is answered")
+
+    # -- faults
+
+    def fault(self) -> None:
+        """Note that a fault is over, or was but a moment."""
+        self._faults.append(time.time())
+
+    def pause(self, low_s: float, high_s: float | None = None) -> None:
+        """Let things go on for a while."""
+        time.sleep(self.rng.uniform(low_s, high_s or low_s))
+
+    # -- judgement
+
+    def close(self, name: str) -> Row:
+        """Wait for all answers, stop the workers, and have the run judged."""
+        self.wait_answered()
+        self.stop_workers()
+        self._over.set()
+        self._accepted_file.close()
+        assert self._judge.stdin is not None
+        self._judge.stdin.close()
+        assert self._judge.wait(300) == 0, (self._folder / "judge.log").read_text()[-3000:]
+        report = json.loads((self._folder / "report").read_text())
+        return Row(
+            name,
+            len(self._faults),
+            report["accepted"],
+            report["outcomes"],
+            [self._recovery(at) for at in self._faults],
+            report["problems"],
+        )
+
+    def abandon(self) -> None:
+        """After a failure: nothing may outlive the test."""
+        self._over.set()
+        if self._judge.poll() is None:
+            self._judge.kill()
+            self._judge.wait()
+
+    def _recovery(self, fault: float) -> float:
+        answers = self._answers()
+        before = [answers[place] for place, at in self._accepted.items() if at <= fault and place in answers]
+        return max([0.0, *(at - fault for at in before)])
+
+    def _answers(self) -> dict[tuple[int, int], float]:
+        """When the judge saw each answer first."""
+        out: dict[tuple[int, int], float] = {}
+        events = self._folder / "events"
+        if events.exists():
+            for line in events.read_text().splitlines(keepends=True):
+                if line.endswith("\n"):
+                    event = json.loads(line)
+                    out.setdefault((event["place"][0], event["place"][1]), event["t"])
+        return out
+
+    def _start_judge(self) -> subprocess.Popen[bytes]:
+        settings = self.arena.settings
+        store = settings.store
+        secret = store.secret_key.get_secret_value() if store.secret_key else None
+        keys = {"endpoint": store.endpoint, "access_key": store.access_key, "secret_key": secret}
+        plan = {
+            "kafka": client_config(settings.kafka),
+            "requests": settings.topics.requests,
+            "results": settings.topics.results,
+            "dead_letters": settings.topics.dead_letters,
+            "group": settings.worker.group_id,
+            "store": {"path": str(store.path)}
+            if store.kind == "directory"
+            else {**keys, "bucket": store.bucket},
+            **{name: str(self._folder / name) for name in ("accepted", "events", "report")},
+        }
+        (self._folder / "plan").write_text(json.dumps(plan))
+        with (self._folder / "judge.log").open("wb") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "tests.chaos.verify", str(self._folder / "plan")],
+                cwd=Path(__file__).parents[2],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+            )
+
+
+@contextmanager
+def open_stage(
+    arena: Arena,
+    services: Services,
+    folder: Path,
+    partitions: int,
+    environment: Mapping[str, str],
+    seed: int,
+) -> Iterator[Stage]:
+    """A stage on an arena's topics; nothing that it starts outlives it."""
+    stage = Stage(arena, services, folder, partitions, environment, seed)
+    try:
+        yield stage
+    finally:
+        stage.abandon()

@@ -1,0 +1,276 @@
+"""The judge of a run: a process of its own that shares no code with the product and trusts nothing it says.
+
+It reads results and dead letters from the first to the last record while the faults happen, then, once
+its standard input is closed, all of it a second time, downloads every picture, and asks the brokers what
+the group has committed and whether a transaction is open.
+
+    python -m tests.chaos.verify PLAN.json
+
+The plan names the topics, the group, the store, what was accepted (a file of lines that ``stage.py``
+writes) and where the report goes. A line of what was accepted says what may become of it: ``SUCCEEDED``,
+``FAILED/<code>``, or ``dead/<code>`` for what nobody can decode.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import sys
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fastavro
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, IsolationLevel, TopicPartition
+from confluent_kafka import admin as kafka_admin
+from confluent_kafka.admin import AdminClient
+from minio import Minio
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "schemas" / "zimage.ImageResult.v1.avsc").read_text())
+SINGLE_OBJECT_HEADER = 10
+STABLE_WITHIN_S = 45.0
+"""A dead worker's transaction is ended by the broker within 20 s."""
+
+Place = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One record of results or dead letters. ``place``: the request's; ``at``: its own in its topic."""
+
+    topic: str
+    at: Place
+    place: Place
+    status: str
+    code: str | None
+    body: dict[str, Any]
+
+    @property
+    def outcome(self) -> str:
+        return f"{self.status}/{self.code}" if self.code else self.status
+
+
+@dataclass
+class Report:
+    """What was found. Empty lists are what a working product gives."""
+
+    accepted: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    problems: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def note(self, kind: str, what: object) -> None:
+        self.problems[kind].append(str(what))
+
+
+class Reader:
+    """Reads both topics, read_committed, from their beginnings."""
+
+    def __init__(self, plan: dict[str, Any]) -> None:
+        self._dead = plan["dead_letters"]
+        self._consumer = Consumer(
+            {
+                **plan["kafka"],
+                "group.id": "verify",
+                "enable.auto.commit": False,
+                "isolation.level": "read_committed",
+                "enable.partition.eof": True,
+                "fetch.wait.max.ms": 50,
+            }
+        )
+        places = [
+            TopicPartition(topic, number, 0)
+            for topic in (plan["results"], plan["dead_letters"])
+            for number in self._consumer.list_topics(topic, timeout=60).topics[topic].partitions
+        ]
+        self._open = {(place.topic, place.partition) for place in places}
+        self._consumer.assign(places)
+
+    def events(self, stop: threading.Event | None = None) -> Iterator[Event]:
+        """Events as they come: until ``stop``, or without it to the end of what is there."""
+        ended: set[tuple[str, int]] = set()
+        while not (stop.is_set() if stop else ended == self._open):
+            message = self._consumer.poll(0.2)
+            if message is None:
+                continue
+            topic, number = message.topic() or "", message.partition() or 0
+            if message.error() is not None:
+                # The end of a partition, or a broker that is away just now.
+                if (topic, number) in self._open:
+                    ended.add((topic, number))
+                continue
+            yield self._event(topic, (number, message.offset() or 0), message)
+        self._consumer.close()
+
+    def _event(self, topic: str, at: Place, message: Any) -> Event:
+        headers = {name: (raw or b"").decode(errors="replace") for name, raw in message.headers() or ()}
+        if topic == self._dead:
+            place = int(headers["__connect.errors.partition"]), int(headers["__connect.errors.offset"])
+            value = message.value() or b""
+            letter = {"sha256": hashlib.sha256(value).hexdigest()}
+            return Event(topic, at, place, "dead", headers.get("zimage.code"), letter)
+        read: Any = fastavro.schemaless_reader(
+            io.BytesIO(message.value()[SINGLE_OBJECT_HEADER:]), SCHEMA, None
+        )
+        body: dict[str, Any] = dict(read)
+        place = body["source"]["partition"], body["source"]["offset"]
+        return Event(topic, at, place, body["status"], (body["error"] or {}).get("code"), body)
+
+
+def main(plan_file: str) -> None:
+    plan = json.loads(Path(plan_file).read_text())
+    stop = threading.Event()
+    threading.Thread(target=_wait_for_end, args=(stop,), daemon=True).start()
+    first: list[Event] = []
+    with Path(plan["events"]).open("w", buffering=1) as out:
+        for event in Reader(plan).events(stop):
+            first.append(event)
+            seen = {"t": time.time(), "place": event.place, "outcome": event.outcome}
+            out.write(json.dumps(seen) + "\n")
+    report = judge(plan, first, list(Reader(plan).events()))
+    assert not [name for name in sys.modules if name.startswith("zimage")], "the judge shares code"
+    Path(plan["report"]).write_text(json.dumps(vars(report)))
+
+
+def _wait_for_end(stop: threading.Event) -> None:
+    sys.stdin.read()
+    stop.set()
+
+
+def judge(plan: dict[str, Any], first: list[Event], second: list[Event]) -> Report:
+    """Compare what came out with what went in."""
+    accepted = {
+        (line["partition"], line["offset"]): line
+        for line in map(json.loads, Path(plan["accepted"]).read_text().splitlines())
+    }
+    report = Report(len(accepted))
+    results: dict[Place, list[Event]] = defaultdict(list)
+    dead: dict[Place, list[Event]] = defaultdict(list)
+    for event in second:
+        (dead if event.status == "dead" else results)[event.place].append(event)
+    for place, line in accepted.items():
+        _judge_one(report, place, line, results[place], dead[place])
+    for place in (results.keys() | dead.keys()) - accepted.keys():
+        if results[place] or dead[place]:
+            report.note("answers to what nobody sent", place)
+    vanished = {(event.topic, event.at) for event in first} - {(event.topic, event.at) for event in second}
+    for one in vanished:
+        report.note("events seen during the run and gone after it", one)
+    _judge_objects(report, plan, [event for found in results.values() for event in found])
+    _judge_group(report, plan, accepted)
+    return report
+
+
+def _judge_one(
+    report: Report, place: Place, line: dict[str, Any], results: list[Event], dead: list[Event]
+) -> None:
+    terminal = results or dead
+    if not terminal:
+        report.note("lost", f"{place} {line['request_id']}")
+        return
+    if len(results) > 1 or len(dead) > 1:
+        report.note("duplicates", f"{place}: {[event.outcome for event in results + dead]}")
+    event = terminal[0]
+    report.outcomes[event.outcome] += 1
+    if event.outcome not in line["allowed"]:
+        kind = "innocents convicted" if event.code == "WORKER_CRASHED" else "wrong outcomes"
+        report.note(kind, f"{place}: {event.outcome}, not one of {line['allowed']}")
+    if results and (event.status == "FAILED") != bool(dead):
+        report.note("results and dead letters that do not match", f"{place}: {event.outcome}, {len(dead)}")
+    for letter in dead:
+        if letter.body["sha256"] != line["sha256"]:
+            report.note("dead letters with other bytes than were sent", place)
+    for name in ("request_id", "tenant", "attributes"):
+        if results and line[name] is not None and event.body[name] != line[name]:
+            report.note("altered on the way", f"{place} {name}: {event.body[name]!r} of {line[name]!r}")
+
+
+def _judge_objects(report: Report, plan: dict[str, Any], results: list[Event]) -> None:
+    get = _getter(plan["store"])
+    for event in results:
+        image = event.body["image"]
+        if (event.status == "SUCCEEDED") != (image is not None):
+            report.note("results without the picture they vouch for", event.place)
+        if image is None:
+            continue
+        try:
+            data = get(image["key"])
+        except Exception as error:
+            report.note("pictures missing", f"{image['uri']}: {error}")
+            continue
+        if (len(data), hashlib.sha256(data).hexdigest()) != (image["size_bytes"], image["sha256"]):
+            report.note("pictures that are not what their result states", image["uri"])
+
+
+def _getter(store: dict[str, Any]) -> Any:
+    if "path" in store:
+        return lambda key: (Path(store["path"]) / key).read_bytes()
+    client = Minio(store["endpoint"], store["access_key"], store["secret_key"], secure=False)
+
+    def get(key: str) -> bytes:
+        response = client.get_object(store["bucket"], key)
+        try:
+            return response.read()
+        finally:
+            response.close()
+            response.release_conn()
+
+    return get
+
+
+def _judge_group(report: Report, plan: dict[str, Any], accepted: dict[Place, Any]) -> None:
+    """Whether the group has counted everything as done, and no transaction is open."""
+    admin = AdminClient(plan["kafka"])
+    last: dict[int, int] = {}
+    for partition, offset in accepted:
+        last[partition] = max(offset, last.get(partition, -1))
+    deadline = time.monotonic() + STABLE_WITHIN_S
+    while problems := [*_open_transactions(admin, plan), *_unresolved(admin, plan, last)]:
+        if time.monotonic() > deadline:
+            for kind, what in problems:
+                report.note(kind, what)
+            return
+        time.sleep(0.5)
+
+
+def _unresolved(admin: AdminClient, plan: dict[str, Any], last: dict[int, int]) -> Iterator[tuple[str, str]]:
+    asked = ConsumerGroupTopicPartitions(
+        plan["group"], [TopicPartition(plan["requests"], number) for number in last]
+    )
+    (answer,) = admin.list_consumer_group_offsets([asked], require_stable=True).values()
+    for found in answer.result(60).topic_partitions:
+        # The committed offset itself is the lowest that is not resolved.
+        if found.offset <= last[found.partition]:
+            where = (
+                f"partition {found.partition}: committed {found.offset}, last sent {last[found.partition]}"
+            )
+            yield "unresolved offsets", where
+
+
+def _open_transactions(admin: AdminClient, plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    topics = (plan["results"], plan["dead_letters"], "__consumer_offsets")
+    known = admin.list_topics(timeout=60).topics
+    kinds: Any = kafka_admin
+    asked = {
+        TopicPartition(topic, number): kinds.OffsetSpec.latest()
+        for topic in topics
+        for number in known[topic].partitions
+    }
+    ends = [
+        {(at.topic, at.partition): future.result(60).offset for at, future in answers.items()}
+        for answers in (
+            admin.list_offsets(asked, isolation_level=level)
+            for level in (IsolationLevel.READ_COMMITTED, IsolationLevel.READ_UNCOMMITTED)
+        )
+    ]
+    for where, stable in ends[0].items():
+        if stable < ends[1][where]:
+            yield "open transactions", f"{where}: stable to {stable}, ends at {ends[1][where]}"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

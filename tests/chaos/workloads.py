@@ -1,0 +1,74 @@
+"""What is asked for while the faults happen."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+
+from tests.chaos.stage import SUCCEEDED, Stage
+from zimage_stream import PromptRequest
+
+RATE = 30.0
+"""Requests a second."""
+
+Workload = Callable[[Stage, random.Random], None]
+
+
+def picture(prompt: str = "a heron", **fields: object) -> PromptRequest:
+    """20 ms of a simulated engine whose reference is 320 ms."""
+    return PromptRequest(**{"prompt": prompt, "width": 256, "height": 256} | fields)  # type: ignore[arg-type]
+
+
+def steady(stage: Stage, rng: random.Random) -> None:
+    """One request after another, at an even rate."""
+    for number in paced(stage):
+        stage.send(picture(f"heron {number}", attributes={"n": str(number)}))
+
+
+def burst(stage: Stage, rng: random.Random) -> None:
+    """Seven seconds' worth at once, again and again."""
+    for number in paced(stage):
+        if number % 210 == 0:
+            for each in range(210):
+                stage.send(picture(f"heron {number + each}"))
+
+
+def tenants(stage: Stage, rng: random.Random) -> None:
+    """Many tenants, few of which ask for most, in sizes of their own."""
+    for number in paced(stage):
+        rank = min(49, int(rng.paretovariate(0.8)))
+        side = 64 * (1 + rank % 5)
+        tenant = f"tenant-{rank}"
+        stage.send(picture(f"heron {number}", tenant=tenant, width=side, priority=rng.randint(-3, 3)))
+
+
+def duplicates(stage: Stage, rng: random.Random) -> None:
+    """Every third request is sent again, every ninth with other parameters under the same id."""
+    for number in paced(stage):
+        one = picture(f"heron {number}", request_id=f"r-{number}", seed=1)
+        other = picture("something else", request_id=f"r-{number}", seed=2)
+        conflicts = (*SUCCEEDED, "FAILED/ID_CONFLICT")
+        stage.send(one, conflicts if number % 9 == 0 else SUCCEEDED)
+        if number % 3 == 0:
+            stage.send(one, conflicts if number % 9 == 0 else SUCCEEDED)
+        if number % 9 == 0:
+            stage.send(other, conflicts)
+
+
+def paced(stage: Stage) -> Iterator[int]:
+    """Numbers at an even rate for as long as the scenario plays; after a pause of the machine's, faster."""
+    begin = time.monotonic()
+    number = 0
+    while stage.playing.is_set():
+        time.sleep(max(0.0, begin + number / RATE - time.monotonic()))
+        yield number
+        number += 1
+
+
+WORKLOADS: dict[str, Workload] = {
+    "steady": steady,
+    "burst": burst,
+    "tenants": tenants,
+    "duplicates": duplicates,
+}

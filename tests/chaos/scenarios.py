@@ -13,7 +13,6 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
 from confluent_kafka.admin._resource import ResourceType
-from confluent_kafka.cimpl import NewPartitions
 
 from tests.chaos.stage import Stage
 from tests.chaos.workloads import picture
@@ -83,9 +82,9 @@ def frozen_past_the_session(stage: Stage, scale: float) -> None:
         frozen = stage.rng.choice(stage.crew)
         stage.pause(0.5, 1.5)
         frozen.signal(signal.SIGSTOP)
+        stage.fault()
         stage.pause(SESSION_S + 3)
         frozen.signal(signal.SIGCONT)
-        stage.fault()
         stage.pause(2)
 
 
@@ -161,6 +160,7 @@ def poison(stage: Stage, scale: float) -> None:
         for prompt in POISON:
             code = ends.get(prompt, "WORKER_CRASHED")
             stage.send(picture(f"{prompt} {number}"), (f"FAILED/{code}",))
+            stage.flush()
             stage.fault()
         stage.pause(10)
 
@@ -180,14 +180,10 @@ def rebalance_storm(stage: Stage, scale: float) -> None:
 
 def partitions_added(stage: Stage, scale: float) -> None:
     stage.start_workers()
-    admin = AdminClient({**client_config(stage.arena.settings.kafka)})
-    topic = stage.arena.settings.topics.requests
     for more in (16, 24) if scale < 2 else range(14, 26, 2):
         stage.pause(2)
-        admin.create_partitions([NewPartitions(topic, more)])[topic].result(30)
+        stage.add_partitions(more)
         stage.fault()
-        stage.pause(1)
-        stage.partitions = more
 
 
 def gaps_in_the_log(stage: Stage, scale: float) -> None:
@@ -220,9 +216,16 @@ def stale_metadata(stage: Stage, scale: float) -> None:
         stage.wait_answered()
         _rest_all(stage)
         now = _committed(stage)
-        for at, before in zip(now, earlier, strict=True):
-            at.metadata = before.metadata if rubbish == "stale" else rubbish
-        _commit(stage, [at for at in now if at.offset >= 0])
+        _commit(
+            stage,
+            [
+                TopicPartition(
+                    at.topic, at.partition, at.offset, before.metadata if rubbish == "stale" else rubbish
+                )
+                for at, before in zip(now, earlier, strict=True)
+                if at.offset >= 0
+            ],
+        )
         stage.fault()
         for worker in stage.crew:
             stage.wake(worker)
@@ -267,7 +270,7 @@ def _refused(stage: Stage, topic: str, times: int) -> None:
     stage.start_workers()
     for _ in range(times):
         stage.pause(1)
-        _set_largest(stage, topic, "10")
+        _set_largest(stage, topic, "200")
         for _ in range(5):
             stage.send(picture(steps=0), ("FAILED/INVALID_REQUEST",))
         stage.pause(3)

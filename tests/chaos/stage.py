@@ -18,6 +18,8 @@ from statistics import median
 from typing import Any
 
 from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewPartitions
 
 from tests.fleet.arena import Arena, client_config
 from tests.fleet.workers import WorkerProcess, until
@@ -45,7 +47,8 @@ class Row:
 
     Attributes:
         faults: how many were injected.
-        recoveries: for each, seconds from its end until all that was accepted before is answered.
+        recoveries: for each, seconds until all that was accepted before it is answered: from the death or
+            the freezing of a worker, from the return of a broker or a store.
         problems: what the judge found, by kind; empty where all is well.
     """
 
@@ -98,7 +101,14 @@ class Stage:
         self._faults: list[float] = []
         self._codec = Codec()
         self._producer = Producer(
-            {**client_config(arena.settings.kafka), "acks": "all", "enable.idempotence": True, "linger.ms": 2}
+            {
+                **client_config(arena.settings.kafka),
+                "enable.idempotence": True,
+                "linger.ms": 2,
+                "message.max.bytes": 2 << 20,
+                # A broker that is away is part of the play.
+                "log_level": 0,
+            }
         )
         self._accepted_file = (folder / "accepted").open("w", buffering=1)
         self._lock = threading.Lock()
@@ -114,7 +124,8 @@ class Stage:
     def start_workers(self, count: int = 3) -> None:
         """Start workers that are started again whenever they end, and wait until all serve."""
         for number in range(count):
-            worker = self.arena.fleet.start(f"worker-{number}", **self._environment, **self.next_life())
+            worker = self.arena.fleet.add(f"worker-{number}", **self._environment)
+            worker.start(**self.next_life())
             self.crew.append(worker)
         if not self._keeper.is_alive():
             self._keeper.start()
@@ -181,6 +192,18 @@ class Stage:
             self._accepted[partition, offset] = time.time()
             self._accepted_file.write(json.dumps({**line, "partition": partition, "offset": offset}) + "\n")
 
+    def add_partitions(self, count: int) -> None:
+        """Give the requests topic so many partitions in all, and use them."""
+        topic = self.arena.settings.topics.requests
+        admin = AdminClient({**client_config(self.arena.settings.kafka)})
+        admin.create_partitions([NewPartitions(topic, count)])[topic].result(30)
+        until(
+            lambda: len(self._producer.list_topics(topic, timeout=10).topics[topic].partitions) == count,
+            30,
+            "the producer knows the new partitions",
+        )
+        self.partitions = count
+
     def flush(self) -> None:
         """Until all that was sent is accepted."""
         left = self._producer.flush(120)
@@ -199,7 +222,7 @@ class Stage:
     # -- faults
 
     def fault(self) -> None:
-        """Note that a fault is over, or was but a moment."""
+        """Note a fault: at its begin where others can take over at once, at its end where nobody can."""
         self._faults.append(time.time())
 
     def pause(self, low_s: float, high_s: float | None = None) -> None:

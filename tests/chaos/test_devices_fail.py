@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 
 from tests.chaos.test_workers_die import pictures
 from tests.fleet.arena import Arena
 from tests.fleet.supervised import Supervised, alive
-from tests.fleet.workers import until
+from tests.fleet.workers import WorkerProcess, until
 from zimage_stream import PromptRequest
+
+SESSION_S = 4.0
+"""The arena's session time-out."""
 
 
 def test_a_sick_device_of_three_leaves_at_once_and_the_others_finish(arena: Arena) -> None:
@@ -33,6 +39,31 @@ def test_a_sick_device_of_three_leaves_at_once_and_the_others_finish(arena: Aren
     said = [line["message"] for line in sick.lines()]
     assert sum("failed, going on in batches of" in message for message in said) <= 1
     assert sum("the device is sick" in message for message in said) == 1
+
+
+def test_while_the_group_waits_for_a_dead_member_the_other_worker_goes_on(arena: Arena) -> None:
+    dying, other = (arena.fleet.start(name).wait_ready() for name in ("dying", "other"))
+    until(lambda: dying.partitions() and other.partitions(), 30, "both hold partitions")
+    arena.send(pictures(1_500))
+    until(lambda: len(done(other)) > 50, 60, "the other one is at work")
+
+    killed = time.time()
+    dying.kill()
+    until(lambda: done(other)[-1] > killed + SESSION_S + 2, 60, "the group has gone on without it")
+    after = [killed, *(at for at in done(other) if at > killed)]
+    longest = max(later - earlier for earlier, later in pairwise(after))
+    # Its commits used to wait behind its own request to rejoin: for the whole session of the dead one.
+    assert longest < SESSION_S / 2
+    arena.assert_exactly_once(arena.wait_answered(90))
+
+
+def done(worker: WorkerProcess) -> list[float]:
+    """When its results were out, in UNIX time."""
+    return [
+        datetime.fromisoformat(line["time"]).timestamp()
+        for line in worker.lines()
+        if line["message"] == "succeeded"
+    ]
 
 
 def test_after_a_kill_a_lost_context_and_a_hang_one_worker_is_replaced_and_the_others_go_on(

@@ -21,9 +21,12 @@ def picture(prompt: str = "a heron", **fields: object) -> PromptRequest:
 
 
 def steady(stage: Stage, rng: random.Random) -> None:
-    """One request after another, at an even rate."""
+    """One request after another, at an even rate; each tenth is against the rules."""
     for number in paced(stage):
-        stage.send(picture(f"heron {number}", attributes={"n": str(number)}))
+        if number % 10 == 9:
+            stage.send(picture(f"heron {number}", steps=0), ("FAILED/INVALID_REQUEST",))
+        else:
+            stage.send(picture(f"heron {number}", attributes={"n": str(number)}))
 
 
 def burst(stage: Stage, rng: random.Random) -> None:

@@ -149,10 +149,14 @@ class Fleet:
         Args:
             slot: absent, its name.
         """
+        return self.add(name, slot, **settings).start()
+
+    def add(self, name: str, slot: str | None = None, **settings: str) -> WorkerProcess:
+        """A worker that is not started yet; else as :meth:`start`."""
         worker = WorkerProcess(name, {**self._environment, **settings}, self._folder)
         worker.slot = slot or name
         self.workers.append(worker)
-        return worker.start()
+        return worker
 
     def generated(self) -> Counter[str]:
         """How often each request was generated, all workers and lives together."""

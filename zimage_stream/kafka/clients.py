@@ -143,7 +143,7 @@ def worker_consumer_config(settings: KafkaSettings, group_id: str, slot: str) ->
         "auto.offset.reset": "error",
         "isolation.level": "read_committed",
         "partition.assignment.strategy": "cooperative-sticky",
-        "session.timeout.ms": 10_000,
+        "session.timeout.ms": 8_000,
         "heartbeat.interval.ms": 2_000,
         "max.poll.interval.ms": 300_000,
         # Pausing drops what librdkafka has queued and fetches it again later: keep that small.

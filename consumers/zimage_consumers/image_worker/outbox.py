@@ -34,6 +34,7 @@ class Outbox:
 
     Args:
         wanted: whether a job's partition is still held under the job's epoch.
+        withheld: told of each job whose terminal event will not come from this process.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Outbox:
         codec: Codec,
         identity: Identity,
         wanted: Callable[[Job], bool],
+        withheld: Callable[[Job], None],
         health: Health,
         metrics: Metrics,
         tracer: Tracer,
@@ -51,12 +53,13 @@ class Outbox:
         self._codec = codec
         self._identity = identity
         self._wanted = wanted
+        self._report_withheld = withheld
         self._health = health
         self._metrics = metrics
         self._breaker = Breaker()
         self._ready: list[Resolution] = []
-        self._withheld: list[Resolution] = []
         self._not_before = 0.0
+        self._singly = 0
 
     @property
     def tripped(self) -> bool:
@@ -80,7 +83,7 @@ class Outbox:
             )
             log.error(reason, extra=resolution.job.log)
             self._health.hold("dead-letters", reason)
-            self._withheld.append(resolution)
+            self._report_withheld(resolution.job)
         else:
             self._ready.append(resolution)
 
@@ -93,24 +96,21 @@ class Outbox:
         self._ready = [resolution for resolution in self._ready if self._wanted(resolution.job)]
         if not self._ready or time.monotonic() < self._not_before:
             return []
-        batch, checkpoints = _fitting(self._ready[:AT_ONCE], session)
+        batch, checkpoints = _fitting(self._ready[: 1 if self._singly else AT_ONCE], session)
         if not batch:
             return []
         at = now()
         records: list[Outgoing] = []
-        of: list[Resolution] = []
         try:
             for resolution in batch:
                 try:
-                    made = records_of(resolution, self._topics, self._codec, self._identity, at)
+                    records += records_of(resolution, self._topics, self._codec, self._identity, at)
                 except (RegistryUnavailableError, SchemaMissingError):
                     raise
                 except Exception as error:
                     # A mistake of ours; one record must not stop the worker for it.
                     self._isolate(resolution, error)
                     return []
-                records += made
-                of += [resolution] * len(made)
         except RegistryUnavailableError as error:
             self._health.down("registry", str(error))
             self._not_before = time.monotonic() + 1.0
@@ -119,7 +119,13 @@ class Outbox:
         try:
             session.publish(records, checkpoints)
         except RefusedRecordError as error:
-            self._isolate(of[error.index], error)
+            if len(batch) == 1:
+                self._isolate(batch[0], error)
+                self._singly = max(0, self._singly - 1)
+            else:
+                # Whose record it is shows when each goes alone.
+                log.warning("the brokers refuse a record, %d go out one by one: %s", len(batch), error)
+                self._singly = len(batch)
             return []
         except PublishAbortedError as error:
             log.warning("a publication was aborted and is made again: %s", error)
@@ -129,6 +135,7 @@ class Outbox:
         except ClientsLostError:
             self._metrics.transactions.labels("lost").inc()
             raise
+        self._singly = max(0, self._singly - 1)
         elapsed = time.monotonic() - started
         self._metrics.transactions.labels("committed").inc()
         self._metrics.transaction_seconds.observe(elapsed)
@@ -147,7 +154,7 @@ class Outbox:
         log.error(reason, extra=resolution.job.log)
         self._health.hold("refused-record", reason)
         self._ready.remove(resolution)
-        self._withheld.append(resolution)
+        self._report_withheld(resolution.job)
 
     def _trace(self, resolution: Resolution, elapsed_s: float) -> None:
         job, request = resolution.job, resolution.job.request

@@ -34,8 +34,18 @@ _FENCED = frozenset(
 )
 
 
+_REFUSED = frozenset(
+    (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE, KafkaError.INVALID_RECORD)
+)
+"""What a broker says of a record that it will never take."""
+
+
 class PublishAbortedError(ZImageError):
     """Nothing of this publication is out; what is still ours is to be published again."""
+
+
+class CommitRefusedError(ZImageError):
+    """The group said no, for certain: nothing is committed. Polling will say what has changed."""
 
 
 class ClientsLostError(ZImageError):
@@ -47,11 +57,7 @@ class FencedError(ClientsLostError):
 
 
 class RefusedRecordError(ZImageError):
-    """One record can never be produced; ``index`` says which."""
-
-    def __init__(self, index: int, reason: str) -> None:
-        self.index = index
-        super().__init__(reason)
+    """Nothing of this publication is out, and a record of it never will be; of several, nobody says which."""
 
 
 class Publisher(Protocol):
@@ -66,8 +72,17 @@ class Publisher(Protocol):
 
         Raises:
             PublishAbortedError: nothing happened; poll, then try what is still ours.
-            RefusedRecordError: as above, and one record is why.
+            RefusedRecordError: as above, and a record is why.
             ClientsLostError: it may or may not have happened; the committed checkpoint says.
+        """
+        ...
+
+    def commit(self, offsets: list[TopicPartition]) -> None:
+        """Commit checkpoints that count nothing more as done: claims, marks, releases.
+
+        Raises:
+            CommitRefusedError: it did not happen.
+            ClientsLostError: it may have happened; the committed checkpoint says.
         """
         ...
 
@@ -98,6 +113,7 @@ class TransactionalPublisher:
         self._give_up = give_up
         self._health = health
         self._hung = False
+        self._refused: str | None = None
         self._producer = Producer(transactional_config(settings, transactional_id))
 
     def start(self) -> None:
@@ -121,13 +137,13 @@ class TransactionalPublisher:
         self._abort()
 
     def publish(self, records: Sequence[Outgoing], offsets: list[TopicPartition]) -> None:
+        self._refused = None
         self._call("begin_transaction", self._producer.begin_transaction)
         try:
-            for index, record in enumerate(records):
-                self._produce(index, record)
+            for record in records:
+                self._produce(record)
             failpoint("produced")
-            # Fresh, at send time: every commit of a member that was replaced meanwhile is refused.
-            group = self._consumer.consumer_group_metadata()
+            group = _membership(self._consumer)
             self._call(
                 "send_offsets_to_transaction",
                 lambda: self._producer.send_offsets_to_transaction(offsets, group, CALL_TIMEOUT_S),
@@ -135,26 +151,49 @@ class TransactionalPublisher:
             failpoint("offsets-sent")
             self._call("commit_transaction", lambda: self._producer.commit_transaction(CALL_TIMEOUT_S))
             failpoint("committed")
-        except (PublishAbortedError, RefusedRecordError):
+        except (PublishAbortedError, RefusedRecordError) as error:
             self._abort()
+            self._producer.poll(0)
+            if self._refused is not None:
+                raise RefusedRecordError(self._refused) from error
             raise
+
+    def commit(self, offsets: list[TopicPartition]) -> None:
+        """In a transaction, although one commit needs none: so it takes the producer's connection.
+
+        A commit of the consumer's waits behind its JoinGroup, which the broker answers when the last
+        member has joined. While the group waits for a dead member nothing could be marked, and all
+        workers would stand still.
+        """
+        try:
+            self.publish([], offsets)
+        except PublishAbortedError as error:
+            raise CommitRefusedError(str(error)) from error
 
     def close(self) -> None:
         if not self._hung:
             self._producer.purge()
 
-    def _produce(self, index: int, record: Outgoing) -> None:
+    def _note_delivery(self, problem: KafkaError | None, _: Any) -> None:
+        if problem is not None and problem.code() in _REFUSED:
+            self._refused = problem.str()
+
+    def _produce(self, record: Outgoing) -> None:
         while True:
             try:
                 self._producer.produce(
-                    record.topic, key=record.key, value=record.value, headers=_sendable(record)
+                    record.topic,
+                    key=record.key,
+                    value=record.value,
+                    headers=_sendable(record),
+                    on_delivery=self._note_delivery,
                 )
             except BufferError:
                 self._producer.poll(0.05)
             except KafkaException as error:
                 problem = error.args[0]
                 if problem.code() == KafkaError.MSG_SIZE_TOO_LARGE:
-                    raise RefusedRecordError(index, problem.str()) from error
+                    raise RefusedRecordError(problem.str()) from error
                 self._raise(problem, "produce")
             else:
                 self._producer.poll(0)
@@ -195,12 +234,30 @@ class TransactionalPublisher:
         raise ClientsLostError(message)
 
 
+def _membership(consumer: Consumer) -> Any:
+    """What proves to the broker that the consumer is a member; fresh, at send time, so that whoever was
+    replaced meanwhile is refused.
+
+    A consumer that has lost its membership and has not been told yet proves nothing, and a broker takes
+    that as a tool's commit while the group is empty: one that was frozen, whose successor has come and
+    gone, could put an old checkpoint over a new one.
+
+    Raises:
+        PublishAbortedError: it is no member now.
+    """
+    before = consumer.memberid()
+    proof = consumer.consumer_group_metadata()
+    if not before or consumer.memberid() != before:
+        raise PublishAbortedError("this consumer is not in the group now")
+    return proof
+
+
 def _bounded(call: Callable[[], Any], name: str) -> None:
     """Make a transactional call, on a thread that can be left behind.
 
     Seen with librdkafka 2.16: after a broker's restart ``send_offsets_to_transaction`` may never
-    return, whatever timeout it was given. Its producer is given up then with the thread in it; the
-    one that comes next fences it.
+    return, whatever timeout it was given (its issues 5456 and 5511 say why). Its producer is given up
+    then with the thread in it; the one that comes next fences it.
 
     Raises:
         TimeoutError: it is out of its time and has not returned.
@@ -243,20 +300,26 @@ class PlainPublisher:
             if error is not None:
                 failures.append(error)
 
-        for index, record in enumerate(records):
-            self._produce(index, record, delivered)
+        for record in records:
+            self._produce(record, delivered)
         while (waiting := self._producer.flush(CALL_TIMEOUT_S)) and not self._give_up():
             self._health.down("kafka", f"{waiting} results are not acknowledged")
             self._health.beat()
+        refused = [failure.str() for failure in failures if failure.code() in _REFUSED]
+        if refused:
+            raise RefusedRecordError(refused[0])
         if failures or len(self._producer):
             reason = failures[0].str() if failures else "the brokers do not answer"
             raise ClientsLostError(f"results were not acknowledged: {reason}")
+        self.commit(offsets)
+
+    def commit(self, offsets: list[TopicPartition]) -> None:
         commit(self._consumer, offsets, self._health)
 
     def close(self) -> None:
         self._producer.purge()
 
-    def _produce(self, index: int, record: Outgoing, delivered: Callable[..., None]) -> None:
+    def _produce(self, record: Outgoing, delivered: Callable[..., None]) -> None:
         while True:
             try:
                 self._producer.produce(
@@ -269,13 +332,9 @@ class PlainPublisher:
             except BufferError:
                 self._producer.poll(0.05)
             except KafkaException as error:
-                raise RefusedRecordError(index, error.args[0].str()) from error
+                raise RefusedRecordError(error.args[0].str()) from error
             else:
                 return
-
-
-class CommitRefusedError(ZImageError):
-    """The group said no, for certain: nothing is committed. Polling will say what has changed."""
 
 
 _DEFINITE = frozenset(
@@ -298,6 +357,10 @@ def commit(consumer: Consumer, offsets: list[TopicPartition], health: Health) ->
         ClientsLostError: it may have happened, or may happen yet. Only clients with a new member id
             are safe from a late one overwriting what they commit.
     """
+    try:
+        _membership(consumer)
+    except PublishAbortedError as error:
+        raise CommitRefusedError(str(error)) from error
     try:
         with health.waiting("kafka", "a commit"):
             answers = consumer.commit(offsets=offsets, asynchronous=False) or []

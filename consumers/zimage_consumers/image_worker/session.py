@@ -21,7 +21,6 @@ from zimage_consumers.image_worker.publish import (
     PlainPublisher,
     Publisher,
     TransactionalPublisher,
-    commit,
 )
 from zimage_consumers.image_worker.terminal import Outgoing
 from zimage_stream.errors import ZImageError
@@ -146,7 +145,7 @@ class Session:
         """Let the broker know which partitions this process took over, before anything of theirs starts.
 
         Raises:
-            CommitRefusedError, ClientsLostError: see :func:`commit`.
+            CommitRefusedError, ClientsLostError: see ``Publisher.commit``.
         """
         new = {number: held for number, held in self.held.items() if not held.claimed}
         if new:
@@ -234,7 +233,7 @@ class Session:
             raise ClientsLostError(f"a rebalance failed: {broken}") from broken
 
     def _commit(self, checkpoints: Mapping[int, Checkpoint]) -> None:
-        commit(self._consumer, self._offsets(checkpoints), self._health)
+        self._publisher.commit(self._offsets(checkpoints))
         self._adopt(checkpoints)
         self._health.up("kafka")
 

@@ -149,7 +149,17 @@ class Worker:
             report=self._outcomes.put,
         )
         identity = Identity(engine.model, engine.model_revision, slot)
-        self._outbox = Outbox(settings.topics, codec, identity, self._wanted, health, metrics, tracer)
+        self._outbox = Outbox(
+            settings.topics,
+            codec,
+            identity,
+            self._wanted,
+            # Nothing more will come of it here: no drain and no rebalance waits for it.
+            self._dispatcher.resolved,
+            health,
+            metrics,
+            tracer,
+        )
         self._gauges = Gauges(metrics, settings.telemetry)
         self._clock = ClockGuard()
         self._session: Session | None = None

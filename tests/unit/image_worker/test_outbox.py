@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from tests.unit.image_worker.jobs import job
 from zimage_consumers.image_worker.checkpoint import Checkpoint, Ledger
-from zimage_consumers.image_worker.jobs import Resolution
+from zimage_consumers.image_worker.jobs import Job, Resolution
 from zimage_consumers.image_worker.outbox import Outbox
 from zimage_consumers.image_worker.terminal import Identity, Outgoing
 from zimage_stream.events.codec import Codec
@@ -37,8 +37,10 @@ def test_a_terminal_event_that_cannot_be_made_is_held_back_alone() -> None:
     health = Health()
     health.set_started()
     metrics, tracer = Metrics(CollectorRegistry()), create_tracer(False, "slot")
+    withheld: list[Job] = []
+    identity = Identity("m", "", "slot")
     outbox = Outbox(
-        TopicSettings(), Codec(), Identity("m", "", "slot"), lambda job: True, health, metrics, tracer
+        TopicSettings(), Codec(), identity, lambda job: True, withheld.append, health, metrics, tracer
     )
     good, bad = job(), job(batch_id=5)
     first = min(each.record.offset for each in (good, bad))
@@ -49,6 +51,7 @@ def test_a_terminal_event_that_cannot_be_made_is_held_back_alone() -> None:
 
     assert outbox.publish(session) == []
     assert outbox.publish(session) == [good]
+    assert withheld == [bad]
     assert len(session.records) == 1
     ready, reasons = health.ready()
     assert not ready

@@ -6,7 +6,7 @@ UV_VERSION := 0.13.9
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-native test lint format services lock clean
+.PHONY: help demo demo-native test chaos soak mutants lint format services lock clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -26,6 +26,15 @@ demo-native: $(VENV)/installed ## the same on real Kafka and MinIO, exactly once
 
 test: $(VENV)/installed ## all tests, on real services
 	$(BIN)/python -m pytest
+
+chaos: $(VENV)/installed ## the whole fault suite, half an hour; and its table in docs/reliability.md
+	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) --page docs/reliability.md --json chaos.json
+
+soak: $(VENV)/installed ## scenarios at random: make soak MINUTES=30 [SEED=n]
+	$(BIN)/python -m tests.chaos --soak $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED)) --page docs/reliability.md --json soak.json
+
+mutants: $(VENV)/installed ## break the product on purpose, and see what notices
+	$(BIN)/python -m tests.chaos.mutate --page docs/reliability.md
 
 lint: $(VENV)/installed ## style and types
 	$(BIN)/ruff check .

@@ -15,6 +15,8 @@ import pytest
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from tests.chaos.run import open_services
+from tests.chaos.stage import Services
 from tests.fleet.arena import Arena, open_arena
 from tests.services import Kafka, KafkaAddress, Minio, MinioAddress, RegistryAddress, SecureKafka, sources
 from tests.services.addresses import wait_until_ready
@@ -94,6 +96,13 @@ def own_minio(tmp_path: Path) -> Iterator[Minio]:
     """A MinIO for this test alone, a plain process that it may kill, pause and restart."""
     with _or_skip(), Minio(tmp_path / "minio") as service:
         yield service
+
+
+@pytest.fixture(scope="module")
+def own_services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    """A broker and a MinIO for the tests of one module, which may do with them what they like."""
+    with _or_skip(), open_services(tmp_path_factory.mktemp("services")) as services:
+        yield services
 
 
 @pytest.fixture

@@ -8,12 +8,14 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import median
 
 from tests.chaos.run import open_services, play
 from tests.chaos.scenarios import SCENARIOS
 from tests.chaos.stage import Row
+from tests.chaos.tables import write_table
 from tests.chaos.workloads import WORKLOADS
 
 HEAD = f"{'scenario':<34}{'faults':>7}{'accepted':>9}  {'recovery s':>12}  verdict"
@@ -29,6 +31,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--soak", type=float, metavar="MINUTES", help="scenarios at random for so long")
     parser.add_argument("--json", type=Path, help="write the rows there, too")
+    parser.add_argument("--page", type=Path, help="put the table into this page, too")
     parser.add_argument("--keep", type=Path, help="keep all logs in this folder")
     options = parser.parse_args()
     sys.stdout.write(f"seed {options.seed}\n\n{HEAD}\n")
@@ -50,10 +53,31 @@ def main() -> int:
                 sys.stdout.flush()
     if options.json:
         options.json.write_text(json.dumps([vars(row) for row in rows], indent=2) + "\n")
+    if options.page:
+        write_table(options.page, "soak" if options.soak else "scenarios", as_markdown(rows, options.seed))
     faults, accepted = sum(row.faults for row in rows), sum(row.accepted for row in rows)
     bad = [row for row in rows if row.problems]
     sys.stdout.write(f"\n{len(rows)} runs, {faults} faults, {accepted} requests, {len(bad)} with problems\n")
     return 1 if bad else 0
+
+
+def as_markdown(rows: Sequence[Row], seed: int) -> str:
+    """The rows as a table, with their sums above it."""
+    faults, accepted = sum(row.faults for row in rows), sum(row.accepted for row in rows)
+    bad = sum(bool(row.problems) for row in rows)
+    lines = [
+        f"Seed {seed}: {len(rows)} runs, {faults} faults, {accepted:,} requests, {bad} runs with problems.",
+        "",
+        "| scenario | faults | requests | recovery p50, s | max, s | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        times = (
+            [f"{median(row.recoveries):.1f}", f"{max(row.recoveries):.1f}"] if row.recoveries else ["", ""]
+        )
+        cells = [row.name, str(row.faults), str(row.accepted), *times, row.verdict]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _plan(options: argparse.Namespace) -> Iterator[tuple[str, str]]:

@@ -19,6 +19,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.chaos.tables import write_table
+
 ROOT = Path(__file__).parents[2]
 MUTANTS = Path(__file__).parent / "mutants"
 TIMEOUT_S = 900
@@ -31,16 +33,20 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--only", default="", metavar="TEXT", help="mutants with this in their file's name")
+    parser.add_argument("--page", type=Path, help="put the table into this page, too")
     options = parser.parse_args()
     survivors = 0
-    sys.stdout.write("| mechanism broken | caught by |\n|---|---|\n")
+    lines = ["| mechanism broken | caught by |", "|---|---|"]
     for patch in sorted(MUTANTS.glob(f"*{options.only}*.patch")):
         text = patch.read_text()
         (broken,) = re.findall(r"^Breaks: (.+)$", text, re.MULTILINE)
         caught = try_out(patch, re.findall(r"^Caught-by: (.+)$", text, re.MULTILINE))
         survivors += caught is None
-        sys.stdout.write(f"| {broken} | {f'`{caught}`' if caught else 'NOTHING'} |\n")
+        lines.append(f"| {broken} | {f'`{caught}`' if caught else 'NOTHING'} |")
+        sys.stdout.write(f"{lines[-1]}\n")
         sys.stdout.flush()
+    if options.page:
+        write_table(options.page, "mutants", "\n".join(lines))
     return 1 if survivors else 0
 
 

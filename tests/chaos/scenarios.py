@@ -105,9 +105,10 @@ def broker_killed(stage: Stage, scale: float) -> None:
         stage.pause(2, 4)
         stage.kafka.kill()
         stage.pause(0.0, 3.0)
+        stage.wait_told("kafka has been down for")
         stage.kafka.start()
         stage.fault()
-        stage.pause(6)
+        stage.pause(4)
 
 
 def broker_paused(stage: Stage, scale: float) -> None:
@@ -124,7 +125,8 @@ def store_down(stage: Stage, scale: float) -> None:
     stage.start_workers()
     stage.pause(2)
     stage.minio.kill()
-    stage.pause(8 if scale < 2 else 60)
+    stage.wait_told("store has been down for")
+    stage.pause(15 if scale < 2 else 60)
     stage.minio.start()
     stage.fault()
 
@@ -337,20 +339,20 @@ SCENARIOS = {
     for scenario in (
         Scenario("nothing", nothing),
         Scenario("killed at every point", killed_at_every_point),
-        Scenario("killed at random", killed_at_random),
+        Scenario("killed at random", killed_at_random, short=False),
         Scenario("frozen past the session", frozen_past_the_session),
         Scenario("two in one slot", two_in_one_slot, short=False),
         Scenario("broker killed", broker_killed),
-        Scenario("broker paused", broker_paused),
-        Scenario("store down", store_down, short=False),
+        Scenario("broker paused", broker_paused, short=False),
+        Scenario("store down", store_down),
         Scenario("store slow", store_slow, short=False),
         Scenario("poison", poison, _poison_settings()),
-        Scenario("rebalance storm", rebalance_storm),
+        Scenario("rebalance storm", rebalance_storm, short=False),
         Scenario("partitions added", partitions_added, short=False),
         Scenario("gaps in the log", gaps_in_the_log),
         Scenario("stale metadata", stale_metadata, short=False),
         Scenario("sizes at the limits", sizes_at_the_limits, short=False),
-        Scenario("dead letters refused", dead_letters_refused, short=False),
+        Scenario("dead letters refused", dead_letters_refused),
         Scenario("results refused", results_refused, short=False),
         Scenario("SIGTERM while draining", sigterm_while_draining, short=False),
     )

@@ -124,13 +124,23 @@ class Stage:
     def start_workers(self, count: int = 3) -> None:
         """Start workers that are started again whenever they end, and wait until all serve."""
         for number in range(count):
-            worker = self.arena.fleet.add(f"worker-{number}", **self._environment)
+            # Other bytes for equal specs: should one ever overwrite another's object, its digest tells.
+            salt = {"ZIMAGE_ENGINE__SIMULATED_SALT": str(number)}
+            worker = self.arena.fleet.add(f"worker-{number}", **self._environment, **salt)
             worker.start(**self.next_life())
             self.crew.append(worker)
         if not self._keeper.is_alive():
             self._keeper.start()
         for worker in self.crew:
             until(lambda worker=worker: worker.ready()[0], 60, f"{worker.name} is ready")  # type: ignore[misc]
+
+    def wait_told(self, words: str) -> None:
+        """Until a worker's ``/readyz`` says so."""
+        until(
+            lambda: any(words in reason for worker in self.crew for reason in worker.ready()[1]),
+            60,
+            f"/readyz says {words!r}",
+        )
 
     def rest(self, worker: WorkerProcess) -> None:
         """Do not start this one again when it ends."""

@@ -1,0 +1,25 @@
+"""The short form of the fault suite: each scenario once, on a broker and a store of their own.
+
+The long form is ``make chaos``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.run import play
+from tests.chaos.scenarios import SCENARIOS
+from tests.chaos.stage import Services
+
+SHORT = [name for name, scenario in SCENARIOS.items() if scenario.short]
+SEED = 1
+
+
+@pytest.mark.parametrize("scenario", SHORT)
+def test_exactly_once_under(scenario: str, own_services: Services, tmp_path: Path) -> None:
+    row = play(own_services, scenario, "steady", tmp_path, SEED)
+    assert row.problems == {}
+    assert row.accepted > 100
+    assert row.faults > 0 or scenario == "nothing"

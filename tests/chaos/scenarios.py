@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -19,6 +23,7 @@ from tests.chaos.workloads import picture
 from tests.fleet.arena import client_config
 from zimage_consumers.image_worker.failpoints import POINTS, VARIABLE
 
+ROOT = Path(__file__).parents[2]
 SESSION_S = 4.0
 """Of the arena's workers: a dead one is missed after so long."""
 POISON = {"raising": "raise", "huge": "oom:0", "deadly": "kill", "endless": "hang", "cursed": "lost"}
@@ -268,6 +273,47 @@ def sigterm_while_draining(stage: Stage, scale: float) -> None:
             stage.fault()
 
 
+def clock_stepped(stage: Stage, scale: float) -> None:
+    """The wall clock jumps an hour ahead and back. Requests that have minutes left are not expired by it."""
+    clock = stage.folder / "clock"
+    clock.write_text("0")
+    stage.environment["SHIFTED_CLOCK"] = str(clock)
+    stage.program = "tests.chaos.shifted"
+    stage.start_workers()
+    for _ in range(round(2 * scale)):
+        for shift in ("3600", "0", "-3600", "0"):
+            for _ in range(20):
+                stage.send(picture(expires_at=datetime.now(UTC) + timedelta(minutes=5)))
+            # In one step, as a reader must see it.
+            later = clock.with_suffix(".next")
+            later.write_text(shift)
+            later.replace(clock)
+            stage.fault()
+            stage.pause(2, 4)
+
+
+def upgraded(stage: Stage, scale: float) -> None:
+    """Workers of the commit before this one, replaced by today's one after the other, with work in flight."""
+    old = stage.folder / "old"
+    old.mkdir()
+    archive = subprocess.run(
+        ["git", "archive", "HEAD~1"], cwd=ROOT, check=True, capture_output=True, timeout=60
+    ).stdout
+    subprocess.run(["tar", "-x", "-C", str(old)], input=archive, check=True, timeout=60)
+    paths = os.pathsep.join(str(old / part) for part in ("", "consumers", "producers"))
+    stage.next_life = lambda: {"PYTHONPATH": paths}
+    stage.start_workers()
+    stage.next_life = dict
+    for worker in stage.crew:
+        stage.pause(2, 4)
+        stage.rest(worker)
+        worker.signal(stage.rng.choice((signal.SIGTERM, signal.SIGKILL)))
+        worker.wait(60)
+        stage.wake(worker)
+        stage.fault()
+    stage.pause(3)
+
+
 def _refused(stage: Stage, topic: str, times: int) -> None:
     stage.start_workers()
     for _ in range(times):
@@ -355,5 +401,7 @@ SCENARIOS = {
         Scenario("dead letters refused", dead_letters_refused),
         Scenario("results refused", results_refused, short=False),
         Scenario("SIGTERM while draining", sigterm_while_draining, short=False),
+        Scenario("clock stepped", clock_stepped, short=False),
+        Scenario("upgraded", upgraded, short=False),
     )
 }

@@ -96,8 +96,10 @@ class Stage:
         self.crew: list[WorkerProcess] = []
         self.next_life: Callable[[], Mapping[str, str]] = dict
         """What the environment of a worker that is started again has more than before."""
-        self._environment = dict(environment)
-        self._folder = folder
+        self.environment = dict(environment)
+        self.folder = folder
+        self.program = "zimage_stream"
+        """What workers run; another module may be the same under other circumstances."""
         self._faults: list[float] = []
         self._codec = Codec()
         self._producer = Producer(
@@ -126,7 +128,8 @@ class Stage:
         for number in range(count):
             # Other bytes for equal specs: should one ever overwrite another's object, its digest tells.
             salt = {"ZIMAGE_ENGINE__SIMULATED_SALT": str(number)}
-            worker = self.arena.fleet.add(f"worker-{number}", **self._environment, **salt)
+            worker = self.arena.fleet.add(f"worker-{number}", **self.environment, **salt)
+            worker.program = self.program
             worker.start(**self.next_life())
             self.crew.append(worker)
         if not self._keeper.is_alive():
@@ -148,7 +151,7 @@ class Stage:
 
     def wake(self, worker: WorkerProcess) -> None:
         """Start it again, and keep it from now on."""
-        worker.start()
+        worker.start(**self.next_life())
         self._resting.discard(worker)
 
     def stop_workers(self) -> None:
@@ -249,8 +252,8 @@ class Stage:
         self._accepted_file.close()
         assert self._judge.stdin is not None
         self._judge.stdin.close()
-        assert self._judge.wait(300) == 0, (self._folder / "judge.log").read_text()[-3000:]
-        report = json.loads((self._folder / "report").read_text())
+        assert self._judge.wait(300) == 0, (self.folder / "judge.log").read_text()[-3000:]
+        report = json.loads((self.folder / "report").read_text())
         return Row(
             name,
             len(self._faults),
@@ -275,7 +278,7 @@ class Stage:
     def _answers(self) -> dict[tuple[int, int], float]:
         """When the judge saw each answer first."""
         out: dict[tuple[int, int], float] = {}
-        events = self._folder / "events"
+        events = self.folder / "events"
         if events.exists():
             for line in events.read_text().splitlines(keepends=True):
                 if line.endswith("\n"):
@@ -297,12 +300,12 @@ class Stage:
             "store": {"path": str(store.path)}
             if store.kind == "directory"
             else {**keys, "bucket": store.bucket},
-            **{name: str(self._folder / name) for name in ("accepted", "events", "report")},
+            **{name: str(self.folder / name) for name in ("accepted", "events", "report")},
         }
-        (self._folder / "plan").write_text(json.dumps(plan))
-        with (self._folder / "judge.log").open("wb") as log:
+        (self.folder / "plan").write_text(json.dumps(plan))
+        with (self.folder / "judge.log").open("wb") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "tests.chaos.verify", str(self._folder / "plan")],
+                [sys.executable, "-m", "tests.chaos.verify", str(self.folder / "plan")],
                 cwd=Path(__file__).parents[2],
                 stdin=subprocess.PIPE,
                 stdout=log,

@@ -36,6 +36,8 @@ class WorkerProcess:
     def __init__(self, name: str, environment: Mapping[str, str], folder: Path) -> None:
         self.name = name
         self.slot = name
+        self.program = "zimage_stream"
+        """The module that is run."""
         self._environment = environment
         self.log = folder / f"{name}.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -51,7 +53,7 @@ class WorkerProcess:
         self._log_before = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as sink:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "zimage_stream", "worker", "--no-supervise"],
+                [sys.executable, "-m", self.program, "worker", "--no-supervise"],
                 env={**self._environment, "ZIMAGE_WORKER__SLOT": self.slot, **more},
                 stdin=subprocess.DEVNULL,
                 stdout=sink,

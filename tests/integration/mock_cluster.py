@@ -1,0 +1,86 @@
+"""librdkafka's mock cluster, with errors to order.
+
+The Python client offers the cluster and not the errors; the library that it brings has functions for both.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from enum import IntEnum
+from pathlib import Path
+from types import TracebackType
+
+import confluent_kafka
+
+_PRODUCER = 0
+_ERROR_BYTES = 512
+
+
+class Request(IntEnum):
+    """API keys of the requests that a transaction makes."""
+
+    PRODUCE = 0
+    METADATA = 3
+    FIND_COORDINATOR = 10
+    INIT_PRODUCER_ID = 22
+    ADD_PARTITIONS_TO_TXN = 24
+    ADD_OFFSETS_TO_TXN = 25
+    END_TXN = 26
+    TXN_OFFSET_COMMIT = 28
+    OFFSET_COMMIT = 8
+    OFFSET_FETCH = 9
+
+
+def _library() -> ctypes.CDLL:
+    package = Path(confluent_kafka.__file__).parent
+    places = (package.parent / "confluent_kafka.libs", package / ".dylibs", package)
+    (path,) = [file for place in places for file in sorted(place.glob("librdkafka*"))][:1]
+    # The same file that the client has loaded, so the same library.
+    library = ctypes.CDLL(str(path))
+    for name in ("rd_kafka_conf_new", "rd_kafka_new", "rd_kafka_mock_cluster_new"):
+        getattr(library, name).restype = ctypes.c_void_p
+    library.rd_kafka_mock_cluster_bootstraps.restype = ctypes.c_char_p
+    return library
+
+
+class MockCluster:
+    """One broker that answers as it is told. A context manager."""
+
+    def __enter__(self) -> MockCluster:
+        self._library = _library()
+        error = ctypes.create_string_buffer(_ERROR_BYTES)
+        conf = ctypes.c_void_p(self._library.rd_kafka_conf_new())
+        owner = self._library.rd_kafka_new(_PRODUCER, conf, error, _ERROR_BYTES)
+        assert owner, error.value.decode()
+        self._owner = ctypes.c_void_p(owner)
+        self._cluster = ctypes.c_void_p(self._library.rd_kafka_mock_cluster_new(self._owner, 1))
+        # A group's first join waits 3 s by default, for more members to come.
+        self._library.rd_kafka_mock_group_initial_rebalance_delay_ms(self._cluster, 0)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._library.rd_kafka_mock_cluster_destroy(self._cluster)
+        self._library.rd_kafka_destroy(self._owner)
+
+    @property
+    def bootstrap_servers(self) -> str:
+        found: bytes = self._library.rd_kafka_mock_cluster_bootstraps(self._cluster)
+        return found.decode()
+
+    def create_topic(self, name: str, partitions: int = 4) -> None:
+        """Make a topic; a subscription alone makes none."""
+        self._library.rd_kafka_mock_topic_create(self._cluster, name.encode(), partitions, 1)
+
+    def answer(self, request: Request, errors: Sequence[int]) -> None:
+        """Answer the next requests of this kind with these errors, one each, by Kafka's numbers."""
+        codes = (ctypes.c_int * len(errors))(*errors)
+        self._library.rd_kafka_mock_push_request_errors_array(
+            self._cluster, ctypes.c_int16(request), ctypes.c_size_t(len(errors)), codes
+        )
+
+    def answer_in_order(self, request: Request) -> None:
+        """Forget the errors that were ordered and not used."""
+        self._library.rd_kafka_mock_clear_request_errors(self._cluster, ctypes.c_int16(request))

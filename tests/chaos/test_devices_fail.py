@@ -44,7 +44,7 @@ def test_a_sick_device_of_three_leaves_at_once_and_the_others_finish(arena: Aren
 def test_while_the_group_waits_for_a_dead_member_the_other_worker_goes_on(arena: Arena) -> None:
     dying, other = (arena.fleet.start(name).wait_ready() for name in ("dying", "other"))
     until(lambda: dying.partitions() and other.partitions(), 30, "both hold partitions")
-    arena.send(pictures(1_500))
+    arena.send(pictures(1_000))
     until(lambda: len(done(other)) > 50, 60, "the other one is at work")
 
     killed = time.time()

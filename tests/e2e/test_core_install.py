@@ -17,6 +17,8 @@ from zimage_stream.settings import TopicSettings
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 240
+LARGEST_WHEEL = 25_000_000
+"""Bytes, with the packaged checkpoint in it."""
 
 
 def run(*words: str, cwd: Path, env: dict[str, str] | None = None) -> str:
@@ -52,6 +54,7 @@ def clean_environment(**more: str) -> dict[str, str]:
 
 
 def test_the_wheel_holds_all_packages_and_the_schemas(wheel: Path) -> None:
+    assert wheel.stat().st_size < LARGEST_WHEEL
     names = zipfile.ZipFile(wheel).namelist()
     published = [path.name for path in (ROOT / "schemas").glob("*.avsc")]
     assert published

@@ -52,6 +52,7 @@ class Memory:
         return 1_000
 
     def release(self) -> None:
+        self.unused = 0
         self.releases += 1
 
 
@@ -199,17 +200,21 @@ def test_the_cache_is_released_when_too_much_of_it_is_unused(
 
 
 def test_idle_weights_leave_the_device_once_and_come_back_by_themselves(
-    watched: tuple[ZImageEngine, Memory, Clock],
+    watched: tuple[ZImageEngine, Memory, Clock], caplog: pytest.LogCaptureFixture
 ) -> None:
     engine, memory, clock = watched
+    caplog.set_level(logging.INFO)
     before = engine.generate(specs(PROMPTS[:1]))[0]
     clock.now = 59.0
     engine.idle()
     assert memory.releases == 0
     clock.now = 60.0
+    memory.unused = 1_500_000_000
     engine.idle()
     engine.idle()
     assert memory.releases == 1
+    (said,) = [record.getMessage() for record in caplog.records if "idle" in record.getMessage()]
+    assert said == "idle for 60 s: the weights are off the device, 1.5 GB given back"
     assert engine.generate(specs(PROMPTS[:1]))[0].tobytes() == before.tobytes()
     clock.now = 119.0
     engine.idle()

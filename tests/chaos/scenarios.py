@@ -66,14 +66,14 @@ def killed_at_every_point(stage: Stage, scale: float) -> None:
 
     stage.next_life = next_life
     stage.start_workers()
-    stage.pause(18 * scale)
+    stage.pause(20 * scale)
     stage.next_life = dict
 
 
 def killed_at_random(stage: Stage, scale: float) -> None:
     stage.start_workers()
-    for _ in range(round(6 * scale)):
-        stage.pause(0.5, 3.0)
+    for _ in range(round(10 * scale)):
+        stage.pause(0.5, 2.5)
         victim = stage.rng.choice(stage.crew)
         if victim.exit_code() is None:
             victim.kill()
@@ -139,7 +139,7 @@ def store_down(stage: Stage, scale: float) -> None:
 def store_slow(stage: Stage, scale: float) -> None:
     """The store stands still for most of each second."""
     stage.start_workers()
-    for _ in range(round(8 * scale)):
+    for _ in range(round(12 * scale)):
         stage.minio.pause()
         stage.pause(0.3, 0.9)
         stage.minio.resume()
@@ -262,7 +262,7 @@ def results_refused(stage: Stage, scale: float) -> None:
 def sigterm_while_draining(stage: Stage, scale: float) -> None:
     """Stopped, and stopped again before it has finished: the second signal ends it at once."""
     stage.start_workers()
-    for _ in range(round(4 * scale)):
+    for _ in range(round(6 * scale)):
         stage.pause(1, 2)
         leaving = stage.rng.choice(stage.crew)
         if leaving.exit_code() is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -34,6 +35,8 @@ def main() -> int:
     parser.add_argument("--page", type=Path, help="put the table into this page, too")
     parser.add_argument("--keep", type=Path, help="keep all logs in this folder")
     options = parser.parse_args()
+    # An end from outside must not leave workers behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     sys.stdout.write(f"seed {options.seed}\n\n{HEAD}\n")
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:

@@ -17,7 +17,7 @@ from tests.services.native.kafka import Kafka
 from tests.services.native.minio import Minio
 from tests.services.native.process import launch_all, stop_all
 from zimage_stream.kafka.topics import create_topics
-from zimage_stream.settings import TopicSettings
+from zimage_stream.settings import StoreSettings, TopicSettings
 
 PARTITIONS = 12
 
@@ -55,10 +55,13 @@ def play(
             "topic.metadata.refresh.interval.ms": "1000",
         }
     }
-    store = services.minio.address.settings(name)
-    arena = open_arena(services.kafka.settings, store, topics, folder, {"kafka": kafka})
-    arena.store.make_bucket(name)
     chosen = SCENARIOS[scenario]
+    store = services.minio.address.settings(name)
+    if chosen.directory:
+        store = StoreSettings(kind="directory", path=folder / "objects")
+    arena = open_arena(services.kafka.settings, store, topics, folder, {"kafka": kafka})
+    if not chosen.directory:
+        arena.store.make_bucket(name)
     with (
         arena.fleet,
         open_stage(arena, services, folder, PARTITIONS, chosen.settings, seed) as stage,

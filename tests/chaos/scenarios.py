@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -38,12 +38,14 @@ class Scenario:
     Attributes:
         play: takes the stage and the scale, 1 for the short form; the long form plays so many times more.
         settings: environment of the workers beyond the arena's.
+        directory: the store is a folder.
         short: part of the short form.
     """
 
     name: str
     play: Play
     settings: Mapping[str, str] = field(default_factory=dict)
+    directory: bool = False
     short: bool = True
 
 
@@ -145,6 +147,27 @@ def store_slow(stage: Stage, scale: float) -> None:
         stage.minio.resume()
         stage.fault()
         stage.pause(0.2)
+
+
+def disk_full(stage: Stage, scale: float) -> None:
+    """The folder's file system is full for a while. It takes the right to mount one."""
+    folder = stage.arena.settings.store.path
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+    subprocess.run(mount, check=True, timeout=30)
+    stage.at_end.append(lambda: subprocess.run(["umount", "-l", str(folder)], check=True, timeout=30))
+    stage.start_workers()
+    filler = folder / ".filler"
+    for _ in range(round(2 * scale)):
+        stage.pause(1, 2)
+        with suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        stage.wait_told("store has been down for")
+        stage.pause(2)
+        filler.unlink()
+        stage.fault()
+    stage.pause(1)
 
 
 def poison(stage: Stage, scale: float) -> None:
@@ -392,6 +415,7 @@ SCENARIOS = {
         Scenario("broker paused", broker_paused, short=False),
         Scenario("store down", store_down),
         Scenario("store slow", store_slow, short=False),
+        Scenario("disk full", disk_full, directory=True, short=False),
         Scenario("poison", poison, _poison_settings()),
         Scenario("rebalance storm", rebalance_storm, short=False),
         Scenario("partitions added", partitions_added, short=False),

@@ -98,6 +98,8 @@ class Stage:
         """What the environment of a worker that is started again has more than before."""
         self.environment = dict(environment)
         self.folder = folder
+        self.at_end: list[Callable[[], object]] = []
+        """Called when all is over, whatever came of it."""
         self.program = "zimage_stream"
         """What workers run; another module may be the same under other circumstances."""
         self._faults: list[float] = []
@@ -269,6 +271,10 @@ class Stage:
         if self._judge.poll() is None:
             self._judge.kill()
             self._judge.wait()
+        for each in self.crew:
+            each.close()
+        for clean_up in self.at_end:
+            clean_up()
 
     def _recovery(self, fault: float) -> float:
         answers = self._answers()

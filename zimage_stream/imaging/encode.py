@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageChops, PngImagePlugin
 
 from zimage_stream.imaging.metadata import to_xmp
 
+try:
+    # Intel's deflate: several times as fast as zlib at its lowest level, on ARM as well.
+    from isal import isal_zlib as deflate
+except ImportError:
+    import zlib as deflate  # type: ignore[no-redef]
+
 PNG_LEVEL = 1
-"""On photographs a quarter of the time of Pillow's default, for a few per cent more bytes."""
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_EIGHT_BITS, _TRUECOLOUR = 8, 2
+_FILTER_UP = b"\x02"
 JPEG_QUALITY = 95
 
 
@@ -39,10 +48,7 @@ def encode(image: Image.Image, format: str, quality: int | None, text: Mapping[s
     out = io.BytesIO()
     match format:
         case "png":
-            info = PngImagePlugin.PngInfo()
-            for name, value in text.items():
-                info.add_itxt(name, value)
-            image.save(out, "PNG", compress_level=PNG_LEVEL, pnginfo=info)
+            _write_png(image, text, out)
             return Encoded(out.getvalue(), "image/png", "png")
         case "webp":
             lossy = (
@@ -54,3 +60,32 @@ def encode(image: Image.Image, format: str, quality: int | None, text: Mapping[s
             image.save(out, "JPEG", quality=JPEG_QUALITY if quality is None else quality, xmp=to_xmp(text))
             return Encoded(out.getvalue(), "image/jpeg", "jpg")
     raise ValueError(f"format: got {format!r}, takes png, webp or jpeg")
+
+
+def _write_png(image: Image.Image, text: Mapping[str, str], out: io.BytesIO) -> None:
+    """A PNG of 8 bits a channel (PNG specification, third edition).
+
+    Pillow's own writer tries every filter on every row and calls zlib: ten times as slow. Here each row
+    is stored as its difference to the one above, which suits photographs at a low level of compression.
+    Everything runs outside the interpreter's lock but the joining of rows.
+    """
+    info = PngImagePlugin.PngInfo()
+    for name, value in text.items():
+        info.add_itxt(name, value)
+    header = struct.pack(">IIBBBBB", *image.size, _EIGHT_BITS, _TRUECOLOUR, 0, 0, 0)
+    out.write(_PNG_SIGNATURE)
+    PngImagePlugin.putchunk(out, b"IHDR", header)
+    for kind, data, *_ in info.chunks:
+        PngImagePlugin.putchunk(out, kind, data)
+    PngImagePlugin.putchunk(out, b"IDAT", deflate.compress(_filtered(image), PNG_LEVEL))
+    PngImagePlugin.putchunk(out, b"IEND")
+
+
+def _filtered(image: Image.Image) -> bytes:
+    """The rows from top to bottom, each behind the number of its filter."""
+    above = Image.new("RGB", image.size)
+    above.paste(image, (0, 1))
+    rows = memoryview(ImageChops.subtract_modulo(image, above).tobytes())
+    stride = 3 * image.width
+    parts = (part for at in range(0, len(rows), stride) for part in (_FILTER_UP, rows[at : at + stride]))
+    return b"".join(parts)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import io
+import struct
+import sys
+import zlib
+from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from isal import isal_zlib
 from PIL import Image, ImageChops
 
 from zimage_stream.imaging import encode, read_text
@@ -54,6 +59,37 @@ def test_a_format_is_what_it_says_it_is(format_: str, content_type: str, extensi
 @pytest.mark.parametrize("format_", ["png", "webp"])
 def test_without_a_quality_no_pixel_changes(format_: str) -> None:
     assert decoded(encode(picture(), format_, None, FIELDS).data).tobytes() == picture().tobytes()
+
+
+@pytest.mark.parametrize("deflate", [isal_zlib, zlib], ids=["isal", "zlib"])
+@given(data=st.data())
+def test_a_png_is_well_formed_and_its_pixels_are_those_that_went_in(
+    deflate: Any, data: st.DataObject
+) -> None:
+    size = data.draw(st.tuples(st.integers(1, 40), st.integers(1, 40)))
+    pixels = data.draw(st.binary(min_size=3 * size[0] * size[1], max_size=3 * size[0] * size[1]))
+    image = Image.frombytes("RGB", size, pixels)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[encode.__module__], "deflate", deflate)
+        encoded = encode(image, "png", None, FIELDS).data
+    assert decoded(encoded).tobytes() == pixels
+    kinds = [kind for kind, _ in chunks(encoded)]
+    assert kinds == [b"IHDR", b"iTXt", b"iTXt", b"iTXt", b"IDAT", b"IEND"]
+    rows = zlib.decompress(dict(chunks(encoded))[b"IDAT"])
+    assert len(rows) == size[1] * (1 + 3 * size[0])
+
+
+def chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+    """The parts of a PNG, each with its checksum verified."""
+    assert data.startswith(b"\x89PNG\r\n\x1a\n")
+    out, at = [], 8
+    while at < len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        body = data[at + 8 : at + 8 + length]
+        assert struct.unpack_from(">I", data, at + 8 + length) == (zlib.crc32(kind + body),)
+        out.append((kind, body))
+        at += 12 + length
+    return out
 
 
 def test_png_takes_no_notice_of_quality() -> None:

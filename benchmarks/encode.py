@@ -1,0 +1,106 @@
+"""Time and size of each way to encode a picture, against Pillow's default PNG in the same run.
+
+The pictures are made here: noise whose power falls with its frequency as it does in photographs, softer
+and rougher ones, with the grain of a sensor.
+
+    python benchmarks/encode.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy
+from PIL import Image
+
+from zimage_stream.imaging import encode
+
+ROUGHNESS = (1.2, 1.5, 2.0)
+"""Exponents by which the amplitude falls with the frequency; photographs are near 1 to 2."""
+GRAIN = 1.5
+TEXT = {"prompt": "a lighthouse in fog", "seed": "1"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--side", type=int, default=1024, help="of the square pictures, in pixels")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="small pictures, once")
+    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    arguments = parser.parse_args()
+    side, rounds = (128, 1) if arguments.quick else (arguments.side, arguments.rounds)
+
+    figures: dict[str, list[tuple[float, int]]] = {}
+    for roughness in ROUGHNESS:
+        image = photograph(side, roughness)
+        for name, call in encoders(image).items():
+            figures.setdefault(name, []).append(measure(call, rounds))
+    base = figures["Pillow, default"]
+    print(f"{'encoder':<24}{'ms':>8}{'of default':>12}{'size':>8}")
+    for name, rows in figures.items():
+        milliseconds = median(row[0] for row in rows)
+        shorter = median(row[0] / of[0] for row, of in zip(rows, base, strict=True))
+        larger = median(row[1] / of[1] for row, of in zip(rows, base, strict=True))
+        print(f"{name:<24}{milliseconds:>8.1f}{shorter:>12.3f}{larger:>8.2f}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def encoders(image: Image.Image) -> dict[str, Callable[[], bytes]]:
+    """Calls that encode the picture, by name."""
+
+    def pillow(level: int) -> Callable[[], bytes]:
+        def call() -> bytes:
+            out = io.BytesIO()
+            image.save(out, "PNG", compress_level=level)
+            return out.getvalue()
+
+        return call
+
+    return {
+        "Pillow, default": pillow(6),
+        "Pillow, level 4": pillow(4),
+        "Pillow, level 1": pillow(1),
+        "this project, png": lambda: encode(image, "png", None, TEXT).data,
+        "this project, webp": lambda: encode(image, "webp", None, TEXT).data,
+        "this project, jpeg": lambda: encode(image, "jpeg", None, TEXT).data,
+    }
+
+
+def measure(call: Callable[[], bytes], rounds: int) -> tuple[float, int]:
+    """Median milliseconds, and bytes."""
+    times = []
+    size = 0
+    for _ in range(rounds):
+        started = time.perf_counter()
+        size = len(call())
+        times.append((time.perf_counter() - started) * 1e3)
+    return median(times), size
+
+
+def photograph(side: int, roughness: float) -> Image.Image:
+    """A picture with the spectrum of one."""
+    rng = numpy.random.default_rng(1)
+    across, down = numpy.fft.rfftfreq(side)[None, :], numpy.fft.fftfreq(side)[:, None]
+    frequency = numpy.hypot(across, down)
+    frequency[0, 0] = 1.0
+    channels = []
+    for _ in range(3):
+        spectrum = numpy.fft.rfft2(rng.standard_normal((side, side))) / frequency**roughness
+        smooth = numpy.fft.irfft2(spectrum, s=(side, side))
+        smooth = (smooth - smooth.min()) / numpy.ptp(smooth)
+        channels.append(smooth * 215 + 20 + rng.normal(0.0, GRAIN, (side, side)))
+    pixels = numpy.stack(channels, axis=-1).clip(0, 255).astype("uint8")
+    return Image.fromarray(pixels)
+
+
+if __name__ == "__main__":
+    main()

@@ -37,7 +37,7 @@ def main() -> int:
     options = parser.parse_args()
     survivors = 0
     lines = ["| mechanism broken | caught by |", "|---|---|"]
-    for patch in sorted(MUTANTS.glob(f"*{options.only}*.patch")):
+    for patch in sorted(file for file in MUTANTS.glob("*.patch") if options.only in file.stem):
         text = patch.read_text()
         (broken,) = re.findall(r"^Breaks: (.+)$", text, re.MULTILINE)
         caught = try_out(patch, re.findall(r"^Caught-by: (.+)$", text, re.MULTILINE))

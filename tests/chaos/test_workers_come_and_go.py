@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
 
 from tests.chaos.test_workers_die import pictures
 from tests.fleet.arena import Arena
 from tests.fleet.workers import until
+from tests.services.addresses import KafkaAddress, MinioAddress
 
 
 def test_joining_and_leaving_under_load_repeats_no_work(arena: Arena) -> None:
@@ -30,6 +32,30 @@ def test_joining_and_leaving_under_load_repeats_no_work(arena: Arena) -> None:
         len([line for line in w.lines() if line["message"] == "generated"]) for w in arena.fleet.workers
     ]
     assert min(shares) > 100
+
+
+def test_a_picture_that_was_begun_under_a_lost_membership_is_not_published_beside_the_new_one(
+    make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress
+) -> None:
+    extra = {"session.timeout.ms": "2000", "heartbeat.interval.ms": "500"}
+    faults = {"slow": "slow:7"}
+    arena = make_arena(
+        kafka, minio, kafka={"extra": extra}, engine={"simulated_faults": faults, "simulated_ms": 0}
+    )
+    only = arena.fleet.start("only").wait_ready()
+    arena.send(pictures(1, "slow"))
+    time.sleep(1.5)
+    only.signal(signal.SIGSTOP)
+    time.sleep(3.5)
+    only.signal(signal.SIGCONT)
+    # It has its partitions back while the engine is still at the picture that it began before.
+    until(lambda: sum("took over" in line["message"] for line in only.lines()) >= 2, 20, "it is back")
+    until(
+        lambda: sum(arena.fleet.generated().values()) == 2, 40, "it is made again, under the new membership"
+    )
+    time.sleep(1)
+    arena.assert_exactly_once(arena.wait_answered(20))
+    assert any("is discarded" in line["message"] for line in only.lines())
 
 
 def test_sigterm_under_load_ends_in_time_and_leaves_nothing_to_accuse(arena: Arena) -> None:

@@ -19,7 +19,7 @@ from zimage_consumers.image_worker.publish import (
     TransactionalPublisher,
 )
 from zimage_consumers.image_worker.terminal import Outgoing
-from zimage_stream.kafka.clients import worker_consumer_config
+from zimage_stream.kafka.clients import reader_config, worker_consumer_config
 from zimage_stream.settings import TopicSettings
 from zimage_stream.telemetry.health import Health
 
@@ -82,6 +82,30 @@ def test_who_is_in_no_group_commits_nothing(
     with pytest.raises((PublishAbortedError, CommitRefusedError)):
         publisher.publish([result], [TopicPartition(topics.requests, 0, 5, "checkpoint")])
     assert committed(consumer, topics)[0] == OFFSET_INVALID
+
+
+def test_nothing_of_a_publication_that_is_given_up_is_out(
+    kafka: KafkaAddress, consumer: Consumer, topics: TopicSettings
+) -> None:
+    publisher = TransactionalPublisher(
+        kafka.settings, topics.requests, topics.requests, consumer, lambda: False, Health()
+    )
+    publisher.start()
+    join(consumer, topics)
+    records = [
+        Outgoing(topics.dead_letters, b"key", b"dead", []),
+        Outgoing(topics.results, b"key", b"value", []),
+        Outgoing(topics.requests, b"key", os.urandom(3 << 20), []),
+    ]
+    with pytest.raises(RefusedRecordError):
+        publisher.publish(records, [TopicPartition(topics.requests, 0, 5, "never")])
+    publisher.close()
+    for topic in (topics.dead_letters, topics.results):
+        reader = Consumer(reader_config(kafka.settings))
+        reader.assign([TopicPartition(topic, number, 0) for number in (0, 1, 2)])
+        seen = [message for _ in range(10) if (message := reader.poll(0.2)) is not None]
+        reader.close()
+        assert [message.value() for message in seen if message.error() is None] == []
 
 
 def test_a_record_that_the_brokers_refuse_is_told_and_what_comes_next_goes_out(

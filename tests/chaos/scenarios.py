@@ -88,6 +88,10 @@ def frozen_past_the_session(stage: Stage, scale: float) -> None:
     for _ in range(round(scale)):
         frozen = stage.rng.choice(stage.crew)
         stage.pause(0.5, 1.5)
+        # Each has work for some seconds when one of them freezes.
+        for number in range(300):
+            stage.send(picture(f"queued {number}"))
+        stage.pause(0.5)
         frozen.signal(signal.SIGSTOP)
         stage.fault()
         stage.pause(SESSION_S + 3)

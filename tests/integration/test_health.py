@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +14,10 @@ from confluent_kafka import Producer
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fleet.arena import Arena, client_config
+from tests.fleet.checker import check
 from tests.fleet.workers import WorkerProcess, until
+from tests.services.addresses import KafkaAddress
+from tests.services.native.minio import Minio
 from zimage_stream import PromptClient, PromptRequest
 from zimage_stream.events.codec import Codec
 
@@ -121,3 +126,21 @@ def test_a_worker_waiting_for_its_broker_lives_and_is_not_ready(arena: Arena) ->
     status, body = status_of(worker, "/readyz")
     assert (status, body["ready"]) == (503, False)
     assert status_of(worker, "/healthz") == (200, {"alive": True})
+
+
+def test_no_result_vouches_for_a_picture_that_is_not_stored_yet(
+    make_arena: Callable[..., Arena], kafka: KafkaAddress, own_minio: Minio
+) -> None:
+    arena = make_arena(kafka, own_minio)
+    worker = arena.fleet.start("worker", ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
+    own_minio.kill()
+    arena.send([PromptRequest(prompt=f"{n}", width=64, height=64) for n in range(5)])
+    until(lambda: any("store" in reason for reason in worker.ready()[1]), 30, "/readyz names the store")
+    # Long after the pictures were made.
+    time.sleep(2)
+    topics = arena.settings.topics
+    assert check(client_config(arena.settings.kafka), topics.results, topics.dead_letters, None).results == {}
+    own_minio.start()
+    report = arena.wait_answered(40)
+    arena.assert_exactly_once(report)
+    assert report.statuses() == {"SUCCEEDED": 5}

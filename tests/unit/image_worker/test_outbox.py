@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from tests.unit.image_worker.jobs import job
 from zimage_consumers.image_worker.checkpoint import Checkpoint, Ledger
 from zimage_consumers.image_worker.jobs import Job, Resolution
 from zimage_consumers.image_worker.outbox import Outbox
+from zimage_consumers.image_worker.publish import RefusedRecordError
 from zimage_consumers.image_worker.terminal import Identity, Outgoing
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.image_result import Code
@@ -24,35 +27,70 @@ from zimage_stream.telemetry.tracing import create_tracer
 
 @dataclass
 class Published:
-    """A session that only notes what is published."""
+    """A session that only notes what is published. ``refused``: keys of records that no broker takes."""
 
     held: dict[int, Any]
     records: list[Outgoing] = field(default_factory=list)
+    refused: set[bytes | None] = field(default_factory=set)
 
     def publish(self, records: list[Outgoing], checkpoints: Mapping[int, Checkpoint]) -> None:
+        if self.refused & {record.key for record in records}:
+            raise RefusedRecordError("message too large")
         self.records += records
 
 
-def test_a_terminal_event_that_cannot_be_made_is_held_back_alone() -> None:
-    health = Health()
-    health.set_started()
-    metrics, tracer = Metrics(CollectorRegistry()), create_tracer(False, "slot")
-    withheld: list[Job] = []
-    identity = Identity("m", "", "slot")
-    outbox = Outbox(
-        TopicSettings(), Codec(), identity, lambda job: True, withheld.append, health, metrics, tracer
-    )
-    good, bad = job(), job(batch_id=5)
-    first = min(each.record.offset for each in (good, bad))
-    session: Any = Published({0: SimpleNamespace(ledger=Ledger(Checkpoint(first)))})
-    for each in (good, bad):
-        session.held[0].ledger.take(each.record.offset)
-        outbox.add(Resolution(each, code=Code.EXPIRED))
+@dataclass
+class Held:
+    """An outbox, the session it publishes on, and what it told."""
 
-    assert outbox.publish(session) == []
-    assert outbox.publish(session) == [good]
-    assert withheld == [bad]
-    assert len(session.records) == 1
-    ready, reasons = health.ready()
-    assert not ready
-    assert any(f"offset {bad.record.offset} in partition 0 cannot be published" in why for why in reasons)
+    jobs: list[Job]
+    health: Health = field(default_factory=Health)
+    withheld: list[Job] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.health.set_started()
+        metrics, tracer = Metrics(CollectorRegistry()), create_tracer(False, "slot")
+        self.outbox = Outbox(
+            TopicSettings(),
+            Codec(),
+            Identity("m", "", "slot"),
+            lambda job: True,
+            self.withheld.append,
+            self.health,
+            metrics,
+            tracer,
+        )
+        ledger = Ledger(Checkpoint(min(each.record.offset for each in self.jobs)))
+        self.session: Any = Published({0: SimpleNamespace(ledger=ledger)})
+        for each in self.jobs:
+            ledger.take(each.record.offset)
+            self.outbox.add(Resolution(each, code=Code.EXPIRED))
+
+    def assert_told(self, bad: Job) -> None:
+        """Alone held back, and not ready for its sake."""
+        assert self.withheld == [bad]
+        ready, reasons = self.health.ready()
+        assert not ready
+        place = f"offset {bad.record.offset} in partition 0 cannot be published"
+        assert any(place in reason for reason in reasons)
+
+
+def test_a_terminal_event_that_cannot_be_made_is_held_back_alone() -> None:
+    good, bad = job(), job(batch_id=5)
+    here = Held([good, bad])
+    assert here.outbox.publish(here.session) == []
+    assert here.outbox.publish(here.session) == [good]
+    assert len(here.session.records) == 1
+    here.assert_told(bad)
+
+
+@given(st.integers(1, 8), st.data())
+def test_a_record_that_the_brokers_refuse_is_held_back_alone(count: int, data: st.DataObject) -> None:
+    jobs = [job() for _ in range(count)]
+    bad = jobs[data.draw(st.integers(0, count - 1))]
+    here = Held(jobs)
+    here.session.refused = {bad.request and bad.request.request_id.encode()}
+    out = [each for _ in range(count + 2) for each in here.outbox.publish(here.session)]
+    assert set(out) == set(jobs) - {bad}
+    assert len(here.session.records) == count - 1
+    here.assert_told(bad)

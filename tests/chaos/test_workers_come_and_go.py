@@ -96,6 +96,16 @@ def test_what_the_drain_deadline_cuts_is_done_again_and_nothing_else(arena: Aren
     assert arena.fleet.generated().total() == 20
 
 
+def test_what_runs_at_a_sigterm_is_finished_before_the_worker_leaves(arena: Arena) -> None:
+    faults = {"ZIMAGE_ENGINE__SIMULATED_FAULTS": '{"slow": "slow:3"}'}
+    worker = arena.fleet.start("worker", **faults).wait_ready()
+    arena.send(pictures(1, "slow"))
+    time.sleep(1.5)
+    worker.signal(signal.SIGTERM)
+    assert worker.wait(30) == 0
+    arena.assert_exactly_once(arena.report())
+
+
 def test_a_second_sigterm_ends_at_once(arena: Arena) -> None:
     worker = arena.fleet.start("first", ZIMAGE_ENGINE__SIMULATED_MS="160000").wait_ready()
     arena.send(pictures(4))

@@ -132,15 +132,17 @@ def test_no_result_vouches_for_a_picture_that_is_not_stored_yet(
     make_arena: Callable[..., Arena], kafka: KafkaAddress, own_minio: Minio
 ) -> None:
     arena = make_arena(kafka, own_minio)
-    worker = arena.fleet.start("worker", ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
+    faults = {"ZIMAGE_ENGINE__SIMULATED_FAULTS": '{"slow": "slow:3"}'}
+    worker = arena.fleet.start("worker", **faults).wait_ready()
+    arena.send([PromptRequest(prompt="slow", width=64, height=64)])
+    time.sleep(1.5)
+    # It was looked up and is being made.
     own_minio.kill()
-    arena.send([PromptRequest(prompt=f"{n}", width=64, height=64) for n in range(5)])
     until(lambda: any("store" in reason for reason in worker.ready()[1]), 30, "/readyz names the store")
-    # Long after the pictures were made.
     time.sleep(2)
     topics = arena.settings.topics
     assert check(client_config(arena.settings.kafka), topics.results, topics.dead_letters, None).results == {}
     own_minio.start()
     report = arena.wait_answered(40)
     arena.assert_exactly_once(report)
-    assert report.statuses() == {"SUCCEEDED": 5}
+    assert report.statuses() == {"SUCCEEDED": 1}

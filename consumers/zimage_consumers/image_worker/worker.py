@@ -161,7 +161,7 @@ class Worker:
             tracer,
         )
         self._gauges = Gauges(metrics, settings.telemetry)
-        self._clock = ClockGuard()
+        self._clock = ClockGuard(now().timestamp(), time.monotonic())
         self._session: Session | None = None
         self._incoming: deque[Job] = deque()
         self._intake_after = 0.0

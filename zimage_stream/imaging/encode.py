@@ -12,7 +12,7 @@ from PIL import Image, ImageChops, PngImagePlugin
 from zimage_stream.imaging.metadata import to_xmp
 
 try:
-    # Intel's deflate: several times as fast as zlib at its lowest level, on ARM as well.
+    # Intel's deflate. Python's own takes three to five times as long here (see docs/benchmarks.md).
     from isal import isal_zlib as deflate
 except ImportError:
     import zlib as deflate  # type: ignore[no-redef]
@@ -65,9 +65,8 @@ def encode(image: Image.Image, format: str, quality: int | None, text: Mapping[s
 def _write_png(image: Image.Image, text: Mapping[str, str], out: io.BytesIO) -> None:
     """A PNG of 8 bits a channel (PNG specification, third edition).
 
-    Pillow's own writer tries every filter on every row and calls zlib: ten times as slow. Here each row
-    is stored as its difference to the one above, which suits photographs at a low level of compression.
-    Everything runs outside the interpreter's lock but the joining of rows.
+    Pillow's own writer tries every filter on every row and calls zlib. Here each row is stored as its
+    difference to the one above, which suits photographs at a low level of compression.
     """
     info = PngImagePlugin.PngInfo()
     for name, value in text.items():

@@ -289,7 +289,8 @@ class Session:
         try:
             self._metrics.rebalances.labels("revoked").inc()
             if not self._abandoned:
-                for number in numbers:
+                # What could not be taken over is given back as well, and its own error must stay the reason.
+                for number in self.held.keys() & numbers:
                     self.held[number].leaving = True
                 self._on_revoke(numbers)
                 self.release(numbers)

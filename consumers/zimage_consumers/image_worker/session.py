@@ -289,8 +289,7 @@ class Session:
         try:
             self._metrics.rebalances.labels("revoked").inc()
             if not self._abandoned:
-                # What could not be taken over is given back as well, and its own error must stay the reason.
-                for number in self.held.keys() & numbers:
+                for number in numbers:
                     self.held[number].leaving = True
                 self._on_revoke(numbers)
                 self.release(numbers)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
 from confluent_kafka.admin._resource import ResourceType
@@ -21,6 +21,7 @@ from confluent_kafka.admin._resource import ResourceType
 from tests.chaos.stage import Stage
 from tests.chaos.workloads import picture
 from tests.fleet.arena import client_config
+from tests.fleet.workers import until
 from zimage_consumers.image_worker.failpoints import POINTS, VARIABLE
 
 ROOT = Path(__file__).parents[2]
@@ -384,9 +385,19 @@ def _committed(stage: Stage) -> list[TopicPartition]:
 
 
 def _commit(stage: Stage, offsets: list[TopicPartition]) -> None:
+    """Once the group is empty, which it is when it has missed those that had hardly joined it."""
     with _member(stage) as consumer:
-        answers = consumer.commit(offsets=offsets, asynchronous=False)
-        assert not [each.error for each in answers or [] if each.error]
+
+        def taken() -> bool:
+            try:
+                answers = consumer.commit(offsets=offsets, asynchronous=False) or []
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.UNKNOWN_MEMBER_ID:
+                    raise
+                return False
+            return not any(each.error for each in answers)
+
+        until(taken, 30, "the group takes a tool's commit")
 
 
 @contextmanager

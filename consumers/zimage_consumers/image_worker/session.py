@@ -9,6 +9,8 @@ checkpoints.
 from __future__ import annotations
 
 import logging
+import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -31,10 +33,14 @@ from zimage_stream.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-TAKE_OVER_TIMEOUT_S = 30.0
-"""``committed()`` waits for a dead predecessor's open transaction, up to 20 s."""
+TAKE_OVER_TIMEOUT_S = 0.25
+"""Of reading checkpoints, while which nothing else is done here."""
+TAKE_OVER_SHARE = 0.1
+"""Of the time that partitions have waited, where that is longer: a broker may be as slow as it is."""
+TAKE_OVER_PAUSE_S = 1.0
 PROBE_TIMEOUT_S = 1.0
 _CONNECTIONS = frozenset((KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._RESOLVE))
+_NOT_YET = frozenset((KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._WAIT_COORD))
 
 
 @dataclass(eq=False, slots=True)
@@ -91,6 +97,11 @@ class Session:
         self._health = health
         self._metrics = metrics
         self.held: dict[int, Held] = {}
+        self._arriving: deque[int] = deque()
+        self._arrived_at = 0.0
+        self._ask_at = 0.0
+        self._one_by_one = False
+        self._give_up = give_up
         self._paused: set[int] = set()
         self._broken: Exception | None = None
         self._abandoned = False
@@ -132,6 +143,7 @@ class Session:
         """
         message = self._consumer.poll(timeout_s)
         self._raise_broken()
+        self._take_over()
         if message is None:
             return None
         problem = message.error()
@@ -248,30 +260,59 @@ class Session:
         ]
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        # An exception raised here would leave the partitions assigned and delivering.
-        try:
-            self._metrics.rebalances.labels("assigned").inc()
-            self._take_over(consumer, partitions)
-        except Exception as error:
-            self._broken = error
+        self._metrics.rebalances.labels("assigned").inc()
+        self._arriving.extend(partition.partition for partition in partitions)
+        self._arrived_at = self._ask_at = time.monotonic()
+        self._one_by_one = False
+        # Each is assigned once its checkpoint is read; until then nothing of it is fetched.
+        consumer.incremental_assign([])
 
-    def _take_over(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        committed = consumer.committed(partitions, timeout=TAKE_OVER_TIMEOUT_S) if partitions else []
-        starts = []
-        for found in committed:
+    def _take_over(self) -> None:
+        """Begin with the partitions that the group gave us, from where their checkpoints say.
+
+        A checkpoint cannot be read while a transaction is open that a dead predecessor began, up to 20 s.
+        What we hold goes on meanwhile, and so does what can be read.
+
+        Raises:
+            ClientsLostError: the broker refuses to say.
+        """
+        at = time.monotonic()
+        if not self._arriving or at < self._ask_at or self._give_up():
+            return
+        asked = [self._arriving[0]] if self._one_by_one else list(self._arriving)
+        timeout_s = max(TAKE_OVER_TIMEOUT_S, (at - self._arrived_at) * TAKE_OVER_SHARE)
+        try:
+            checkpoints = self._read_checkpoints(asked, timeout_s)
+        except KafkaException as error:
+            problem = error.args[0]
+            if problem.code() not in _NOT_YET:
+                raise ClientsLostError(f"checkpoints of {asked} cannot be read: {problem.str()}") from error
+            if not self._one_by_one:
+                log.warning("partitions %s wait: not all of their checkpoints can be read yet", sorted(asked))
+            self._arriving.rotate(-len(asked))
+            self._one_by_one = True
+            self._ask_at = time.monotonic() + TAKE_OVER_PAUSE_S
+            return
+        for number, checkpoint in checkpoints.items():
+            self._arriving.remove(number)
+            self.epoch += 1
+            self.held[number] = Held(self.epoch, Ledger(take_over(checkpoint, self._owner)))
+        starts = [TopicPartition(self._topic, number, found.base) for number, found in checkpoints.items()]
+        self._consumer.incremental_assign(starts)
+        log.info("took over partitions %s", sorted(checkpoints))
+
+    def _read_checkpoints(self, numbers: list[int], timeout_s: float) -> dict[int, Checkpoint]:
+        places = [TopicPartition(self._topic, number) for number in numbers]
+        checkpoints = {}
+        for found in self._consumer.committed(places, timeout=timeout_s):
             if found.error is not None:
                 raise KafkaException(found.error)
-            checkpoint = take_over(self._read(consumer, found), self._owner)
-            self.epoch += 1
-            self.held[found.partition] = Held(self.epoch, Ledger(checkpoint))
-            starts.append(TopicPartition(self._topic, found.partition, checkpoint.base))
-        consumer.incremental_assign(starts)
-        if starts:
-            log.info("took over partitions %s", sorted(start.partition for start in starts))
+            checkpoints[found.partition] = self._read(found, timeout_s)
+        return checkpoints
 
-    def _read(self, consumer: Consumer, found: TopicPartition) -> Checkpoint:
+    def _read(self, found: TopicPartition, timeout_s: float) -> Checkpoint:
         if found.offset == OFFSET_INVALID:
-            low, _ = consumer.get_watermark_offsets(found, timeout=TAKE_OVER_TIMEOUT_S)
+            low, _ = self._consumer.get_watermark_offsets(found, timeout=timeout_s)
             return Checkpoint(low)
         if not found.metadata:
             return Checkpoint(found.offset)
@@ -286,30 +327,37 @@ class Session:
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         numbers = [partition.partition for partition in partitions]
+        mine = self.held.keys() & numbers
+        # An exception raised here would leave the partitions assigned and delivering.
         try:
             self._metrics.rebalances.labels("revoked").inc()
             if not self._abandoned:
-                for number in numbers:
+                for number in mine:
                     self.held[number].leaving = True
-                self._on_revoke(numbers)
-                self.release(numbers)
+                self._on_revoke(mine)
+                self.release(mine)
         except Exception as error:
             self._broken = error
-        self._forget(numbers)
-        consumer.incremental_unassign(partitions)
+        self._unassign(self._forget(numbers))
 
     def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._metrics.rebalances.labels("lost").inc()
         numbers = [partition.partition for partition in partitions]
         log.warning("partitions %s were lost: somebody else has them", sorted(numbers))
-        self._forget(numbers)
-        consumer.incremental_unassign(partitions)
+        self._unassign(self._forget(numbers))
 
-    def _forget(self, numbers: Collection[int]) -> None:
-        for number in numbers:
-            self.held.pop(number, None)
-            self._paused.discard(number)
-        self._on_gone(numbers)
+    def _forget(self, numbers: Collection[int]) -> set[int]:
+        """Hold these no more. Returns those that were held."""
+        mine = self.held.keys() & numbers
+        for number in mine:
+            del self.held[number]
+        self._paused -= mine
+        self._arriving = deque(number for number in self._arriving if number not in numbers)
+        self._on_gone(mine)
+        return mine
+
+    def _unassign(self, numbers: Collection[int]) -> None:
+        self._consumer.incremental_unassign([TopicPartition(self._topic, number) for number in numbers])
 
     def _judge(self, problem: KafkaError, partition: int | None) -> None:
         if problem.code() == KafkaError._AUTO_OFFSET_RESET and partition in self.held:

@@ -49,7 +49,7 @@ services: $(VENV)/installed ## run Kafka, MinIO and a schema registry until Ctrl
 	$(BIN)/python -m tests.services
 
 lock: ## pin every dependency anew
-	$(BIN)/uv pip compile --quiet pyproject.toml --extra worker --extra otel --extra dev --universal \
+	$(BIN)/uv pip compile --quiet pyproject.toml --extra worker --extra otel --extra dev --extra bench --universal \
 		--python-version 3.11 --generate-hashes --no-emit-index-url --no-header -o requirements.lock
 
 clean: ## remove the virtual environment and what tools left

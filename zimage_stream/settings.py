@@ -111,6 +111,8 @@ class EngineSettings(Group):
     """What the simulated engine does to prompts with a piece of text in them: raise, kill, slow:3, …"""
     simulated_salt: str = ""
     """Gives a simulated engine pixels of its own, as another card or driver has."""
+    simulated_scenery: bool = False
+    """Its pictures are as hard to encode as photographs."""
     device: str = "auto"
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     offload: Literal["none", "model", "sequential", "text_encoder"] = "none"

@@ -25,6 +25,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from zimage_stream.engines.base import ImageSpec, never
 from zimage_stream.engines.faults import Fault, FaultKind
+from zimage_stream.engines.scenery import SIDE, scenery
 from zimage_stream.errors import (
     ContextLostError,
     EngineError,
@@ -74,7 +75,8 @@ class SimulatedEngine:
         reference_s: seconds of one 1024x1024 picture at 8 steps.
         faults: directives by piece of prompt.
         salt: other salts give other pixels for equal specs, as another card or driver does.
-        sleep: how time is spent.
+        scenic: behind the words is what is as hard to encode as a photograph, not a grid of colours.
+        sleep, clock: how time is spent and told.
     """
 
     model = "simulated"
@@ -85,22 +87,28 @@ class SimulatedEngine:
         reference_s: float = 0.32,
         faults: Mapping[str, Fault] | None = None,
         salt: str = "",
+        scenic: bool = False,
         sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._reference_s = reference_s
         self._faults = dict(faults or {})
         self._salt = salt
+        self._scenic = scenic
         self._sleep = sleep
+        self._clock = clock
         self._leaked = 0
 
     @classmethod
     def from_settings(cls, settings: EngineSettings) -> SimulatedEngine:
         """As the settings say."""
         faults = {piece: Fault.parse(text) for piece, text in settings.simulated_faults.items()}
-        return cls(settings.simulated_ms / 1e3, faults, settings.simulated_salt)
+        return cls(settings.simulated_ms / 1e3, faults, settings.simulated_salt, settings.simulated_scenery)
 
     def load(self) -> None:
-        """There is nothing to load."""
+        """There is nothing to load; the scenery is made."""
+        if self._scenic:
+            scenery()
 
     def close(self) -> None:
         """There is nothing to release."""
@@ -123,19 +131,20 @@ class SimulatedEngine:
         for spec in specs:
             for fault in self._faults_of(spec):
                 self._play(fault, spec, len(specs))
-        left = service_seconds(specs, self._reference_s)
-        while left > 0:
+        # The drawing is part of the time: a device needs no processor for it.
+        end = self._clock() + service_seconds(specs, self._reference_s)
+        images = [self._draw(spec) for spec in specs]
+        while (left := end - self._clock()) > 0:
             if cancelled():
                 raise GenerationCancelledError("the pictures are not wanted any more")
             self._sleep(min(left, _CANCELLABLE_S))
-            left -= _CANCELLABLE_S
-        return [self._draw(spec) for spec in specs]
+        return images
 
     def _faults_of(self, spec: ImageSpec) -> list[Fault]:
         return [fault for piece, fault in self._faults.items() if piece in spec.prompt]
 
     def _draw(self, spec: ImageSpec) -> Image.Image:
-        image = draw(spec, self._salt)
+        image = draw(spec, self._salt, self._scenic)
         if any(fault.kind is FaultKind.CORRUPT for fault in self._faults_of(spec)):
             return image.crop((0, 0, spec.width, spec.height // 2))
         return image
@@ -163,11 +172,16 @@ class SimulatedEngine:
                 raise ContextLostError("the device context is lost (simulated)")
 
 
-def draw(spec: ImageSpec, salt: str = "") -> Image.Image:
-    """A picture of the spec, in its size: its digest as a grid of colours, its parameters in words."""
+def draw(spec: ImageSpec, salt: str = "", scenic: bool = False) -> Image.Image:
+    """A picture of the spec, in its size: its digest as a grid of colours or a view, and its parameters."""
     digest = hashlib.sha256(repr((spec, salt)).encode()).digest()
-    grid = Image.frombytes("RGB", (4, 2), digest[:24])
-    image = grid.resize((spec.width, spec.height), Image.Resampling.NEAREST)
+    size = spec.width, spec.height
+    if scenic:
+        left = int.from_bytes(digest[:2]) % max(1, SIDE - size[0])
+        top = int.from_bytes(digest[2:4]) % max(1, SIDE - size[1])
+        image = scenery().crop((left, top, left + size[0], top + size[1]))
+    else:
+        image = Image.frombytes("RGB", (4, 2), digest[:24]).resize(size, Image.Resampling.NEAREST)
     # The font that Pillow brings draws no Chinese; such characters are left to the picture's metadata.
     prompt = spec.prompt.encode("ascii", "replace").decode()
     lines = (

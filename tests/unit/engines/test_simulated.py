@@ -20,6 +20,7 @@ from zimage_stream.errors import (
     OutOfMemoryError,
     RequestError,
 )
+from zimage_stream.imaging import encode
 
 
 def spec(
@@ -32,7 +33,7 @@ def engine(faults: dict[str, str] | None = None, salt: str = "") -> tuple[Simula
     """An engine that only notes how long it would sleep."""
     slept: list[float] = []
     parsed = {piece: Fault.parse(text) for piece, text in (faults or {}).items()}
-    return SimulatedEngine(0.32, parsed, salt, sleep=slept.append), slept
+    return SimulatedEngine(0.32, parsed, salt, sleep=slept.append, clock=lambda: sum(slept)), slept
 
 
 @pytest.mark.parametrize(
@@ -78,6 +79,16 @@ def test_equal_specs_give_equal_pictures_and_others_do_not() -> None:
     pictures = [simulated.generate([one])[0].tobytes() for one in others]
     assert len(set(pictures)) == len(others)
     assert [image.tobytes() for image in engine()[0].generate(others)] == pictures
+
+
+def test_a_view_is_as_hard_to_encode_as_a_photograph_and_equal_for_equal_specs() -> None:
+    simulated = SimulatedEngine(0.0, scenic=True)
+    one, same, other = (simulated.generate([spec(prompt)])[0] for prompt in ("a", "a", "b"))
+    assert one.tobytes() == same.tobytes() != other.tobytes()
+    flat = SimulatedEngine(0.0).generate([spec("a")])[0]
+    # A photograph keeps about half of its bytes.
+    assert len(encode(one, "png", None, {}).data) > 0.4 * len(one.tobytes())
+    assert len(encode(flat, "png", None, {}).data) < 0.1 * len(flat.tobytes())
 
 
 def test_a_salt_changes_the_pixels() -> None:

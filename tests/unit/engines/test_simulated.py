@@ -83,9 +83,9 @@ def test_equal_specs_give_equal_pictures_and_others_do_not() -> None:
 
 def test_a_view_is_as_hard_to_encode_as_a_photograph_and_equal_for_equal_specs() -> None:
     simulated = SimulatedEngine(0.0, scenic=True)
-    one, same, other = (simulated.generate([spec(prompt)])[0] for prompt in ("a", "a", "b"))
+    one, same, other = (simulated.generate([spec(prompt, 512)])[0] for prompt in ("a", "a", "b"))
     assert one.tobytes() == same.tobytes() != other.tobytes()
-    flat = SimulatedEngine(0.0).generate([spec("a")])[0]
+    flat = SimulatedEngine(0.0).generate([spec("a", 512)])[0]
     # A photograph keeps about half of its bytes.
     assert len(encode(one, "png", None, {}).data) > 0.4 * len(one.tobytes())
     assert len(encode(flat, "png", None, {}).data) < 0.1 * len(flat.tobytes())

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from confluent_kafka.admin import AdminClient
 
+from zimage_stream import ImageResult, PromptClient
 from zimage_stream.kafka.clients import common_config
 from zimage_stream.kafka.topics import create_topics
 from zimage_stream.settings import Settings, environment_of, load_settings
@@ -105,6 +106,26 @@ class Workers:
         return {
             slot: int(pid) for slot, pid in re.findall(r"worker (\S+) started, process (\d+)", self.words())
         }
+
+
+@contextmanager
+def answers(settings: Settings) -> Iterator[Callable[[int], list[ImageResult]]]:
+    """Gives a call that waits for so many more results and returns them; from now on."""
+    with PromptClient(settings) as client, client.open_reader() as reader:
+
+        def take(count: int, silence_s: float = 120.0) -> list[ImageResult]:
+            out: list[ImageResult] = []
+            deadline = time.monotonic() + silence_s
+            while len(out) < count:
+                result = reader.poll(0.5)
+                if result is not None:
+                    out.append(result)
+                    deadline = time.monotonic() + silence_s
+                elif time.monotonic() > deadline:
+                    raise SystemExit(f"{count} results were to come, and after {len(out)} there is silence")
+            return out
+
+        yield take
 
 
 def until(condition: Callable[[], T], what: str, timeout_s: float = 600.0) -> T:

@@ -21,6 +21,7 @@ class Request(IntEnum):
     """API keys of the requests that a transaction makes."""
 
     PRODUCE = 0
+    LIST_OFFSETS = 2
     METADATA = 3
     FIND_COORDINATOR = 10
     INIT_PRODUCER_ID = 22

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,8 @@ from zimage_stream.settings import KafkaSettings
 log = logging.getLogger(__name__)
 
 _NOT_TO_BE_READ = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED)
+_NO_LEADER_YET = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
+"""As for a moment after a topic was made, or while a broker restarts."""
 
 CLOSE_TIMEOUT_S = 5.0
 
@@ -67,15 +70,18 @@ class TopicReader:
             BrokerUnavailableError: no broker answers.
             TopicMissingError: there is no such topic.
         """
-        try:
-            return {
-                partition: self._consumer.get_watermark_offsets(
-                    TopicPartition(self._topic, partition), timeout=CONTACT_TIMEOUT_S
-                )[1]
-                for partition in self._partitions()
-            }
-        except KafkaException as error:
-            raise self._trouble.explain(error.args[0]) from error
+        return {partition: self._end_of(partition) for partition in self._partitions()}
+
+    def _end_of(self, partition: int) -> int:
+        place, deadline = TopicPartition(self._topic, partition), time.monotonic() + CONTACT_TIMEOUT_S
+        while True:
+            try:
+                return int(self._consumer.get_watermark_offsets(place, timeout=CONTACT_TIMEOUT_S)[1])
+            except KafkaException as error:
+                problem = error.args[0]
+                if problem.code() not in _NO_LEADER_YET or time.monotonic() > deadline:
+                    raise self._trouble.explain(problem) from error
+            time.sleep(0.1)
 
     def start(self, offsets: Offsets | None = None) -> None:
         """Read from these offsets on; ``None``: from the beginning. Raises as :meth:`end_offsets`."""

@@ -1,0 +1,100 @@
+"""How busy the device is while there is work: this worker, and the stack that it replaces.
+
+One after the other: one worker, a simulated device that takes a stated time for a picture of 1024x1024,
+pictures that are as hard to encode as photographs, PNG, stored in MinIO; broker, store, worker and client
+on one machine. All requests are there from the start.
+
+- *busy*: the device's time for all pictures, of the time from the first picture's start to the last one's
+  end. Nothing hides in it: whatever keeps the device waiting makes it less.
+- *images/s*: until the last object is stored.
+
+    python -m tests.services run --no-registry -- python -m benchmarks.saturation
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.report import Plot, Report, parser, publish
+from benchmarks.seed_stack import SeedStack
+from benchmarks.workers import Workers, answers, fresh_settings, until
+from zimage_stream import PromptClient, PromptRequest
+from zimage_stream.settings import Settings
+
+SERVICE_MS = (320.0, 850.0)
+"""Of an H200 and an L40S for one 1024x1024 picture at 8 steps."""
+OURS, THEIRS = "this project", "Redis and RQ, in line"
+
+
+@dataclass(frozen=True)
+class Run:
+    """UNIX times of generations' starts and of objects being there, in no order."""
+
+    started: list[float]
+    stored: list[float]
+
+    def busy(self, service_s: float) -> float:
+        """The device's share."""
+        return len(self.started) * service_s / (max(self.started) + service_s - min(self.started))
+
+    @property
+    def images_a_second(self) -> float:
+        return len(self.stored) / (max(self.stored) - min(self.started))
+
+
+def main() -> None:
+    options = parser(__doc__, "few and fast pictures")
+    options.add_argument("--pictures", type=int, default=200)
+    arguments = options.parse_args()
+    service, pictures = ((50.0,), 20) if arguments.quick else (SERVICE_MS, arguments.pictures)
+    rows: list[tuple[float, str, float, float]] = []
+    for milliseconds in service:
+        for name, run in ((THEIRS, theirs), (OURS, ours)):
+            engine = {"kind": "simulated", "simulated_ms": milliseconds, "simulated_scenery": True}
+            with fresh_settings(engine=engine) as settings:
+                seen = run(settings, pictures)
+            rows.append((milliseconds / 1e3, name, seen.busy(milliseconds / 1e3), seen.images_a_second))
+    findings = []
+    for service_s in {row[0]: None for row in rows}:
+        their, our = (row for row in rows if row[0] == service_s)
+        findings.append(
+            f"At {service_s:g} s a picture the device is busy {our[2]:.1%} of the time, against "
+            f"{their[2]:.1%}: {our[3] / their[3]:.2f} times the images a second."
+        )
+    series = {
+        name: [(f"{row[0]:g} s a picture", row[2]) for row in rows if row[1] == name]
+        for name in (OURS, THEIRS)
+    }
+    publish(
+        Report(
+            ("s a picture", "stack", "busy", "images/s"),
+            rows,
+            findings,
+            Plot("bars", "", "device busy", series, line=(0.99, "0.99")),
+        ),
+        arguments,
+    )
+
+
+def ours(settings: Settings, pictures: int) -> Run:
+    with Workers(settings) as workers, answers(settings) as take, PromptClient(settings) as client:
+        until(lambda: workers.lines("took over partitions"), "the worker is in the group")
+        client.submit_many(PromptRequest(prompt=f"warm {number}") for number in range(4))
+        take(4)
+        client.submit_many(PromptRequest(prompt=f"picture {number}") for number in range(pictures))
+        results = take(pictures)
+    started = [result.started_at.timestamp() for result in results if result.started_at is not None]
+    return Run(started, [result.completed_at.timestamp() for result in results])
+
+
+def theirs(settings: Settings, pictures: int) -> Run:
+    with SeedStack(settings) as stack:
+        names = stack.submit(f"{settings.topics.requests}-{number}" for number in range(pictures))
+        # Asking costs the machine something, too: no more often than a client would.
+        until(lambda: len(stack.done(names[-1:])) == 1, "the RQ worker has answered", 3_600)
+        done = stack.done(names)
+    return Run([each.started for each in done], [each.stored for each in done])
+
+
+if __name__ == "__main__":
+    main()

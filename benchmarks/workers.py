@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -11,7 +12,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -136,6 +137,12 @@ def until(condition: Callable[[], T], what: str, timeout_s: float = 600.0) -> T:
             raise SystemExit(f"not within {timeout_s:g} s: {what}")
         time.sleep(0.1)
     return value
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value that this share of them does not exceed. Pure."""
+    ranked = sorted(values)
+    return ranked[max(0, math.ceil(share * len(ranked)) - 1)]
 
 
 def resident_bytes(pid: int) -> int:

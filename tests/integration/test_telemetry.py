@@ -95,7 +95,8 @@ def test_a_request_is_traced_under_its_producers_trace(arena: Arena, collector: 
     spans = until(lambda: len(collector.spans) >= 7 and collector.spans, 30, "its spans have come")
     assert {span.trace_id.hex() for span in spans} == {TRACE}
     names = {span.name: span for span in spans}
-    assert names.keys() == {"process request", "look up", "wait", "generate", "encode", "upload", "publish"}
+    stages = {"decode", "mark", "look up", "wait", "generate", "encode", "upload", "publish"}
+    assert names.keys() == {"process request", *stages}
     whole = names.pop("process request")
     said = {each.key: each.value.string_value for each in whole.attributes}
     assert said["messaging.message.id"] == request.request_id

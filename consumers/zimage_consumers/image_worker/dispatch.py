@@ -201,6 +201,7 @@ class Dispatcher:
         for job in jobs:
             mark = Mark(job.attempts, job.suspect, open=True, alone=not company)
             changes[job.record.partition][job.record.offset] = mark
+        started = time.monotonic()
         try:
             session.mark(changes)
         except CommitRefusedError:
@@ -209,7 +210,9 @@ class Dispatcher:
             raise
         failpoint("marked")
         self._notes.clear()
+        elapsed = time.monotonic() - started
         for job in jobs:
+            job.stage("mark", elapsed)
             job.marked = True
             self._started.add(job)
 

@@ -359,6 +359,7 @@ class Worker:
         for _ in range(min(len(self._incoming), RECORDS_A_TURN)):
             job = self._incoming[0]
             if self._wanted(job):
+                started = time.monotonic()
                 try:
                     with self._metrics.decode_seconds.time():
                         self._intake.check(job)
@@ -370,6 +371,7 @@ class Worker:
                 except Exception as error:
                     self._fail(job, error)
                 else:
+                    job.stage("decode", time.monotonic() - started)
                     self._scheduler.add(job)
             self._incoming.popleft()
         self._health.up("registry")

@@ -1,0 +1,128 @@
+"""Null work through six systems, end to end: what is left of a system's time when the work takes none.
+
+A client publishes all requests and then reads all results; one worker process; broker, worker and client on
+one machine. *requests/s* is from the first publication until the last result is read: the median of
+rounds in which the systems take turns. Each starts anew in each round and is warm before the clock runs.
+
+- RQ, Celery and Dramatiq: Redis has the queue and the results. RQ's worker does not fork, Celery's has the
+  pool ``solo``, ``acks_late`` and fetches one at a time, Dramatiq's has one thread.
+- FastStream (confluent) and Quix Streams: Kafka, 12 partitions, JSON in and out, read with
+  ``read_committed``. FastStream acknowledges after its result is published. Quix Streams commits every 5 s,
+  its default; where it is exactly once it commits every 0.1 s, since nothing can be read before.
+- This project: Avro on the same broker, read with its own client. It does more than the others, whose work
+  is to return a dictionary: a picture of 64x64 is made, encoded, and stored in a directory for each request.
+
+A GPU takes seconds for what is nothing here, so any of them is fast enough for one. What differs is what
+becomes of a request whose worker dies, as the last column says.
+
+    python -m tests.services run --no-registry -- python -m benchmarks.peers
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from benchmarks.peers_kafka import faststream, ours, quix
+from benchmarks.peers_redis import Serve, on_celery, on_dramatiq, rq
+from benchmarks.report import Plot, Report, parser, publish
+
+WARM = 100
+LOST, AGAIN, ONCE = "at most once", "at least once", "exactly once"
+
+
+@dataclass(frozen=True)
+class System:
+    """One of the systems.
+
+    Attributes:
+        after_death: what becomes of the request that a worker had when it was killed.
+    """
+
+    name: str
+    guarantee: str
+    after_death: str
+    start: Callable[[], AbstractContextManager[Serve]]
+
+    def rate(self, requests: int) -> float:
+        """Requests a second."""
+        with self.start() as serve:
+            serve(WARM)
+            begun = time.perf_counter()
+            serve(requests)
+            return requests / (time.perf_counter() - begun)
+
+
+SYSTEMS = (
+    System("RQ", LOST, "marked failed minutes later; run again only if enqueued with Retry", rq),
+    System("Celery", AGAIN, "run again after the visibility timeout, 1 h", on_celery),
+    System("Dramatiq", AGAIN, "run again once its worker has been silent for 1 min", on_dramatiq),
+    System("FastStream", AGAIN, "run again; its result may be there twice", faststream),
+    System(
+        "Quix Streams",
+        AGAIN,
+        "run again with all since the last commit; results twice",
+        partial(quix, "at-least-once"),
+    ),
+    System(
+        "Quix Streams",
+        ONCE,
+        "run again, one result; readers wait for the dead worker's transaction, up to 1 min",
+        partial(quix, "exactly-once"),
+    ),
+    System("this project", AGAIN, "run again; its result may be there twice", partial(ours, "at_least_once")),
+    System("this project", ONCE, "run again, one result", partial(ours, "exactly_once")),
+)
+
+
+def main() -> None:
+    options = parser(__doc__, "few requests, one round")
+    options.add_argument("--requests", type=int, default=5_000)
+    options.add_argument("--rounds", type=int, default=3)
+    arguments = options.parse_args()
+    requests, rounds = (200, 1) if arguments.quick else (arguments.requests, arguments.rounds)
+    rates: dict[System, list[float]] = {system: [] for system in SYSTEMS}
+    for _ in range(rounds):
+        for system, seen in rates.items():
+            seen.append(system.rate(requests))
+    median = {system: statistics.median(seen) for system, seen in rates.items()}
+    mine = SYSTEMS[-1]
+    others = [
+        f"{median[mine] / median[system]:.2g} times {system.name}"
+        + f" ({system.guarantee})" * (system.name == "Quix Streams")
+        for system in SYSTEMS
+        if system.name != mine.name
+    ]
+    series = {
+        guarantee: [(system.name, median[system]) for system in SYSTEMS if system.guarantee == guarantee]
+        for guarantee in (LOST, AGAIN, ONCE)
+    }
+    publish(
+        Report(
+            ("system", "guarantee", "requests/s", "slowest", "fastest", "a request whose worker dies is"),
+            [
+                (system.name, system.guarantee, median[system], min(seen), max(seen), system.after_death)
+                for system, seen in rates.items()
+            ],
+            [f"{median[mine]:,.0f} requests a second, exactly once, is {', '.join(others)}."],
+            Plot("bars", "", "requests/s", series),
+            {"requests": requests, "rounds": rounds, "quixstreams": _quix_version()},
+        ),
+        arguments,
+    )
+
+
+def _quix_version() -> str:
+    found = re.search(r"^quixstreams==(\S+)", Path(__file__).with_name("quix.lock").read_text(), re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+if __name__ == "__main__":
+    main()

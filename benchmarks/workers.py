@@ -139,6 +139,14 @@ def until(condition: Callable[[], T], what: str, timeout_s: float = 600.0) -> T:
     return value
 
 
+def peak_resident_bytes(pid: int) -> int:
+    """The most memory that a process has ever had (Linux)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert found is not None
+    return int(found[1]) * 1024
+
+
 def percentile(values: Sequence[float], share: float) -> float:
     """The value that this share of them does not exceed. Pure."""
     ranked = sorted(values)

@@ -41,7 +41,8 @@ _CANCELLABLE_S = 0.1
 _GAIN_OF_SMALL = ((1, 1.0), (2, 1.82), (4, 2.77), (8, 3.14))
 _SMALL_PIXELS = 512 * 512
 _CHARACTERS_A_TOKEN = 4
-_FONT_SIZE, _MARGIN = 10, 3
+_MARGIN, _LINE = 3, 11
+_OUTLINE = ((-1, 0, "black"), (1, 0, "black"), (0, -1, "black"), (0, 1, "black"))
 
 
 def service_seconds(specs: Sequence[ImageSpec], reference_s: float) -> float:
@@ -191,16 +192,9 @@ def draw(spec: ImageSpec, salt: str = "", scenic: bool = False) -> Image.Image:
         f"seed {spec.seed}",
         " ".join(prompt.split())[: spec.width // 6],
     )
-    pen = ImageDraw.Draw(image)
-    font = ImageFont.load_default(size=_FONT_SIZE)
-    # An outline keeps the words readable on any colour.
-    pen.multiline_text(
-        (_MARGIN, _MARGIN),
-        "\n".join(lines),
-        fill="white",
-        font=font,
-        spacing=1,
-        stroke_width=1,
-        stroke_fill="black",
-    )
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default_imagefont()
+    for number, line in enumerate(lines):
+        # An outline keeps the words readable on any colour; Pillow's own takes ten times as long.
+        for across, down, colour in (*_OUTLINE, (0, 0, "white")):
+            pen.text((_MARGIN + across, _MARGIN + number * _LINE + down), line, fill=colour, font=font)
     return image

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
+from zimage_consumers.image_worker.caller import Caller
 from zimage_consumers.image_worker.failpoints import failpoint
 from zimage_consumers.image_worker.terminal import Outgoing
 from zimage_stream.errors import ZImageError
@@ -114,6 +113,7 @@ class TransactionalPublisher:
         self._health = health
         self._hung = False
         self._refused: str | None = None
+        self._caller = Caller("transactions")
         self._producer = Producer(transactional_config(settings, transactional_id))
 
     def start(self) -> None:
@@ -171,6 +171,7 @@ class TransactionalPublisher:
             raise CommitRefusedError(str(error)) from error
 
     def close(self) -> None:
+        self._caller.close()
         if not self._hung:
             self._producer.purge()
 
@@ -208,7 +209,7 @@ class TransactionalPublisher:
     def _call(self, name: str, call: Callable[[], Any]) -> None:
         while True:
             try:
-                _bounded(call, name)
+                self._caller.call(call, CALL_TIMEOUT_S + HANG_MARGIN_S)
             except KafkaException as error:
                 problem = error.args[0]
                 if problem.retriable() and not problem.txn_requires_abort() and not self._give_up():
@@ -219,6 +220,7 @@ class TransactionalPublisher:
                     continue
                 self._raise(problem, name)
             except TimeoutError:
+                # Given up with the thread in it; the producer that comes next fences it.
                 self._hung = True
                 raise ClientsLostError(f"{name} did not return") from None
             else:
@@ -250,30 +252,6 @@ def _membership(consumer: Consumer) -> Any:
     if not before or consumer.memberid() != before:
         raise PublishAbortedError("this consumer is not in the group now")
     return proof
-
-
-def _bounded(call: Callable[[], Any], name: str) -> None:
-    """Make a transactional call, on a thread that can be left behind.
-
-    Seen with librdkafka 2.16: after a broker's restart ``send_offsets_to_transaction`` may never
-    return, whatever timeout it was given (its issues 5456 and 5511 say why). Its producer is given up
-    then with the thread in it; the one that comes next fences it.
-
-    Raises:
-        TimeoutError: it is out of its time and has not returned.
-    """
-    done: Future[None] = Future()
-
-    def run() -> None:
-        try:
-            call()
-        except BaseException as error:
-            done.set_exception(error)
-        else:
-            done.set_result(None)
-
-    threading.Thread(target=run, name=name, daemon=True).start()
-    done.result(CALL_TIMEOUT_S + HANG_MARGIN_S)
 
 
 class PlainPublisher:

@@ -41,7 +41,7 @@ from zimage_stream.kafka.reader import ResultReader
 from zimage_stream.settings import Settings
 
 LOADS = (0.3, 0.5, 0.7, 0.9, 1.1)
-CLAIM_USERS, CLAIM_RATE, CLAIM_S = 100, 1.2, 1.82
+CLAIM = (100, 1.2, 1.82)
 """What such stacks are said to do: users, images a second, seconds for each."""
 POLL_S = 0.02
 """How often an RQ user's program asks; there is nothing that would tell it."""
@@ -87,6 +87,10 @@ class Point:
     errors: int
     seconds: float
 
+    def __post_init__(self) -> None:
+        if not self.waits:
+            raise SystemExit(f"{self.stack}: of {self.errors} pictures none was made")
+
     @property
     def rate(self) -> float:
         """Images a second."""
@@ -126,11 +130,7 @@ def main() -> None:
             [row(point, len(users)) for point in points],
             findings(points, len(users), arguments.service),
             plot(points, arguments.workers[0]),
-            {
-                "service_s": arguments.service,
-                "open_s": arguments.seconds,
-                "closed_minutes": arguments.minutes,
-            },
+            {"service_s": arguments.service, "minutes": arguments.minutes, "seconds": arguments.seconds},
         ),
         arguments,
     )
@@ -161,7 +161,9 @@ def open_loop(stack: Stack, arrivals: Sequence[Arrival]) -> tuple[list[float], i
             if answer.succeeded:
                 waits.append(answer.stored - meant)
             end, heard = max(end, answer.stored), time.time()
-        _give_up_after(heard if waiting else time.time())
+        if not waiting:
+            heard = time.time()
+        _give_up_after(heard)
     return waits, len(arrivals) - len(waits), end - began - arrivals[0][0]
 
 
@@ -261,12 +263,15 @@ def theirs(settings: Settings, workers: int) -> Iterator[Stack]:
 def row(point: Point, users: int) -> Sequence[Cell]:
     """A line of the table."""
     waits = point.waits
-    times = (
-        (mean(waits), *(percentile(waits, share) for share in (0.5, 0.95, 0.99))) if waits else (None,) * 4
-    )
+    shares = (percentile(waits, share) for share in (0.5, 0.95, 0.99))
+    load = f"{users} users" if point.load is None else percent(point.load)
     count = len(waits) + point.errors
-    load = f"{users} users" if point.load is None else f"{point.load:.0%}"
-    return (point.stack, point.workers, load, count, point.rate, *times, point.errors)
+    return (point.stack, point.workers, load, count, point.rate, mean(waits), *shares, point.errors)
+
+
+def percent(share: float) -> str:
+    """In words. Pure."""
+    return f"{share * 100:.0f} %"
 
 
 def users_by_littles_law(rate: float, seconds: float) -> float:
@@ -275,45 +280,43 @@ def users_by_littles_law(rate: float, seconds: float) -> float:
 
 
 def findings(points: Sequence[Point], users: int, service_s: float) -> list[str]:
-    """About the first number of workers."""
+    """Sentences about the first number of workers."""
     workers = points[0].workers
-    closed = {point.stack: point for point in points if point.workers == workers and point.load is None}
-    opened = {
-        (point.stack, point.load): point
-        for point in points
-        if point.workers == workers and point.load is not None
-    }
-    loads = list(dict.fromkeys(load for _, load in opened))
-    our, their, possible = closed[OURS].rate, closed[THEIRS].rate, workers / service_s
-    crew = f"{workers} worker" if workers == 1 else f"{workers} workers"
+    ones = [point for point in points if point.workers == workers]
+    closed = {point.stack: point for point in ones if point.load is None}
+    p95 = {(each.stack, each.load): percentile(each.waits, 0.95) for each in ones}
+    loads = list(dict.fromkeys(each.load for each in ones if each.load is not None))
+    possible = workers / service_s
     said = [
-        f"With {users} users and {crew} it is {our:.2f} images/s, against {their:.2f}, of {possible:.2f} "
-        "that the device can do."
+        f"{users} users with {workers} worker{'s' * (workers > 1)} get {closed[OURS].rate:.2f} images/s from "
+        f"{OURS}, {closed[THEIRS].rate:.2f} from {THEIRS}; {possible:.2f} is what the device can do."
     ]
-    for load in loads:
-        if load in (0.7, 0.9):
-            p95 = [percentile(opened[name, load].waits, 0.95) for name in (OURS, THEIRS)]
-            said.append(f"At {load:.0%} the p95 is {p95[0]:.2f} s, against {p95[1]:.2f} s.")
-    for name, rate in ((OURS, our), (THEIRS, their)):
-        growing = [f"{load:.0%}" for load in loads if load * possible > rate]
+    said += [
+        f"At {percent(load)} of what the device can do the p95 is {p95[OURS, load]:.2f} s, against "
+        f"{p95[THEIRS, load]:.2f} s."
+        for load in loads
+        if load in (0.7, 0.9)
+    ]
+    for name, point in closed.items():
+        growing = [percent(load) for load in loads if load * possible > point.rate]
         if growing:
             said.append(
-                f"More comes than {name} serves at {' and '.join(growing)}: its queue grows without end, and "
-                "these times only say how long the run was."
+                f"At {' and '.join(growing)} more comes than the {point.rate:.2f} images/s of {name}: its "
+                "queue grows without end, and the latency only says how long the run was."
             )
-    claimed = f"{CLAIM_USERS} users, {CLAIM_RATE:g} images/s, {CLAIM_S:g} s"
-    checks = " and ".join(
-        f"{point.rate:.2f} x {mean(point.waits):.2f} s = "
-        f"{users_by_littles_law(point.rate, mean(point.waits)):.1f} ({name})"
-        for name, point in closed.items()
+    checks = ", ".join(
+        f"{each.rate:.2f} x {mean(each.waits):.2f} = {users_by_littles_law(each.rate, mean(each.waits)):.1f} "
+        f"({name})"
+        for name, each in closed.items()
     )
-    said.append(
-        f'"{claimed}", as such stacks are advertised, cannot be, by Little\'s law: where users ask again at '
-        f"once, their number is throughput times latency, so that {CLAIM_RATE:g} images/s mean "
-        f"{CLAIM_USERS / CLAIM_RATE:.0f} s for each, and {CLAIM_S:g} s would need {CLAIM_USERS / CLAIM_S:.0f} "
-        f"images/s; the figures here keep it, with {users} users: {checks}."
-    )
-    return said
+    many, rate, seconds = CLAIM
+    return [
+        *said,
+        f'What is usually claimed for such stacks, "{many} users, {rate} images/s, {seconds} s", contradicts '
+        "Little's law: where users ask again at once, their number is throughput times latency, so that "
+        f"{rate} images/s means {many / rate:.0f} s for each of {many} users, and {seconds} s would need "
+        f"{many / seconds:.0f} images/s. Measured here with {users} users, the product is {checks}.",
+    ]
 
 
 def plot(points: Sequence[Point], workers: int) -> Plot | None:

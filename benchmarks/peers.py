@@ -8,7 +8,7 @@ rounds in which the systems take turns. Each starts anew in each round and is wa
   pool ``solo``, ``acks_late`` and fetches one at a time, Dramatiq's has one thread.
 - FastStream (confluent) and Quix Streams: Kafka, 12 partitions, JSON in and out, read with
   ``read_committed``. FastStream acknowledges after its result is published. Quix Streams commits every 5 s,
-  its default; where it is exactly once it commits every 0.1 s, since nothing can be read before.
+  its default; where it is exactly once it commits every 0.3 s, since nothing can be read before.
 - This project: Avro on the same broker, read with its own client. It does more than the others, whose work
   is to return a dictionary: a picture of 64x64 is made, encoded, and stored in a directory for each request.
 

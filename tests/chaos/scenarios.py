@@ -109,6 +109,9 @@ def two_in_one_slot(stage: Stage, scale: float) -> None:
         if second.exit_code() is None:
             second.kill()
             stage.fault()
+    # As an operator does who has put that right. Whoever was fenced and has had nothing to do since would
+    # learn it when it is stopped, and end with a failure then.
+    stage.crew[0].kill()
 
 
 def broker_killed(stage: Stage, scale: float) -> None:

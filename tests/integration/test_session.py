@@ -73,7 +73,8 @@ def test_while_no_checkpoint_can_be_read_nothing_is_held_and_leaving_is_clean(
     until(lambda: polled(impatient) or "can be read yet" in caplog.text, 30, "it has asked")
     assert poll_for(impatient, 2.0) == set()
     assert caplog.text.count("can be read yet") == 1
-    impatient.close()
+    impatient.abandon()
+    assert impatient.clean
 
     monkeypatch.undo()
     session = make_session()
@@ -81,6 +82,15 @@ def test_while_no_checkpoint_can_be_read_nothing_is_held_and_leaving_is_clean(
     assert until(lambda: polled(session), 30, "the next one has partitions") == ALL
     session.claim()
     session.close()
+    assert session.clean
+
+
+def test_what_is_dropped_without_being_released_is_not_clean(make_session: Callable[[], Session]) -> None:
+    session = make_session()
+    session.join()
+    until(lambda: polled(session), 30, "it has partitions")
+    session.abandon()
+    assert not session.clean
 
 
 def test_a_transaction_that_nobody_ends_holds_up_its_own_partitions_alone(

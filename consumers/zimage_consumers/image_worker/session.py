@@ -97,6 +97,8 @@ class Session:
         self._health = health
         self._metrics = metrics
         self.held: dict[int, Held] = {}
+        self.clean = True
+        """Nothing that it held was left without being released."""
         self._arriving: deque[int] = deque()
         self._arrived_at = 0.0
         self._ask_at = 0.0
@@ -227,6 +229,7 @@ class Session:
     def abandon(self) -> None:
         """Leave the group as a dead process would: no commit is made, marks stay as they are."""
         self._abandoned = True
+        self.clean &= not self.held
         self._close_clients()
         self._forget(list(self.held))
 
@@ -338,6 +341,7 @@ class Session:
                 self.release(mine)
         except Exception as error:
             self._broken = error
+            self.clean = False
         self._unassign(self._forget(numbers))
 
     def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:

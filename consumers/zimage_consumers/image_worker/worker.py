@@ -238,7 +238,7 @@ class Worker:
                 log.warning("both clients are thrown away and the group is joined anew: %s", error)
                 session.abandon()
                 if self._stop.is_set():
-                    return ExitCode.FAILED
+                    return self._code if session.clean else ExitCode.FAILED
                 if isinstance(error, FencedError):
                     # Once may be our own transaction that the broker timed out. Twice is another process
                     # in our slot, and two that go on would fence each other for ever.

@@ -26,9 +26,15 @@ log = logging.getLogger(__name__)
 
 BATCHES_AHEAD = 2
 """One on the engine and one on deck: the engine never waits, and a late comer waits for no more."""
+MARKS_AHEAD = 3
+"""More only where they are done before marks can be committed so many times."""
+MOST_AHEAD = 64
+"""Pictures; they are suspects together if the process dies."""
 UNDELIVERED_PIXELS = 64 << 20
 """Pictures held in memory while the store is slow or down: 192 MiB of RGB."""
 REGISTRY_WAIT_S = 1.0
+_RECENT = 0.1
+"""Weight of the newest commit in how long one takes."""
 
 
 class Dispatcher:
@@ -64,6 +70,7 @@ class Dispatcher:
         self._notes: dict[Job, Mark] = {}
         self._batches: dict[int, Batch] = {}
         self._ids = itertools.count(1)
+        self._mark_s = 0.0
 
     @property
     def busy(self) -> bool:
@@ -92,16 +99,20 @@ class Dispatcher:
         if expire:
             for job in self._scheduler.take_expired(at):
                 self._fail(job, ExpiredError("it was not started before its expires_at"))
-        while len(self._batches) < BATCHES_AHEAD and self._undelivered() < UNDELIVERED_PIXELS:
-            if self._scheduler.wants_solitude(time.monotonic()):
-                if not self._started and not self._batches:
-                    self._start_alone(session, at if expire else None)
-                return
-            jobs = [] if self.alone else self._scheduler.take_batch(time.monotonic())
+        if self._scheduler.wants_solitude(time.monotonic()):
+            if not self._started and not self._batches:
+                self._start_alone(session, at if expire else None)
+            return
+        chosen: list[list[Job]] = []
+        while not self.alone and self._room_beside(chosen):
+            jobs = self._scheduler.take_batch(time.monotonic())
             if not jobs:
-                return
-            self._mark(session, jobs)
-            self._launch(jobs)
+                break
+            chosen.append(jobs)
+        if chosen:
+            self._mark(session, [job for jobs in chosen for job in jobs])
+            for jobs in chosen:
+                self._launch(jobs)
 
     def batch_done(self, batch_id: int) -> None:
         """The engine has finished with a batch."""
@@ -144,6 +155,15 @@ class Dispatcher:
         """What was on the engine or on deck will never end; what was generated already may."""
         self._batches.clear()
         self._started = {job for job in self._started if job.generate_ms is not None}
+
+    def _room_beside(self, chosen: Collection[Collection[Job]]) -> bool:
+        """Whether another batch is to be put on deck."""
+        if self._undelivered() >= UNDELIVERED_PIXELS:
+            return False
+        if len(self._batches) + len(chosen) < BATCHES_AHEAD:
+            return True
+        ahead = sum(len(batch.jobs) for batch in self._batches.values()) + sum(map(len, chosen))
+        return ahead < MOST_AHEAD and 0 < ahead * self._engine.picture_s < MARKS_AHEAD * self._mark_s
 
     def _start_alone(self, session: Session, at: datetime | None) -> None:
         """Run a job with nothing beside it, or end it if it has killed as many processes as it may."""
@@ -211,6 +231,7 @@ class Dispatcher:
         failpoint("marked")
         self._notes.clear()
         elapsed = time.monotonic() - started
+        self._mark_s += (elapsed - self._mark_s) * _RECENT
         for job in jobs:
             job.stage("mark", elapsed)
             job.marked = True

@@ -15,6 +15,12 @@ _BATCH_PIXELS = 2 * _FULL_PICTURE
 GROW_AFTER = 64
 """Batches in a row that must fit before a larger one is tried again."""
 
+BATCHES_AHEAD = 2
+"""One on the engine and one on deck: the engine never waits, and a late comer waits for no more."""
+MARKS_AHEAD = 3
+MOST_AHEAD = 64
+"""Pictures; they are suspects together if the process dies."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -48,6 +54,22 @@ def largest_batch(width: int, height: int, max_batch: int) -> int:
     if pixels >= _FULL_PICTURE:
         return 1
     return max(1, min(max_batch, _BATCH_PIXELS // pixels))
+
+
+def wants_more(batches: int, pictures: int, picture_s: float, mark_s: float) -> bool:
+    """Whether another batch is to be put on deck. Pure.
+
+    Two are enough for a device that takes longer for a batch than a commit of marks takes. One that does not
+    would wait for each commit: it gets what it can do in a few of them.
+
+    Args:
+        batches, pictures: on the engine and on deck.
+        picture_s: what a picture takes; 0 where that is not known yet.
+        mark_s: what a commit of marks takes.
+    """
+    if batches < BATCHES_AHEAD:
+        return True
+    return pictures < MOST_AHEAD and 0 < pictures * picture_s < MARKS_AHEAD * mark_s
 
 
 class BatchLimits:

@@ -6,10 +6,11 @@ import itertools
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
 
+from zimage_consumers.image_worker.batching import wants_more
 from zimage_consumers.image_worker.checkpoint import Mark
 from zimage_consumers.image_worker.deliver import Delivery
 from zimage_consumers.image_worker.failpoints import failpoint
@@ -24,12 +25,6 @@ from zimage_stream.errors import RegistryUnavailableError
 
 log = logging.getLogger(__name__)
 
-BATCHES_AHEAD = 2
-"""One on the engine and one on deck: the engine never waits, and a late comer waits for no more."""
-MARKS_AHEAD = 3
-"""More only where they are done before marks can be committed so many times."""
-MOST_AHEAD = 64
-"""Pictures; they are suspects together if the process dies."""
 UNDELIVERED_PIXELS = 64 << 20
 """Pictures held in memory while the store is slow or down: 192 MiB of RGB."""
 REGISTRY_WAIT_S = 1.0
@@ -156,14 +151,12 @@ class Dispatcher:
         self._batches.clear()
         self._started = {job for job in self._started if job.generate_ms is not None}
 
-    def _room_beside(self, chosen: Collection[Collection[Job]]) -> bool:
+    def _room_beside(self, chosen: Collection[Sequence[Job]]) -> bool:
         """Whether another batch is to be put on deck."""
         if self._undelivered() >= UNDELIVERED_PIXELS:
             return False
-        if len(self._batches) + len(chosen) < BATCHES_AHEAD:
-            return True
-        ahead = sum(len(batch.jobs) for batch in self._batches.values()) + sum(map(len, chosen))
-        return ahead < MOST_AHEAD and 0 < ahead * self._engine.picture_s < MARKS_AHEAD * self._mark_s
+        batches = [batch.jobs for batch in self._batches.values()] + [*chosen]
+        return wants_more(len(batches), sum(map(len, batches)), self._engine.picture_s, self._mark_s)
 
     def _start_alone(self, session: Session, at: datetime | None) -> None:
         """Run a job with nothing beside it, or end it if it has killed as many processes as it may."""

@@ -5,8 +5,6 @@ BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-BENCHMARKS := saturation hundred_users fairness overhead scaling peers growth encode transaction recovery memory
-
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-native test chaos soak mutants benchmarks lint format services lock clean
 
@@ -39,9 +37,7 @@ mutants: $(VENV)/installed ## break the product on purpose, and see what notices
 	$(BIN)/python -m tests.chaos.mutate --page docs/reliability.md
 
 benchmarks: $(VENV)/installed ## all benchmarks, an hour; and docs/benchmarks.md: make benchmarks [ONLY="fairness peers"]
-	for name in $(or $(ONLY),$(BENCHMARKS)); do $(BIN)/python -m tests.services run --no-registry -- \
-		$(BIN)/python -m benchmarks.$$name --json docs/benchmarks/$$name.json || exit 1; done
-	$(BIN)/python -m benchmarks.page
+	$(BIN)/python -m tests.services run --no-registry -- $(BIN)/python -m benchmarks $(ONLY) $(if $(QUICK),--quick)
 
 lint: $(VENV)/installed ## style and types
 	$(BIN)/ruff check .

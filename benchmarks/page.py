@@ -34,9 +34,8 @@ INTRODUCTION = """\
 # Benchmarks
 
 Each is one command that anyone can run; it prints its figures, and writes them with `--json FILE`.
-`python -m benchmarks.page` makes this page of those files, `make benchmarks` all of it; nothing here was
-typed by hand. Broker, store, workers and clients ran on one shared machine: take the ratios, not the
-milliseconds.
+`make benchmarks` runs them all and makes this page of those files; nothing here was typed by hand.
+Broker, store, workers and clients ran on one shared machine: take the ratios, not the milliseconds.
 """
 GPU = """\
 ## A GPU
@@ -46,6 +45,7 @@ GPU = """\
 
 
 def main() -> None:
+    """Write the page. Raises SystemExit where figures are missing."""
     found = {name: FOLDER / f"{name}.json" for name in TITLES}
     runs = {name: json.loads(path.read_text()) for name, path in found.items() if path.exists()}
     missing = [name for name in TITLES if name not in runs]
@@ -81,7 +81,3 @@ def table(run: Mapping[str, Any]) -> str:
     lines = [report.columns, ["---"] * len(report.columns)]
     lines += [[shown(cell) for cell in row] for row in report.rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-if __name__ == "__main__":
-    main()

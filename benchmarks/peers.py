@@ -10,8 +10,9 @@ rounds in which the systems take turns. Each starts anew in each round and is wa
 - FastStream (confluent) and Quix Streams: Kafka, 12 partitions, JSON in and out, read with
   ``read_committed``. FastStream acknowledges after its result is published. Quix Streams commits every 5 s,
   its default; where it is exactly once it commits every 0.3 s, since nothing can be read before.
-- This project: Avro on the same broker, read with its own client. It does more than the others, whose work
-  is to return a dictionary: a picture of 64x64 is made, encoded, and stored in a directory for each request.
+- This project: Avro on the same broker, read with its own client. It does more than the others, whose
+  work is to return a dictionary: a picture of 64x64 is made, encoded, and stored in a directory (in
+  memory) for each request.
 
 A GPU takes a third of a second or more for what takes none here, so any of them keeps one busy in this
 respect. What differs is what becomes of a request whose worker is killed, as the last column says.

@@ -117,7 +117,7 @@ def command(path: Path) -> str:
     module = sys.modules["__main__"].__spec__
     name = module.name if module else sys.argv[0]
     options = [text for text in sys.argv[1:] if text not in ("--json", str(path))]
-    return f"python -m {name} {shlex.join(options)}".strip()
+    return shlex.join(["python", "-m", name, *options])
 
 
 def machine() -> dict[str, str]:

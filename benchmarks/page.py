@@ -23,6 +23,7 @@ TITLES = {
     "overhead": "Where the milliseconds go",
     "scaling": "More workers",
     "peers": "Beside other task systems",
+    "path": "The path's own cost",
     "growth": "Large backlogs",
     "encode": "Encoding",
     "transaction": "One publication",

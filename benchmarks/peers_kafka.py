@@ -25,7 +25,7 @@ from zimage_stream.kafka.clients import common_config, producer_config
 from zimage_stream.kafka.topics import RESULT_PARTITIONS
 from zimage_stream.settings import Settings
 
-_MEMORY = Path("/dev/shm")
+MEMORY = Path("/dev/shm")
 COMMIT_INTERVAL_S = 0.3
 """Of Quix Streams where it is exactly once and shows results with every commit; its default is 5 s."""
 
@@ -56,7 +56,7 @@ def ours(guarantee: Literal["exactly_once", "at_least_once"]) -> Iterator[Serve]
     """``zimage worker``: pictures without service time, encoded and stored in a directory."""
     with (
         # In memory where the system has such a folder: nobody else here waits for a disk.
-        tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None) as folder,
+        tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder,
         fresh_settings(
             engine={"kind": "simulated", "simulated_ms": 0},
             store={"kind": "directory", "path": folder},

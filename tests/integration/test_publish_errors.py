@@ -94,7 +94,7 @@ def stay_in_the_group(consumer: Consumer) -> None:
     """Poll, which whoever was put out of the group needs to come back: as on a machine that stood still."""
 
     def polled() -> bool:
-        consumer.poll(0.1)
+        consumer.poll(0)
         return bool(consumer.memberid() and consumer.assignment())
 
     until(polled, 30, "it is in the mock's group")

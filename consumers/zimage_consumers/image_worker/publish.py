@@ -127,7 +127,7 @@ class TransactionalPublisher:
         self._call("init_transactions", lambda: self._producer.init_transactions(CALL_TIMEOUT_S))
         nothing = [TopicPartition(self._topic, 0, 0)]
         group = self._consumer.consumer_group_metadata()
-        self._call("begin_transaction", self._producer.begin_transaction)
+        self._begin()
         # Refused, since we are no member yet; the offsets topic is part of the transaction all the same.
         with suppress(PublishAbortedError):
             self._call(
@@ -138,7 +138,7 @@ class TransactionalPublisher:
 
     def publish(self, records: Sequence[Outgoing], offsets: list[TopicPartition]) -> None:
         self._refused = None
-        self._call("begin_transaction", self._producer.begin_transaction)
+        self._begin()
         try:
             for record in records:
                 self._produce(record)
@@ -197,8 +197,14 @@ class TransactionalPublisher:
                     raise RefusedRecordError(problem.str()) from error
                 self._raise(problem, "produce")
             else:
-                self._producer.poll(0)
                 return
+
+    def _begin(self) -> None:
+        # Asks no broker, so it needs no other thread.
+        try:
+            self._producer.begin_transaction()
+        except KafkaException as error:
+            self._raise(error.args[0], "begin_transaction")
 
     def _abort(self) -> None:
         try:

@@ -33,7 +33,7 @@ from zimage_stream import PromptClient, PromptRequest
 from zimage_stream.settings import Settings
 
 SERVICE_S = 0.1
-WARM_UP = 20
+WARM_UP = 100
 SIDES = (1024, 64)
 IDLE_S = 20.0
 WORKER_STAGES = ("decode", "mark", "look up", "wait", "generate", "encode", "upload", "publish")
@@ -110,6 +110,8 @@ def stages_of(spans: Spans, sent: float, accepted: float, read: float) -> dict[s
     """Seconds of each stage of one request. Pure; the worker may have a record before its sender knows."""
     fetched = spans["decode"][0]
     out = {stage: spans[stage][1] - spans[stage][0] for stage in WORKER_STAGES if stage != "wait"}
+    # Asked beside the commit of the marks: what it takes longer.
+    out["look up"] = max(0.0, spans["look up"][1] - max(spans["look up"][0], spans["mark"][1]))
     out["produce"] = min(accepted, fetched) - sent
     out["fetch"] = max(0.0, fetched - accepted)
     out["read"] = read - spans["publish"][1]

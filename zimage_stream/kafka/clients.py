@@ -106,7 +106,7 @@ def producer_config(settings: KafkaSettings) -> dict[str, Any]:
         **common_config(settings),
         "enable.idempotence": True,
         "acks": "all",
-        "linger.ms": 1,
+        "linger.ms": 0.5,
         "compression.type": "lz4",
         "message.max.bytes": MAX_MESSAGE_BYTES,
         **settings.extra,

@@ -6,8 +6,9 @@ import hashlib
 import logging
 import random
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -34,6 +35,14 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _WAIT_S, _LONGEST_WAIT_S = 0.2, 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class LookedUp:
+    """Jobs without a picture in the store, and how the others end."""
+
+    missing: tuple[Job, ...]
+    ended: tuple[Outcome, ...]
 
 
 class Delivery:
@@ -72,20 +81,21 @@ class Delivery:
         """Start a finished picture on its way; returns at once."""
         self._encoders.submit(self._guard, job, lambda: self._encode(job, image))
 
-    def look_up(self, jobs: tuple[Job, ...], then: Callable[[tuple[Job, ...]], None]) -> None:
-        """Report what the store has already and hand the rest on, from a thread of the pool.
+    def look_up(self, jobs: Sequence[Job]) -> Future[LookedUp]:
+        """Ask the store, on a thread of the pool, what it has already.
 
         A request whose result was lost with its worker, or that is sent again, costs no GPU.
         """
-        self._uploaders.submit(self._look_up, jobs, then)
+        return self._uploaders.submit(self._look_up, jobs)
 
     def close(self) -> None:
         """Take no more work. Uploads under way end with their jobs' partitions."""
         self._encoders.shutdown(wait=False, cancel_futures=True)
         self._uploaders.shutdown(wait=False, cancel_futures=True)
 
-    def _look_up(self, jobs: tuple[Job, ...], then: Callable[[tuple[Job, ...]], None]) -> None:
-        missing = []
+    def _look_up(self, jobs: Sequence[Job]) -> LookedUp:
+        missing: list[Job] = []
+        ended: list[Outcome] = []
         started = time.monotonic()
         for job in jobs:
             request = job.decoded
@@ -95,14 +105,14 @@ class Delivery:
                     missing.append(job)
                     continue
                 self._metrics.store_reused.inc()
-                self._report(Stored(job, self._image_of(request, found), reused=True))
+                ended.append(Stored(job, self._image_of(request, found), reused=True))
             except Exception as error:
-                self._report(Failed(job, error))
+                ended.append(Failed(job, error))
         elapsed = time.monotonic() - started
         self._metrics.look_up_seconds.observe(elapsed)
         for job in jobs:
             job.stage("look up", elapsed)
-        then(tuple(missing))
+        return LookedUp(tuple(missing), tuple(ended))
 
     def _guard(self, job: Job, stage: Callable[[], None]) -> None:
         try:

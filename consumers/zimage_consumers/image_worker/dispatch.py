@@ -7,12 +7,13 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from datetime import datetime
 
 from zimage_consumers.image_worker.batching import wants_more
 from zimage_consumers.image_worker.checkpoint import Mark
-from zimage_consumers.image_worker.deliver import Delivery
+from zimage_consumers.image_worker.deliver import Delivery, LookedUp
 from zimage_consumers.image_worker.failpoints import failpoint
 from zimage_consumers.image_worker.generate import Batch, EngineThread
 from zimage_consumers.image_worker.intake import Intake
@@ -105,9 +106,11 @@ class Dispatcher:
                 break
             chosen.append(jobs)
         if chosen:
+            # Beside the commit; what the store says counts for nothing before the marks are in.
+            looked_up = [self._delivery.look_up(jobs) for jobs in chosen]
             self._mark(session, [job for jobs in chosen for job in jobs])
-            for jobs in chosen:
-                self._launch(jobs)
+            for jobs, found in zip(chosen, looked_up, strict=True):
+                self._launch(jobs, found)
 
     def batch_done(self, batch_id: int) -> None:
         """The engine has finished with a batch."""
@@ -186,19 +189,24 @@ class Dispatcher:
             session.held[job.record.partition].ledger.cautious = False
             self._fail(job, error)
         else:
-            self._launch([job], probe=True)
+            self._launch([job], self._delivery.look_up([job]), probe=True)
 
-    def _launch(self, jobs: list[Job], probe: bool = False) -> None:
+    def _launch(self, jobs: list[Job], looked_up: Future[LookedUp], probe: bool = False) -> None:
         batch = Batch(next(self._ids), tuple(jobs), probe)
         self._batches[batch.id] = batch
 
-        def run(missing: tuple[Job, ...]) -> None:
-            if missing:
-                self._engine.submit(replace(batch, jobs=missing))
+        def run(looked_up: Future[LookedUp]) -> None:
+            if looked_up.cancelled():
+                return  # the process ends
+            found = looked_up.result()
+            for outcome in found.ended:
+                self._report(outcome)
+            if found.missing:
+                self._engine.submit(replace(batch, jobs=found.missing))
             else:
                 self._report(BatchDone(batch.id))
 
-        self._delivery.look_up(batch.jobs, run)
+        looked_up.add_done_callback(run)
 
     def _mark(self, session: Session, jobs: list[Job]) -> None:
         """Commit the marks of jobs about to start, and what other marks have become meanwhile."""

@@ -291,11 +291,11 @@ class Worker:
         if self._engine.overdue():
             raise EngineHungError("a batch takes far longer than its shape explains")
         try:
-            if poll:
-                self._take_in(session)
+            taken = self._take_in(session) if poll else 0
             session.claim()
             self._admit()
-            self._collect(0.0 if poll else BUSY_POLL_S)
+            # With work under way this is where a turn waits: what has ended goes out at once.
+            self._collect(BUSY_POLL_S if self._under_way and not taken else 0.0)
             if self._deadline is None and not self._outbox.tripped:
                 at = now()
                 steady = self._clock.steady(at.timestamp(), time.monotonic())
@@ -306,22 +306,27 @@ class Worker:
             log.info("a commit has to wait for the group: %s", error)
         self._gauges.sample(session, self._scheduler, self._engine.picture_s)
 
-    def _take_in(self, session: Session) -> None:
+    @property
+    def _under_way(self) -> bool:
+        return bool(self._dispatcher.busy or self._outbox or self._incoming)
+
+    def _take_in(self, session: Session) -> int:
+        """Take what has been fetched, and wait for it where there is nothing else to do. Returns how many."""
         session.regulate(self._must_pause)
         if not self._health.is_up("kafka"):
             session.probe()
-        busy = self._dispatcher.busy or self._outbox or self._incoming
-        wait_s = BUSY_POLL_S if busy else IDLE_POLL_S
-        for _ in range(RECORDS_A_TURN):
+        wait_s = 0.0 if self._under_way else IDLE_POLL_S
+        for count in range(RECORDS_A_TURN):
             message = session.poll(wait_s)
             if message is None:
-                return
+                return count
             record = record_of(message)
             failpoint("fetched")
             held = session.held.get(record.partition)
             if held is not None and held.ledger.take(record.offset) is Taken.NEW:
                 self._take(held, record)
             wait_s = 0.0
+        return RECORDS_A_TURN
 
     def _take(self, held: Held, record: Record) -> None:
         mark = held.ledger.mark(record.offset)

@@ -41,6 +41,8 @@ def test_stages_add_up_to_the_whole_whoever_hears_first() -> None:
         stages = stages_of(spans, 9.0, accepted, 20.0)
         assert sum(stages[stage] for stage in STAGES) == pytest.approx(stages["whole"]) == 11.0
         assert min(stages.values()) >= 0
+    beside = spans | {"look up": (11.25, 11.75)}
+    assert stages_of(beside, 9.0, 9.5, 20.0)["look up"] == 0.25
 
 
 def test_the_same_seed_gives_the_same_arrivals() -> None:

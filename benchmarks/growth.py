@@ -1,6 +1,6 @@
 """What a large backlog costs: time and memory of a request, as the backlog and the number of tenants grow.
 
-One worker whose device takes no time at all, 64x64 pictures, a folder as the store; everything is queued
+One worker whose device takes no time at all, 64x64 pictures, a folder in memory as the store; all is queued
 before the worker starts, and it serves all of it. The time is the worker's own path for a request, from the
 first generation to the last commit. The memory is the most that the worker process held; the window is
 the default, 16,384 requests.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 
+from benchmarks.peers_kafka import MEMORY
 from benchmarks.report import Cell, Plot, Report, parser, publish
 from benchmarks.workers import Workers, answers, fresh_settings, peak_resident_bytes
 from zimage_stream import PromptClient, PromptRequest
@@ -69,7 +70,7 @@ def main() -> None:
 def serve(backlog: int, tenants: int) -> Seen:
     """Queue all of it, then have it served."""
     with (
-        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder,
         fresh_settings(
             engine={"kind": "simulated", "simulated_ms": 0.0},
             store={"kind": "directory", "path": folder},

@@ -12,7 +12,11 @@ from tests.fleet.workers import until
 from tests.services.addresses import KafkaAddress, MinioAddress
 
 
-def test_joining_and_leaving_under_load_repeats_no_work(arena: Arena) -> None:
+def test_joining_and_leaving_under_load_repeats_no_work(
+    make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress
+) -> None:
+    # 20 ms a picture, so that there is work left when the second one is there.
+    arena = make_arena(kafka, minio, engine={"max_batch": 1})
     first = arena.fleet.start("first").wait_ready()
     until(lambda: first.partitions() == 12, 30, "the first has all partitions")
     arena.send(pictures(1_000))

@@ -29,7 +29,7 @@ from zimage_stream.telemetry.health import Health
 TOPIC = "zimage.requests"
 RESULT = Outgoing("zimage.results", b"key", b"value", [])
 ONCE, FOR_A_WHILE = 1, 4
-GOES_ON_S = 20.0
+GOES_ON_S = 40.0
 """The mock's group may be joining anew meanwhile, which refuses whatever is tried."""
 
 CODES = {

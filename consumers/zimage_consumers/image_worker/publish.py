@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 CALL_TIMEOUT_S = 5.0
 """Of one call. A call that timed out is made again; the bound is how soon an outage shows."""
 HANG_MARGIN_S = 5.0
+ABORT_TIMEOUT_S = 8.0
+"""An abort may time out again and again; the next producer's start ends the transaction as well."""
 _FENCED = frozenset(
     (
         KafkaError._FATAL,
@@ -207,18 +209,27 @@ class TransactionalPublisher:
             self._raise(error.args[0], "begin_transaction")
 
     def _abort(self) -> None:
+        deadline = time.monotonic() + ABORT_TIMEOUT_S
         try:
-            self._call("abort_transaction", lambda: self._producer.abort_transaction(CALL_TIMEOUT_S))
+            self._call(
+                "abort_transaction",
+                lambda: self._producer.abort_transaction(CALL_TIMEOUT_S),
+                lambda: time.monotonic() > deadline,
+            )
         except PublishAbortedError as error:
             raise ClientsLostError(f"a transaction could not be aborted: {error}") from error
 
-    def _call(self, name: str, call: Callable[[], Any]) -> None:
+    def _call(self, name: str, call: Callable[[], Any], over: Callable[[], bool] = lambda: False) -> None:
         while True:
             try:
                 self._caller.call(call, CALL_TIMEOUT_S + HANG_MARGIN_S)
             except KafkaException as error:
                 problem = error.args[0]
-                if problem.retriable() and not problem.txn_requires_abort() and not self._give_up():
+                if (
+                    problem.retriable()
+                    and not problem.txn_requires_abort()
+                    and not (self._give_up() or over())
+                ):
                     log.warning("%s is tried again: %s", name, problem)
                     self._health.down("kafka", f"{name}: {problem.str()}")
                     self._health.beat()

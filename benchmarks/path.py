@@ -1,6 +1,7 @@
-"""What the worker's own path costs: a device that takes no time, and what each stage takes then.
+"""What the worker's own path costs: an engine and a store that take no time, and what each stage takes then.
 
-One worker, thousands of 64x64 pictures queued before it starts, a directory in memory as the store. The
+One worker, thousands of requests for 64x64 queued before it starts; its engine has the picture already, its
+store keeps what it is given in memory; all between them is done as ever, encoding included. The
 stages are the worker's own metrics. *Of the time* is a stage's share of its thread, or of all threads of its
 pool: what is near 1 sets the pace. *Processor* is the worker process's, its librdkafka included.
 
@@ -10,21 +11,17 @@ pool: what is near 1 sets the pace. *Processor* is the worker process's, its lib
 from __future__ import annotations
 
 import re
-import tempfile
 import time
 import urllib.request
 from collections.abc import Mapping
-from typing import Literal
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.overhead import processor_seconds
-from benchmarks.peers_kafka import MEMORY
 from benchmarks.report import Cell, Report, parser, publish
-from benchmarks.workers import Workers, answers, fresh_settings, until
+from benchmarks.workers import NULL_WORKER, Guarantee, Workers, answers, fresh_settings, until
 from zimage_stream import PromptClient, PromptRequest
 
-Guarantee = Literal["exactly_once", "at_least_once"]
 STAGES = (
     ("decode and check", "zimage_decode_seconds", "Kafka"),
     ("commit of marks", "zimage_mark_seconds", "Kafka"),
@@ -63,12 +60,7 @@ def main() -> None:
 def serve(guarantee: Guarantee, requests: int) -> tuple[Mapping[str, float], float, float, int]:
     """What the metrics grew by, seconds, processor seconds and requests, without the first fifth."""
     with (
-        tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder,
-        fresh_settings(
-            engine={"kind": "simulated", "simulated_ms": 0.0},
-            store={"kind": "directory", "path": folder},
-            worker={"guarantee": guarantee},
-        ) as settings,
+        fresh_settings(worker={"guarantee": guarantee}) as settings,
         PromptClient(settings) as client,
         answers(settings) as take,
     ):
@@ -76,7 +68,7 @@ def serve(guarantee: Guarantee, requests: int) -> tuple[Mapping[str, float], flo
             PromptRequest(prompt=f"picture {number}", tenant=f"tenant-{number % 10}", width=64, height=64)
             for number in range(requests)
         )
-        with Workers(settings, "--no-supervise") as worker:
+        with Workers(settings, program=NULL_WORKER) as worker:
             port = until(lambda: re.findall(r"metrics on port (\d+)", worker.words()), "its port is known")[0]
             take(requests // 5)
             before, began, used = scrape(port), time.monotonic(), processor_seconds(worker.pid)

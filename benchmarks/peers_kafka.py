@@ -17,7 +17,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
 from benchmarks.peers_redis import SILENCE_S, Serve, request
 from benchmarks.program import Program
-from benchmarks.workers import Workers, answers, fresh_settings, until
+from benchmarks.workers import NULL_WORKER, WORKER, Guarantee, Workers, answers, fresh_settings, until
 from tests.services.native.cache import announce, cached, run_tool
 from zimage_stream import PromptClient, PromptRequest
 from zimage_stream.events.image_result import Status
@@ -52,8 +52,12 @@ def quix(guarantee: Literal["exactly-once", "at-least-once"]) -> Iterator[Serve]
 
 
 @contextmanager
-def ours(guarantee: Literal["exactly_once", "at_least_once"]) -> Iterator[Serve]:
-    """``zimage worker``: pictures without service time, encoded and stored in a directory."""
+def ours(guarantee: Guarantee, pictures: bool = False) -> Iterator[Serve]:
+    """This project's worker.
+
+    Args:
+        pictures: they are drawn, without service time, and stored in a directory; else the work is nothing.
+    """
     with (
         # In memory where the system has such a folder: nobody else here waits for a disk.
         tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder,
@@ -62,7 +66,7 @@ def ours(guarantee: Literal["exactly_once", "at_least_once"]) -> Iterator[Serve]
             store={"kind": "directory", "path": folder},
             worker={"guarantee": guarantee},
         ) as settings,
-        Workers(settings) as workers,
+        Workers(settings, program=WORKER if pictures else NULL_WORKER) as workers,
         PromptClient(settings) as client,
         answers(settings) as take,
     ):

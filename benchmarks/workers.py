@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from confluent_kafka.admin import AdminClient
 
@@ -25,6 +25,12 @@ from zimage_stream.kafka.topics import create_topics
 from zimage_stream.settings import Settings, environment_of, load_settings
 
 T = TypeVar("T")
+
+Guarantee = Literal["exactly_once", "at_least_once"]
+
+WORKER = ("zimage_stream", "worker")
+NULL_WORKER = ("benchmarks.null_worker",)
+"""A worker whose engine and store take no time."""
 
 
 @contextmanager
@@ -58,13 +64,14 @@ class Workers:
 
     Args:
         arguments: after ``zimage worker``.
+        program: the module to run instead, and its first arguments.
     """
 
-    def __init__(self, settings: Settings, *arguments: str) -> None:
+    def __init__(self, settings: Settings, *arguments: str, program: Sequence[str] = WORKER) -> None:
         self._log = Path(tempfile.mkstemp(suffix=".log")[1])
         with self._log.open("wb") as sink:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "zimage_stream", "worker", *arguments],
+                [sys.executable, "-m", *program, *arguments],
                 env=environment_of(settings),
                 stdin=subprocess.DEVNULL,
                 stdout=sink,

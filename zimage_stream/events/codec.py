@@ -23,6 +23,10 @@ SINGLE_OBJECT = b"\xc3\x01"
 
 _ID = struct.Struct(">I")
 _FINGERPRINT_BYTES = 8
+_NAMES = {
+    kind: tuple(field.name for field in fields(kind))
+    for kind in (PromptRequest, ImageResult, StoredImage, Failure, Timing, Source)
+}
 
 
 class Codec:
@@ -95,8 +99,9 @@ class Codec:
             found = schema.get("name") if isinstance(schema, dict) else schema
             raise WireError(f"the record holds {found}, not {name}")
         reader = io.BytesIO(body)
+        today = current(name).parsed
         try:
-            decoded = fastavro.schemaless_reader(reader, schema, current(name).parsed)
+            decoded = fastavro.schemaless_reader(reader, schema, None if schema is today else today)
         except SchemaResolutionError as error:
             raise WireError(f"its schema cannot be read as today's {name}: {_brief(error)}") from error
         except Exception as error:
@@ -107,7 +112,8 @@ class Codec:
             raise WireError(f"{left} bytes follow the {name}, which do not belong to it")
         if not isinstance(decoded, dict):
             raise WireError(f"it does not decode as {name}")
-        event: dict[str, Any] = conform(decoded, current(name).parsed)
+        # What was written with today's schema has its types.
+        event: dict[str, Any] = decoded if schema is today else conform(decoded, today)
         return event
 
     def _writer_schema(self, data: bytes) -> tuple[Any, bytes]:
@@ -138,7 +144,8 @@ class Codec:
 
 
 def _fields(event: Any) -> dict[str, Any]:
-    return {field.name: getattr(event, field.name) for field in fields(event)}
+    names = _NAMES[type(event)]
+    return {name: getattr(event, name) for name in names}
 
 
 def _brief(error: Exception) -> str:

@@ -104,7 +104,6 @@ class Delivery:
                 if found is None:
                     missing.append(job)
                     continue
-                self._metrics.store_reused.inc()
                 ended.append(Stored(job, self._image_of(request, found), reused=True))
             except Exception as error:
                 ended.append(Failed(job, error))

@@ -15,11 +15,11 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 from zimage_consumers.image_worker.worker import ExitCode, Worker
 from zimage_stream import interrupt
-from zimage_stream.engines import create_engine
+from zimage_stream.engines import Engine, create_engine
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.registry import Registry
 from zimage_stream.settings import Settings
-from zimage_stream.stores import create_store
+from zimage_stream.stores import ImageStore, create_store
 from zimage_stream.telemetry.health import Health
 from zimage_stream.telemetry.logs import configure
 from zimage_stream.telemetry.metrics import HealthCollector, Metrics
@@ -37,6 +37,9 @@ def run_worker(
     slot: str,
     started: Callable[[Worker, int], None] | None = None,
     loaded: Callable[[], None] = lambda: None,
+    *,
+    engine: Engine | None = None,
+    store: ImageStore | None = None,
 ) -> ExitCode:
     """Serve requests until told to stop.
 
@@ -44,6 +47,7 @@ def run_worker(
         slot: this worker's stable name.
         started: called with the worker and its health port before it loads its model.
         loaded: called once it has.
+        engine, store: instead of those that the settings name.
 
     Raises:
         ZImageError: it cannot start: the settings, the store or the model are wrong.
@@ -56,11 +60,13 @@ def run_worker(
     metrics, health = Metrics(registry), Health()
     registry.register(HealthCollector(health))
     tracer = create_tracer(settings.telemetry.traces, slot)
-    store = create_store(settings.store, connections=settings.worker.upload_threads)
+    if store is None:
+        store = create_store(settings.store, connections=settings.worker.upload_threads)
     codec = Codec(Registry(settings.registry) if settings.registry.url else None)
     try:
         store.check()
-        engine = create_engine(settings.engine)
+        if engine is None:
+            engine = create_engine(settings.engine)
         metrics.build.info(
             {"version": version("zimage-stream"), "model": engine.model, "engine": settings.engine.kind}
         )

@@ -403,8 +403,9 @@ class Worker:
                 )  # fmt: skip
                 self._code = ExitCode.LEAKED
                 self.stop()
-            case Stored(job, image) if self._wanted(job):
+            case Stored(job, image, reused) if self._wanted(job):
                 job.attempts += job.started_at is not None
+                self._metrics.store_reused.inc(reused)
                 self._outbox.add(Resolution(job, image=image))
             case Failed(job, error) if self._wanted(job):
                 job.attempts += job.started_at is not None

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,11 +18,13 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
 from confluent_kafka.admin._resource import ResourceType
 
+from tests.chaos.misbehaving import PASSING, Trouble, open_misbehaving
 from tests.chaos.stage import Stage
 from tests.chaos.workloads import picture
 from tests.fleet.arena import client_config
 from tests.fleet.workers import until
 from zimage_consumers.image_worker.failpoints import POINTS, VARIABLE
+from zimage_stream.stores.connections import TRANSFER_TIMEOUT_S
 
 ROOT = Path(__file__).parents[2]
 SESSION_S = 4.0
@@ -155,6 +157,29 @@ def store_slow(stage: Stage, scale: float) -> None:
         stage.minio.resume()
         stage.fault()
         stage.pause(0.2)
+
+
+def store_misbehaves(stage: Stage, scale: float) -> None:
+    """Every trouble but an outage, from a proxy before the store; the judge asks the store itself."""
+    opened = ExitStack()
+    store = opened.enter_context(open_misbehaving(stage.minio.endpoint, "/refused/", stage.rng))
+    stage.at_end.append(opened.close)
+    stage.environment["ZIMAGE_STORE__ENDPOINT"] = store.endpoint
+    stage.start_workers()
+    for _ in range(round(scale)):
+        for trouble in stage.rng.sample(PASSING, len(PASSING)):
+            stage.pause(0.5)
+            with store.playing(trouble):
+                # Refused in good times and in bad, when nobody is to take another trouble for it.
+                for _ in range(3):
+                    stage.send(picture(tenant="refused"), ("FAILED/STORE_REJECTED",))
+                # In the long form a stall outlasts the clients' patience: what they gave up, and have sent
+                # again, is served late.
+                stage.pause(TRANSFER_TIMEOUT_S + 5 if scale >= 2 and trouble is Trouble.STALLED else 1.2)
+            # One fault, however many requests it has hit.
+            stage.fault()
+            until(lambda trouble=trouble: store.played[trouble], 5, f"{trouble} has hit somebody")  # type: ignore[misc]
+    until(lambda: store.played[Trouble.REFUSED], 30, "an object has been refused")
 
 
 def disk_full(stage: Stage, scale: float) -> None:
@@ -433,6 +458,7 @@ SCENARIOS = {
         Scenario("broker paused", broker_paused, short=False),
         Scenario("store down", store_down),
         Scenario("store slow", store_slow, short=False),
+        Scenario("store misbehaves", store_misbehaves),
         Scenario("disk full", disk_full, directory=True, short=False),
         Scenario("poison", poison, _poison_settings()),
         Scenario("rebalance storm", rebalance_storm, short=False),

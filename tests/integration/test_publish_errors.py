@@ -7,12 +7,11 @@ publisher goes on; or nobody knows, and a new publisher of the same slot goes on
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
-from tests.fleet.workers import until
 from tests.integration.mock_cluster import MockCluster, Request
 from zimage_consumers.image_worker.publish import (
     ClientsLostError,
@@ -21,7 +20,6 @@ from zimage_consumers.image_worker.publish import (
     TransactionalPublisher,
 )
 from zimage_consumers.image_worker.terminal import Outgoing
-from zimage_stream.errors import ZImageError
 from zimage_stream.kafka.clients import worker_consumer_config
 from zimage_stream.settings import KafkaSettings
 from zimage_stream.telemetry.health import Health
@@ -29,8 +27,10 @@ from zimage_stream.telemetry.health import Health
 TOPIC = "zimage.requests"
 RESULT = Outgoing("zimage.results", b"key", b"value", [])
 ONCE, FOR_A_WHILE = 1, 4
+TRIES = 4
+"""One that meets the error and one that goes through; the others are for a machine that stands still."""
 GOES_ON_S = 40.0
-"""The mock's group may be joining anew meanwhile, which refuses whatever is tried."""
+JOIN_S = 30.0
 
 CODES = {
     name: getattr(KafkaError, name)
@@ -68,40 +68,41 @@ REQUESTS = (
 )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def cluster() -> Iterator[MockCluster]:
+    """The test's own, so that errors it orders meet none of another's clients and its ids none of theirs."""
     with MockCluster() as cluster:
         for topic in (TOPIC, RESULT.topic):
             cluster.create_topic(topic)
         yield cluster
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def kafka(cluster: MockCluster) -> KafkaSettings:
     return KafkaSettings(bootstrap_servers=cluster.bootstrap_servers, extra={"log_level": "0"})
 
 
-@pytest.fixture(scope="module")
-def member(kafka: KafkaSettings) -> Iterator[Consumer]:
+@pytest.fixture
+def joining(kafka: KafkaSettings) -> Iterator[Consumer]:
     consumer = Consumer(worker_consumer_config(kafka, "group", "slot"))
     consumer.subscribe([TOPIC])
-    stay_in_the_group(consumer)
     yield consumer
     consumer.close()
 
 
 def stay_in_the_group(consumer: Consumer) -> None:
-    """Poll, which whoever was put out of the group needs to come back: as on a machine that stood still."""
+    """Poll, which whoever is new or was put out needs to get in: as on a machine that stood still."""
+    deadline = time.monotonic() + JOIN_S
+    consumer.poll(0)
+    while not (consumer.memberid() and consumer.assignment()):
+        assert time.monotonic() < deadline, "it does not get into the mock's group"
+        consumer.poll(0.005)
 
-    def polled() -> bool:
-        consumer.poll(0)
-        return bool(consumer.memberid() and consumer.assignment())
 
-    until(polled, 30, "it is in the mock's group")
-
-
-def publisher(kafka: KafkaSettings, slot: str, member: Consumer) -> TransactionalPublisher:
-    made = TransactionalPublisher(kafka, slot, TOPIC, member, lambda: False, Health())
+def publisher(
+    kafka: KafkaSettings, slot: str, consumer: Consumer, give_up: Callable[[], bool]
+) -> TransactionalPublisher:
+    made = TransactionalPublisher(kafka, slot, TOPIC, consumer, give_up, Health())
     made.start()
     return made
 
@@ -111,26 +112,54 @@ def publisher(kafka: KafkaSettings, slot: str, member: Consumer) -> Transactiona
 )
 @pytest.mark.parametrize("request_", REQUESTS, ids=lambda request: request.name)
 def test_a_publication_ends_in_one_of_three_ways(
-    cluster: MockCluster, kafka: KafkaSettings, member: Consumer, request_: Request, code: str, times: int
+    cluster: MockCluster, kafka: KafkaSettings, joining: Consumer, request_: Request, code: str, times: int
 ) -> None:
+    deadline = time.monotonic() + GOES_ON_S
+
+    def late() -> bool:
+        return time.monotonic() > deadline
+
     slot = f"{request_.name}-{code}-{times}"
-    ours = publisher(kafka, slot, member)
+    # As a worker does: the slot is taken while the group is still to be joined.
+    ours = publisher(kafka, slot, joining, late)
+    stay_in_the_group(joining)
     offsets = [TopicPartition(TOPIC, 0, 1, "checkpoint")]
     cluster.answer(request_, [CODES[code]] * times)
-    said: list[ZImageError] = []
-    deadline = time.monotonic() + GOES_ON_S
+    # Their words alone: an error's frames would keep a producer that was given up.
+    said: list[str] = []
     while True:
         try:
             ours.publish([RESULT], offsets)
         except (PublishAbortedError, RefusedRecordError, ClientsLostError) as error:
-            said.append(error)
-            assert time.monotonic() < deadline, f"it is not out, after {said}"
             cluster.answer_in_order(request_)
+            said.append(repr(error))
+            assert len(said) < TRIES, f"it is not out, after {said}"
+            assert not late(), f"it is not out, after {said}"
             if isinstance(error, ClientsLostError):
                 ours.close()
-                ours = publisher(kafka, slot, member)
-            stay_in_the_group(member)
+                ours = publisher(kafka, slot, joining, late)
+            stay_in_the_group(joining)
         else:
             break
-    cluster.answer_in_order(request_)
+    ours.close()
+
+
+@pytest.mark.parametrize("records", [[], [RESULT]], ids=["a mark", "a result"])
+def test_an_id_that_has_expired_at_the_broker_costs_the_clients_and_not_the_worker(
+    cluster: MockCluster, kafka: KafkaSettings, joining: Consumer, records: list[Outgoing]
+) -> None:
+    ours = publisher(kafka, "slot", joining, lambda: False)
+    stay_in_the_group(joining)
+    forgotten = (Request.ADD_PARTITIONS_TO_TXN, Request.ADD_OFFSETS_TO_TXN)
+    for request_ in forgotten:
+        cluster.answer(request_, [KafkaError.INVALID_PRODUCER_ID_MAPPING] * 100)
+    offsets = [TopicPartition(TOPIC, 0, 1, "checkpoint")]
+    with pytest.raises(ClientsLostError):
+        ours.publish(records, offsets)
+    ours.close()
+    for request_ in forgotten:
+        cluster.answer_in_order(request_)
+    stay_in_the_group(joining)
+    ours = publisher(kafka, "slot", joining, lambda: False)
+    ours.publish(records, offsets)
     ours.close()

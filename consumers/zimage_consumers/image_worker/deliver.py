@@ -159,9 +159,11 @@ class Delivery:
         """Call until the store answers for this object.
 
         A store that is down or refuses everybody costs a request nothing but time; a refusal is the
-        object's own only if the store takes another object at that moment.
+        object's own only if the store takes another object at that moment, and refuses this one again:
+        it may have begun to take objects between the two.
         """
         wait = _WAIT_S
+        refused_alone = False
         while True:
             try:
                 answer = call()
@@ -171,12 +173,16 @@ class Delivery:
                 except (StoreError, UnavailableError) as refused:
                     reason: Exception = refused
                 else:
-                    raise error
+                    if refused_alone:
+                        raise error
+                    refused_alone = True
+                    continue
             except (StoreMisconfiguredError, UnavailableError) as error:
                 reason = error
             else:
                 self._health.up("store")
                 return answer
+            refused_alone = False
             self._health.down("store", str(reason))
             if not self._wanted(job):
                 raise reason

@@ -33,7 +33,9 @@ _FENCED = frozenset(
         90,  # PRODUCER_FENCED, which has no name in the Python client
     )
 )
-
+_FORGOTTEN = KafkaError.INVALID_PRODUCER_ID_MAPPING
+"""The broker has let our transactional id expire, after days without a transaction. librdkafka lets us abort
+and asks for no new id where a transaction begins with offsets, so it would be refused for ever."""
 
 _REFUSED = frozenset(
     (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE, KafkaError.INVALID_RECORD)
@@ -248,6 +250,8 @@ class TransactionalPublisher:
         message = f"{name}: {problem.name()}: {problem.str()}"
         if problem.code() in _FENCED:
             raise FencedError(message)
+        if problem.code() == _FORGOTTEN:
+            raise ClientsLostError(message)
         if problem.txn_requires_abort():
             raise PublishAbortedError(message)
         raise ClientsLostError(message)

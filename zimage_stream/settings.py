@@ -153,7 +153,8 @@ class WorkerSettings(Group):
     guarantee: Literal["exactly_once", "at_least_once"] = "exactly_once"
     window: Positive = 16_384
     window_bytes: Annotated[int, Field(ge=1 << 20)] = 64 << 20
-    max_attempts: Annotated[int, Field(ge=1, le=15)] = 3
+    max_attempts: Annotated[int, Field(ge=1, le=14)] = 3
+    """A mark counts to 15: one more is how a request is known that kills whoever reads it."""
     drain_timeout_s: Seconds = 30.0
     encode_threads: Positive = 2
     upload_threads: Positive = 4

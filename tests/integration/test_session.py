@@ -15,7 +15,7 @@ from tests.services.addresses import KafkaAddress
 from zimage_consumers.image_worker import session as module
 from zimage_consumers.image_worker.publish import ClientsLostError
 from zimage_consumers.image_worker.session import Session
-from zimage_stream.kafka.clients import transactional_config, worker_consumer_config
+from zimage_stream.kafka.clients import producer_config, transactional_config, worker_consumer_config
 from zimage_stream.settings import KafkaSettings, Settings, TopicSettings
 from zimage_stream.telemetry.health import Health
 from zimage_stream.telemetry.metrics import Metrics
@@ -113,6 +113,53 @@ def test_a_transaction_that_nobody_ends_holds_up_its_own_partitions_alone(
     until(lambda: polled(session) == ALL, 30, "it holds the rest")
     session.claim()
     session.close()
+
+
+def test_partitions_that_left_while_they_were_paused_deliver_when_they_come_back(
+    kafka: KafkaAddress, topics: TopicSettings, make_session: Callable[[], Session]
+) -> None:
+    session = make_session()
+    session.join()
+    until(lambda: polled(session) == ALL, 30, "it holds all partitions")
+    session.claim()
+    session.regulate(lambda held: True)
+    other = Consumer(worker_consumer_config(kafka.settings, topics.requests, "other"))
+    other.subscribe([topics.requests])
+
+    def shared() -> bool:
+        other.poll(0.1)
+        theirs = {place.partition for place in other.assignment()}
+        return bool(theirs) and theirs == ALL - polled(session)
+
+    until(shared, 30, "the other member has the rest")
+    other.close()
+    until(lambda: polled(session) == ALL, 30, "it holds all partitions again")
+    session.claim()
+    session.regulate(lambda held: False)
+
+    producer = Producer(producer_config(kafka.settings))
+    for number in ALL:
+        producer.produce(topics.requests, b"request", partition=number)
+    assert producer.flush(30) == 0
+    delivered = set()
+
+    def all_delivered() -> bool:
+        message = session.poll(0.1)
+        if message is not None:
+            delivered.add(message.partition())
+        return delivered == ALL
+
+    until(all_delivered, 15, "a record of each partition")
+    session.close()
+
+
+@pytest.mark.parametrize(
+    ("waited_s", "patience_s"), [(0.0, 0.25), (2.0, 0.25), (10.0, 1.0), (20.0, 2.0), (3_600.0, 2.0)]
+)
+def test_the_longer_checkpoints_are_held_up_the_more_patient_it_is_up_to_a_most(
+    waited_s: float, patience_s: float
+) -> None:
+    assert module.patience_s(waited_s) == patience_s
 
 
 def test_a_group_that_it_may_not_read_ends_the_session(

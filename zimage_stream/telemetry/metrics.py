@@ -63,7 +63,7 @@ class Metrics:
         )
         self.look_up_seconds = Histogram(
             "zimage_look_up_seconds",
-            "Asking the store whether one batch's pictures are there already.",
+            "Asking the store whether one picture is there already.",
             buckets=_SHORT,
             registry=registry,
         )

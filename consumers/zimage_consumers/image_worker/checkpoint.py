@@ -27,6 +27,9 @@ MAX_SPAN = 16_384
 MAX_MARKS = 160
 MAX_ATTEMPTS = 15
 CAUTIOUS_DEATHS = 2
+RECORDS_A_TURN = 256
+"""Records that a worker takes and decodes before it marks anything: where two holders died before any mark,
+what killed them is among the first so many."""
 
 _MAX_GAP = 1 << 28
 """Bits in memory while a gap in the log is passed over; a damaged length must not ask for more."""
@@ -185,7 +188,12 @@ class Ledger:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self.next = checkpoint.base
-        self.cautious = checkpoint.deaths >= CAUTIOUS_DEATHS
+        self._cautious_records = RECORDS_A_TURN if checkpoint.deaths >= CAUTIOUS_DEATHS else 0
+
+    @property
+    def cautious(self) -> bool:
+        """Whether each record is to be marked before it is decoded."""
+        return self._cautious_records > 0
 
     @property
     def full(self) -> bool:
@@ -207,7 +215,10 @@ class Ledger:
         if offset > self.next:
             self._pass_over(self.next, offset)
         self.next = offset + 1
-        return Taken.RESOLVED if self.checkpoint.is_resolved(offset) else Taken.NEW
+        if self.checkpoint.is_resolved(offset):
+            return Taken.RESOLVED
+        self._cautious_records -= self.cautious
+        return Taken.NEW
 
     def after(
         self, resolved: Iterable[int] = (), marks: Mapping[int, Mark | None] | None = None

@@ -6,16 +6,14 @@ import hashlib
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
 from typing import TypeVar
 
 from PIL.Image import Image
 
 from zimage_consumers.image_worker.failpoints import failpoint
-from zimage_consumers.image_worker.jobs import Failed, Job, Outcome, Stored
+from zimage_consumers.image_worker.jobs import Failed, Job, LookedUp, Outcome, Stored
 from zimage_stream.errors import (
     IdConflictError,
     StoreError,
@@ -34,19 +32,13 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+LOOK_UPS = 8
+"""At a time: all of a batch, so that a store far away keeps no device waiting."""
 _WAIT_S, _LONGEST_WAIT_S = 0.2, 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class LookedUp:
-    """Jobs without a picture in the store, and how the others end."""
-
-    missing: tuple[Job, ...]
-    ended: tuple[Outcome, ...]
-
-
 class Delivery:
-    """Encodes and uploads in two pools; each outcome is reported once.
+    """Looks up, encodes and uploads, in a pool for each; each outcome is reported once.
 
     Args:
         wanted: whether a job's partition is still ours; an upload that waits for the store ends
@@ -72,6 +64,7 @@ class Delivery:
         self._public_base_url = public_base_url
         self._encoders = ThreadPoolExecutor(encode_threads, "encode")
         self._uploaders = ThreadPoolExecutor(upload_threads, "upload")
+        self._lookers = ThreadPoolExecutor(LOOK_UPS, "look-up")
         self._wanted = wanted
         self._report = report
         self._health = health
@@ -81,37 +74,36 @@ class Delivery:
         """Start a finished picture on its way; returns at once."""
         self._encoders.submit(self._guard, job, lambda: self._encode(job, image))
 
-    def look_up(self, jobs: Sequence[Job]) -> Future[LookedUp]:
-        """Ask the store, on a thread of the pool, what it has already.
+    def look_up(self, batch_id: int, job: Job) -> Future[None]:
+        """Ask the store, beside all else, for the job's picture; reports ``LookedUp``.
 
         A request whose result was lost with its worker, or that is sent again, costs no GPU.
+
+        Returns:
+            for calling it off.
         """
-        return self._uploaders.submit(self._look_up, jobs)
+        return self._lookers.submit(self._look_up, batch_id, job)
 
     def close(self) -> None:
         """Take no more work. Uploads under way end with their jobs' partitions."""
         self._encoders.shutdown(wait=False, cancel_futures=True)
         self._uploaders.shutdown(wait=False, cancel_futures=True)
+        self._lookers.shutdown(wait=False, cancel_futures=True)
 
-    def _look_up(self, jobs: Sequence[Job]) -> LookedUp:
-        missing: list[Job] = []
-        ended: list[Outcome] = []
+    def _look_up(self, batch_id: int, job: Job) -> None:
+        request = job.decoded
+        ended: Stored | Failed | None = None
         started = time.monotonic()
-        for job in jobs:
-            request = job.decoded
-            try:
-                found = self._patiently(job, partial(self._store.stat, request.object_key))
-                if found is None:
-                    missing.append(job)
-                    continue
-                ended.append(Stored(job, self._image_of(request, found), reused=True))
-            except Exception as error:
-                ended.append(Failed(job, error))
+        try:
+            found = self._patiently(job, lambda: self._store.stat(request.object_key))
+            if found is not None:
+                ended = Stored(job, self._image_of(request, found), reused=True)
+        except Exception as error:
+            ended = Failed(job, error)
         elapsed = time.monotonic() - started
+        job.stage("look up", elapsed)
         self._metrics.look_up_seconds.observe(elapsed)
-        for job in jobs:
-            job.stage("look up", elapsed)
-        return LookedUp(tuple(missing), tuple(ended))
+        self._report(LookedUp(batch_id, job, ended))
 
     def _guard(self, job: Job, stage: Callable[[], None]) -> None:
         try:

@@ -7,17 +7,16 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import Future
 from dataclasses import replace
 from datetime import datetime
 
 from zimage_consumers.image_worker.batching import wants_more
-from zimage_consumers.image_worker.checkpoint import Mark
-from zimage_consumers.image_worker.deliver import Delivery, LookedUp
+from zimage_consumers.image_worker.checkpoint import MAX_MARKS, Mark
+from zimage_consumers.image_worker.deliver import Delivery
 from zimage_consumers.image_worker.failpoints import failpoint
 from zimage_consumers.image_worker.generate import Batch, EngineThread
 from zimage_consumers.image_worker.intake import Intake
-from zimage_consumers.image_worker.jobs import BatchDone, Job, Outcome
+from zimage_consumers.image_worker.jobs import Job, LookedUp
 from zimage_consumers.image_worker.publish import CommitRefusedError
 from zimage_consumers.image_worker.schedule import Scheduler
 from zimage_consumers.image_worker.session import Session
@@ -39,7 +38,6 @@ class Dispatcher:
     Args:
         wanted: whether a job's partition is still held under the job's epoch.
         fail: takes a job that cannot run and the error that says why.
-        report: where the engine's outcomes go; used for batches that need no engine.
     """
 
     def __init__(
@@ -52,7 +50,6 @@ class Dispatcher:
         max_attempts: int,
         wanted: Callable[[Job], bool],
         fail: Callable[[Job, Exception], None],
-        report: Callable[[Outcome], None],
     ) -> None:
         self._scheduler = scheduler
         self._intake = intake
@@ -61,10 +58,11 @@ class Dispatcher:
         self._max_attempts = max_attempts
         self._wanted = wanted
         self._fail = fail
-        self._report = report
         self._started: set[Job] = set()
         self._notes: dict[Job, Mark] = {}
         self._batches: dict[int, Batch] = {}
+        self._asked: dict[int, set[Job]] = {}
+        """Of the batches that are not on deck yet: the jobs for which the store has not answered."""
         self._ids = itertools.count(1)
         self._mark_s = 0.0
 
@@ -105,12 +103,30 @@ class Dispatcher:
             if not jobs:
                 break
             chosen.append(jobs)
-        if chosen:
-            # Beside the commit; what the store says counts for nothing before the marks are in.
-            looked_up = [self._delivery.look_up(jobs) for jobs in chosen]
-            self._mark(session, [job for jobs in chosen for job in jobs])
-            for jobs, found in zip(chosen, looked_up, strict=True):
-                self._launch(jobs, found)
+        if chosen or self._notes:
+            self._start(session, [Batch(next(self._ids), tuple(jobs)) for jobs in chosen])
+
+    def looked_up(self, found: LookedUp) -> bool:
+        """The store has answered for a job of a batch, which goes on deck with the last answer.
+
+        Returns:
+            whether the answer counts: not where the batch was called off meanwhile.
+        """
+        batch = self._batches.get(found.batch_id)
+        if batch is None:
+            return False
+        asked = self._asked[batch.id]
+        asked.discard(found.job)
+        if found.ended is not None:
+            batch = replace(batch, jobs=tuple(job for job in batch.jobs if job is not found.job))
+            self._batches[batch.id] = batch
+        if not asked:
+            del self._asked[batch.id]
+            if batch.jobs:
+                self._engine.submit(batch)
+            else:
+                del self._batches[batch.id]
+        return True
 
     def batch_done(self, batch_id: int) -> None:
         """The engine has finished with a batch."""
@@ -120,7 +136,7 @@ class Dispatcher:
         """Run a job again later; its mark is taken back with the next commit of marks."""
         self._started.discard(job)
         self._notes[job] = Mark(job.attempts, job.suspect)
-        job.started_at = None
+        job.started_at = job.generate_ms = job.encode_ms = job.upload_ms = None
         job.not_before = time.monotonic() + wait_s
         self._scheduler.add(job)
 
@@ -136,14 +152,16 @@ class Dispatcher:
         self._notes = {job: m for job, m in self._notes.items() if job.record.partition not in partitions}
 
     def withdraw(self, partitions: Collection[int]) -> None:
-        """Drop the waiting jobs of these partitions, and take what is on deck back if theirs is in it."""
+        """Drop the waiting jobs of these partitions, and take back what is not on the engine yet if theirs
+        is in it; what the store had of it already ends as it would."""
         self._scheduler.discard(partitions)
         for batch in list(self._batches.values()):
             theirs = any(job.record.partition in partitions for job in batch.jobs)
-            if theirs and self._engine.withdraw(batch.id):
+            if theirs and (batch.id in self._asked or self._engine.withdraw(batch.id)):
                 del self._batches[batch.id]
+                self._asked.pop(batch.id, None)
                 for job in batch.jobs:
-                    if job in self._started and job.upload_ms is None:
+                    if job in self._started:
                         self._started.discard(job)
                         self._notes[job] = Mark(job.attempts, job.suspect)
                         if job.record.partition not in partitions:
@@ -152,11 +170,12 @@ class Dispatcher:
     def engine_is_gone(self) -> None:
         """What was on the engine or on deck will never end; what was generated already may."""
         self._batches.clear()
+        self._asked.clear()
         self._started = {job for job in self._started if job.generate_ms is not None}
 
     def _room_beside(self, chosen: Collection[Sequence[Job]]) -> bool:
         """Whether another batch is to be put on deck."""
-        if self._undelivered() >= UNDELIVERED_PIXELS:
+        if len(self._started) >= MAX_MARKS or self._undelivered() >= UNDELIVERED_PIXELS:
             return False
         batches = [batch.jobs for batch in self._batches.values()] + [*chosen]
         return wants_more(len(batches), sum(map(len, batches)), self._engine.picture_s, self._mark_s)
@@ -178,6 +197,13 @@ class Dispatcher:
                 )
             if job.request is None:
                 self._intake.check(job)
+            if not job.suspect:
+                # The decoding was what had to be alone, and it is over: it waits like any other.
+                job.cautious, job.marked = False, judged
+                self._started.discard(job)
+                self._notes[job] = Mark(job.attempts)
+                self._scheduler.add(job)
+                return
             expires_at = job.decoded.expires_at
             if not judged and at is not None and expires_at is not None and expires_at <= at:
                 raise ExpiredError("it was not started before its expires_at")
@@ -185,37 +211,39 @@ class Dispatcher:
             log.warning("the schema registry does not answer: %s", error, extra=job.log)
             self.retry(job, REGISTRY_WAIT_S)
         except Exception as error:
-            # What made this partition dangerous is found; the records after it are taken as usual.
-            session.held[job.record.partition].ledger.cautious = False
             self._fail(job, error)
         else:
-            self._launch([job], self._delivery.look_up([job]), probe=True)
+            batch = Batch(next(self._ids), (job,), probe=True)
+            self._put(batch)
+            self._delivery.look_up(batch.id, job)
 
-    def _launch(self, jobs: list[Job], looked_up: Future[LookedUp], probe: bool = False) -> None:
-        batch = Batch(next(self._ids), tuple(jobs), probe)
+    def _start(self, session: Session, batches: Sequence[Batch]) -> None:
+        """Mark the jobs of these batches, and ask the store for their pictures meanwhile."""
+        jobs = [job for batch in batches for job in batch.jobs]
+        asked = [self._delivery.look_up(batch.id, job) for batch in batches for job in batch.jobs]
+        try:
+            self._mark(session, jobs)
+        except CommitRefusedError:
+            for look_up in asked:
+                look_up.cancel()
+            raise
+        # What the store says counts for nothing before the marks are in.
+        for batch in batches:
+            self._put(batch)
+
+    def _put(self, batch: Batch) -> None:
         self._batches[batch.id] = batch
-
-        def run(looked_up: Future[LookedUp]) -> None:
-            if looked_up.cancelled():
-                return  # the process ends
-            found = looked_up.result()
-            for outcome in found.ended:
-                self._report(outcome)
-            if found.missing:
-                self._engine.submit(replace(batch, jobs=found.missing))
-            else:
-                self._report(BatchDone(batch.id))
-
-        looked_up.add_done_callback(run)
+        self._asked[batch.id] = set(batch.jobs)
 
     def _mark(self, session: Session, jobs: list[Job]) -> None:
         """Commit the marks of jobs about to start, and what other marks have become meanwhile."""
-        company = len(jobs) > 1 or bool(self._started)
+        # A batch that nobody wants any more may still run, and kill.
+        company = len(jobs) > 1 or bool(self._started or self._batches)
         changes: dict[int, dict[int, Mark | None]] = defaultdict(dict)
         notes = {job: mark for job, mark in self._notes.items() if self._wanted(job)}
         for job, mark in notes.items():
             changes[job.record.partition][job.record.offset] = mark
-        for job in self._started:
+        for job in self._started if jobs else ():
             # Whoever was alone so far is so no longer.
             if self._wanted(job):
                 changes[job.record.partition][job.record.offset] = Mark(job.attempts, job.suspect, open=True)
@@ -224,7 +252,8 @@ class Dispatcher:
             changes[job.record.partition][job.record.offset] = mark
         started = time.monotonic()
         try:
-            session.mark(changes)
+            if changes:
+                session.mark(changes)
         except CommitRefusedError:
             for job in jobs:
                 self._scheduler.add(job)

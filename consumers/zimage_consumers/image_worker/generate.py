@@ -156,6 +156,10 @@ class EngineThread(threading.Thread):
             self._loaded.set()
         try:
             self._serve()
+        except Exception as error:
+            # Unreported, the worker would stay ready and serve nothing for ever.
+            log.exception("the engine's thread failed; only a new process has another")
+            self._report(EngineLost(error, sick=False))
         finally:
             self._engine.close()
 

@@ -44,7 +44,7 @@ class Job:
         tokens: length of its prompt for the model; 0 where no tokenizer is at hand.
         attempts: charged to it so far.
         suspect: it was running when a process died, so it runs alone.
-        cautious: processes died here before they could mark anything, so each record is handled alone.
+        cautious: processes died here before they could mark anything, so it is decoded under its own mark.
         arrival: its place in the order of arrival, given by the scheduler.
         marked: it was started before, here or by a predecessor; expiry was judged then.
         not_before: monotonic time before which a retry does not start.
@@ -136,6 +136,16 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class LookedUp:
+    """The store was asked for the picture of a job in a batch. ``ended``: how the job ends without the
+    engine; ``None`` where its picture is to be made."""
+
+    batch_id: int
+    job: Job
+    ended: Stored | Failed | None
+
+
+@dataclass(frozen=True, slots=True)
 class BatchDone:
     """The engine has finished with a batch; its pictures may still be on their way to the store."""
 
@@ -157,7 +167,7 @@ class MemoryLeaked:
     grown: int
 
 
-Outcome = Stored | Failed | BatchDone | EngineLost | MemoryLeaked
+Outcome = Stored | Failed | LookedUp | BatchDone | EngineLost | MemoryLeaked
 
 
 @dataclass(frozen=True, slots=True)

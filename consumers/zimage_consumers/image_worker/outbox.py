@@ -115,6 +115,7 @@ class Outbox:
             self._health.down("registry", str(error))
             self._not_before = time.monotonic() + 1.0
             return []
+        self._health.up("registry")
         started = time.monotonic()
         try:
             session.publish(records, checkpoints)

@@ -13,6 +13,7 @@ from types import FrameType
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 
+from zimage_consumers.image_worker.deliver import LOOK_UPS
 from zimage_consumers.image_worker.worker import ExitCode, Worker
 from zimage_stream import interrupt
 from zimage_stream.engines import Engine, create_engine
@@ -61,7 +62,7 @@ def run_worker(
     registry.register(HealthCollector(health))
     tracer = create_tracer(settings.telemetry.traces, slot)
     if store is None:
-        store = create_store(settings.store, connections=settings.worker.upload_threads)
+        store = create_store(settings.store, connections=settings.worker.upload_threads + LOOK_UPS)
     codec = Codec(Registry(settings.registry) if settings.registry.url else None)
     try:
         store.check()

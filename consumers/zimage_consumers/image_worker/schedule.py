@@ -19,6 +19,9 @@ from zimage_consumers.image_worker.jobs import Job
 
 _COMPANIONS_LOOKED_AT = 64
 """Tenants asked for a companion to the batch's first request; bounds a decision's cost."""
+_ROUNDING = 1e-6
+_LEFTOVERS = 256
+"""Jobs added between two tidyings, at the least."""
 
 
 @dataclass(slots=True)
@@ -30,7 +33,11 @@ class _Tenant:
 
 
 class Scheduler:
-    """Holds the window's waiting jobs. Adding and choosing cost O(log n)."""
+    """Holds the window's waiting jobs. Adding and choosing cost O(log n), amortised.
+
+    A job that leaves stays behind in the queues it was not taken from, until they are tidied: at most
+    about twice as many as the window has held.
+    """
 
     def __init__(self, weights: Mapping[str, float] | None = None, limits: BatchLimits | None = None) -> None:
         self._weights = dict(weights or {})
@@ -45,6 +52,7 @@ class Scheduler:
         self._delayed: list[tuple[float, int, Job]] = []
         self._alone: deque[Job] = deque()
         self._expiring: list[tuple[float, int, Job]] = []
+        self._added = 0
 
     def by_tenant(self) -> Counter[str]:
         """How many wait of each tenant; those that must not be decoded yet are nobody's."""
@@ -61,6 +69,9 @@ class Scheduler:
         """Take a job into the window, or back into it after a retry or a displaced batch."""
         if not self._waiting:
             self._forget()
+        self._added += 1
+        if self._added > len(self._waiting) + len(self._tenants) + _LEFTOVERS:
+            self._tidy()
         self._waiting.add(job)
         if job.arrival is None:
             job.arrival = next(self._arrivals)
@@ -70,23 +81,20 @@ class Scheduler:
             heapq.heappush(self._delayed, (job.not_before, job.arrival, job))
         else:
             self._enqueue(job, job.arrival)
-        if job.request is not None and job.request.expires_at is not None and not job.marked:
-            heapq.heappush(self._expiring, (job.request.expires_at.timestamp(), next(self._ties), job))
+        if (expiry := _expiry(job)) is not None:
+            heapq.heappush(self._expiring, (expiry, next(self._ties), job))
 
     def discard(self, partitions: Collection[int]) -> None:
         """Forget the jobs of partitions that are somebody else's now."""
         self._waiting = {job for job in self._waiting if job.record.partition not in partitions}
-
-    def clear(self) -> None:
-        """Forget every job."""
-        self._waiting.clear()
 
     def take_expired(self, at: datetime) -> list[Job]:
         """Remove and return the jobs never started whose ``expires_at`` has passed."""
         expired = []
         while self._expiring and self._expiring[0][0] <= at.timestamp():
             job = heapq.heappop(self._expiring)[2]
-            if job in self._waiting:
+            # It may have been started since, and be back for its retry.
+            if job in self._waiting and not job.marked:
                 self._waiting.discard(job)
                 expired.append(job)
         return expired
@@ -105,7 +113,8 @@ class Scheduler:
         """Remove and return what runs next: jobs of one shape, empty if nothing waits.
 
         The first is the fair choice. Others of its shape join as long as each is next in its own
-        tenant's order, so no tenant is overtaken by more than one batch.
+        tenant's order and takes its tenant no further ahead than a whole batch would: joining is free for
+        the device, and not for the tenants that have other shapes.
         """
         while self._delayed and self._delayed[0][0] <= now:
             _, arrival, job = heapq.heappop(self._delayed)
@@ -120,6 +129,7 @@ class Scheduler:
         batch = [first]
         request = first.decoded
         shape = shape_of(request, first.tokens)
+        work = cost(request)
         room = self._limits.largest(request.width, request.height)
         self._return(tenant)
         passed: list[_Tenant] = []
@@ -128,7 +138,11 @@ class Scheduler:
             if tenant is None:
                 break
             head = tenant.queue[0][-1]
-            if shape_of(head.decoded, head.tokens) == shape:
+            ahead = tenant.clock + work / tenant.weight - self._clock
+            if (
+                shape_of(head.decoded, head.tokens) == shape
+                and ahead <= room * work / tenant.weight + _ROUNDING
+            ):
                 batch.append(self._serve(tenant))
                 self._return(tenant)
             else:
@@ -181,6 +195,34 @@ class Scheduler:
             if current and not tenant.queue and tenant.clock <= self._clock:
                 del self._tenants[tenant.name]
 
+    def _tidy(self) -> None:
+        """Drop what jobs that wait no more have left behind.
+
+        With something waiting all the time nothing else would: what expires late, or is hidden by what
+        goes first, does not get to the top of its queue. Amortised O(1) for each job added: since the
+        last time more were added than there are jobs and tenants to look at again, and what is dropped
+        is dropped once.
+        """
+        self._added = 0
+        waiting = self._waiting
+        for tenant in self._tenants.values():
+            tenant.queue = [place for place in tenant.queue if place[-1] in waiting]
+            heapq.heapify(tenant.queue)
+        self._turns = [turn for turn in self._turns if turn[-1].queue]
+        heapq.heapify(self._turns)
+        # Anew, since a tenant may be in it once for each time that its work ran out.
+        self._idle = [
+            (each.clock, next(self._ties), each) for each in self._tenants.values() if not each.queue
+        ]
+        heapq.heapify(self._idle)
+        self._delayed = [place for place in self._delayed if place[-1] in waiting]
+        heapq.heapify(self._delayed)
+        self._alone = deque(job for job in self._alone if job in waiting)
+        # Anew, since a job is in it once for each time that it came back.
+        expiries = ((_expiry(job), job) for job in waiting)
+        self._expiring = [(expiry, next(self._ties), job) for expiry, job in expiries if expiry is not None]
+        heapq.heapify(self._expiring)
+
     def _forget(self) -> None:
         """With nothing waiting there is nothing to be fair about."""
         self._tenants.clear()
@@ -189,4 +231,11 @@ class Scheduler:
         self._delayed.clear()
         self._expiring.clear()
         self._alone.clear()
+        self._added = 0
         self._clock = 0.0
+
+
+def _expiry(job: Job) -> float | None:
+    """When the job expires, in UNIX time, if it does; one that was started does not any more."""
+    expires_at = job.request.expires_at if job.request else None
+    return expires_at.timestamp() if expires_at and not job.marked else None

@@ -36,11 +36,18 @@ log = logging.getLogger(__name__)
 TAKE_OVER_TIMEOUT_S = 0.25
 """Of reading checkpoints, while which nothing else is done here."""
 TAKE_OVER_SHARE = 0.1
-"""Of the time that partitions have waited, where that is longer: a broker may be as slow as it is."""
+"""Of the time that partitions have waited, where that is longer: the broker may be slow."""
+TAKE_OVER_MOST_S = 2.0
+"""However long: nobody feeds the device meanwhile, and what an open transaction holds up no wait will get."""
 TAKE_OVER_PAUSE_S = 1.0
 PROBE_TIMEOUT_S = 1.0
 _CONNECTIONS = frozenset((KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._RESOLVE))
 _NOT_YET = frozenset((KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._WAIT_COORD))
+
+
+def patience_s(waited_s: float) -> float:
+    """How long to wait for the answer about checkpoints that have been waited for so long."""
+    return min(max(TAKE_OVER_TIMEOUT_S, waited_s * TAKE_OVER_SHARE), TAKE_OVER_MOST_S)
 
 
 @dataclass(eq=False, slots=True)
@@ -283,9 +290,8 @@ class Session:
         if not self._arriving or at < self._ask_at or self._give_up():
             return
         asked = [self._arriving[0]] if self._one_by_one else list(self._arriving)
-        timeout_s = max(TAKE_OVER_TIMEOUT_S, (at - self._arrived_at) * TAKE_OVER_SHARE)
         try:
-            checkpoints = self._read_checkpoints(asked, timeout_s)
+            checkpoints = self._read_checkpoints(asked, patience_s(at - self._arrived_at))
         except KafkaException as error:
             problem = error.args[0]
             if problem.code() not in _NOT_YET:
@@ -301,6 +307,9 @@ class Session:
             self.epoch += 1
             self.held[number] = Held(self.epoch, Ledger(take_over(checkpoint, self._owner)))
         starts = [TopicPartition(self._topic, number, found.base) for number, found in checkpoints.items()]
+        # The client keeps a pause through revocation and assignment, and we forgot it when they left us.
+        # Of those that are not paused it does nothing. Done before they start, so that it meets no start.
+        self._consumer.resume(starts)
         self._consumer.incremental_assign(starts)
         log.info("took over partitions %s", sorted(checkpoints))
 

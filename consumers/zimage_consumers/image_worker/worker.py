@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection
 from enum import IntEnum
 
 from zimage_consumers.image_worker.batching import BatchLimits
-from zimage_consumers.image_worker.checkpoint import Mark, Taken
+from zimage_consumers.image_worker.checkpoint import RECORDS_A_TURN, Mark, Taken
 from zimage_consumers.image_worker.clock import ClockGuard
 from zimage_consumers.image_worker.deliver import Delivery
 from zimage_consumers.image_worker.dispatch import Dispatcher
@@ -30,6 +30,7 @@ from zimage_consumers.image_worker.jobs import (
     EngineLost,
     Failed,
     Job,
+    LookedUp,
     MemoryLeaked,
     Outcome,
     Record,
@@ -56,7 +57,6 @@ from zimage_stream.telemetry.tracing import Tracer
 log = logging.getLogger(__name__)
 
 BUSY_POLL_S, IDLE_POLL_S = 0.003, 0.1
-RECORDS_A_TURN = 256
 REJOIN_WAIT_S = 1.0
 REGISTRY_WAIT_S = 1.0
 FENCED_AGAIN_S = 60.0
@@ -146,7 +146,6 @@ class Worker:
             max_attempts=settings.worker.max_attempts,
             wanted=self._wanted,
             fail=self._fail,
-            report=self._outcomes.put,
         )
         identity = Identity(engine.model, engine.model_revision, slot)
         self._outbox = Outbox(
@@ -281,7 +280,11 @@ class Worker:
             return ExitCode.CONTEXT_LOST
         log.error("the device is sick, the requests are given back: %s", error)
         self._health.hold("engine", f"the device is sick: {error}")
-        self._leave(session)
+        try:
+            self._leave(session)
+        except ClientsLostError as lost:
+            log.warning("the requests could not be given back, their marks stay open: %s", lost)
+            session.abandon()
         return ExitCode.SICK
 
     # -- one turn
@@ -361,6 +364,7 @@ class Worker:
         blamed on the wrong one."""
         if time.monotonic() < self._intake_after or self._dispatcher.alone:
             return
+        decoded = False
         for _ in range(min(len(self._incoming), RECORDS_A_TURN)):
             job = self._incoming[0]
             if self._wanted(job):
@@ -376,10 +380,12 @@ class Worker:
                 except Exception as error:
                     self._fail(job, error)
                 else:
+                    decoded = True
                     job.stage("decode", time.monotonic() - started)
                     self._scheduler.add(job)
             self._incoming.popleft()
-        self._health.up("registry")
+        if decoded:  # or an outage that only the outbox has met would be hidden
+            self._health.up("registry")
 
     def _collect(self, wait_s: float) -> None:
         try:
@@ -392,6 +398,9 @@ class Worker:
 
     def _note(self, outcome: Outcome) -> None:
         match outcome:
+            case LookedUp():
+                if self._dispatcher.looked_up(outcome) and outcome.ended is not None:
+                    self._note(outcome.ended)
             case BatchDone(batch_id):
                 self._dispatcher.batch_done(batch_id)
             case EngineLost():

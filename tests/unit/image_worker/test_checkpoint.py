@@ -12,6 +12,7 @@ from zimage_consumers.image_worker.checkpoint import (
     MAX_MARKS,
     MAX_METADATA_CHARACTERS,
     MAX_SPAN,
+    RECORDS_A_TURN,
     Checkpoint,
     CheckpointOverflowError,
     Ledger,
@@ -103,7 +104,12 @@ class TestTakingOver:
         for death in range(CAUTIOUS_DEATHS):
             assert not Ledger(found).cautious
             found = take_over(found, self.ME + death + 10)
-        assert Ledger(found).cautious
+        ledger = Ledger(found)
+        for offset in range(10, 9 + RECORDS_A_TURN):
+            ledger.take(offset)
+            assert ledger.cautious
+        ledger.take(9 + RECORDS_A_TURN)
+        assert not ledger.cautious
 
     def test_progress_ends_the_count_of_deaths(self) -> None:
         ledger = Ledger(Checkpoint(10, owner=self.ME, deaths=1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import pytest
@@ -54,11 +54,12 @@ class Running:
 
 @contextmanager
 def running(
-    faults: dict[str, str] | None = None, simulated_ms: float = 0.0, leak_limit_bytes: int = 64 * MIB
+    faults: dict[str, str] | None = None,
+    simulated_ms: float = 0.0,
+    leak_limit_bytes: int = 64 * MIB,
+    kind: type[SimulatedEngine] = SimulatedEngine,
 ) -> Iterator[Running]:
-    engine = SimulatedEngine(
-        simulated_ms / 1e3, {piece: Fault.parse(text) for piece, text in (faults or {}).items()}
-    )
+    engine = kind(simulated_ms / 1e3, {piece: Fault.parse(text) for piece, text in (faults or {}).items()})
     settings = EngineSettings(kind="simulated", leak_limit_bytes=leak_limit_bytes)
     here = Running(engine, settings)
     here.thread.start()
@@ -133,6 +134,39 @@ def test_memory_that_stays_within_its_limit_is_no_leak() -> None:
         for number in range(8, 100):
             here.thread.submit(Batch(number, (job(width=64, height=64),)))
         assert [here.outcome() for _ in range(100)] == [BatchDone(number) for number in range(100)]
+
+
+class Speechless(SimulatedEngine):
+    """Makes pictures, and fails when it is asked anything else."""
+
+    closed = False
+
+    def device_memory(self) -> Mapping[str, int]:
+        raise RuntimeError("the driver does not answer")
+
+    def idle(self) -> None:
+        raise RuntimeError("the driver does not answer")
+
+    def close(self) -> None:
+        Speechless.closed = True
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_thread_that_fails_beside_its_batches_says_so(
+    busy: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Speechless, "closed", False)
+    with running(kind=Speechless) as here:
+        if busy:
+            here.thread.submit(Batch(1, (job(width=64, height=64),)))
+            assert here.outcome() == BatchDone(1)
+        lost = here.outcome()
+    assert isinstance(lost, EngineLost)
+    assert not lost.sick
+    assert "the driver does not answer" in str(lost.error)
+    # Where it came from is in the log.
+    assert any(record.exc_info for record in caplog.records)
+    assert Speechless.closed
 
 
 SPEC = ImageSpec("a heron", 96, 64, 8, 0.0, 1)

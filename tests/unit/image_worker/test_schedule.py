@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sized
 from datetime import timedelta
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -71,6 +74,18 @@ class TestFairness:
         first = [scheduler.take_batch(0.0)[0].decoded.tenant for _ in range(200)]
         assert abs(first.count("gold") - 150) <= 2
 
+    def test_who_fits_into_others_batches_does_not_live_on_them(self) -> None:
+        scheduler = Scheduler()
+        for _ in range(300):
+            scheduler.add(job(tenant="mixed", width=64, height=64))
+            scheduler.add(job(tenant="mixed", width=512, height=512))
+            scheduler.add(job(tenant="companion", width=512, height=512))
+        got = Counter[str]()
+        for _ in range(200):
+            for one in scheduler.take_batch(0.0):
+                got[one.decoded.tenant] += one.decoded.width * one.decoded.height
+        assert abs(got["mixed"] - got["companion"]) <= 8 * 512 * 512
+
     def test_cost_counts_not_the_number_of_requests(self) -> None:
         scheduler = Scheduler(limits=BatchLimits(1))
         for _ in range(100):
@@ -137,6 +152,84 @@ class TestExpiry:
         scheduler = Scheduler()
         scheduler.add(job(expires_at=SENT, marked=True))
         assert scheduler.take_expired(SENT + timedelta(days=1)) == []
+
+    def test_nor_does_one_that_was_started_after_it_came_and_is_back_for_its_retry(self) -> None:
+        scheduler = Scheduler(limits=BatchLimits(1))
+        again, other = job(expires_at=SENT), job()
+        scheduler.add(again)
+        scheduler.add(other)
+        assert scheduler.take_batch(0.0) == [again]
+        again.marked = True
+        scheduler.add(again)
+        assert scheduler.take_expired(SENT + timedelta(days=1)) == []
+        assert drain(scheduler) == [[again], [other]]
+
+
+def entries(scheduler: Scheduler) -> int:
+    """How many there are in all that it keeps."""
+    kept = [*vars(scheduler).values(), *(tenant.queue for tenant in scheduler._tenants.values())]
+    return sum(len(each) for each in kept if isinstance(each, Sized))
+
+
+class TestMemory:
+    """With something waiting all the time, what has left does not pile up."""
+
+    ROUNDS, BOUND = 20_000, 600
+
+    def test_of_what_was_served_long_before_it_expires(self) -> None:
+        scheduler = Scheduler(limits=BatchLimits(1))
+        scheduler.add(job())
+        for _ in range(self.ROUNDS):
+            scheduler.add(job(expires_at=SENT + timedelta(days=7)))
+            assert scheduler.take_batch(0.0)
+            assert scheduler.take_expired(SENT) == []
+        assert len(scheduler) == 1
+        assert entries(scheduler) < self.BOUND
+
+    def test_of_what_expired_behind_what_goes_first(self) -> None:
+        scheduler = Scheduler(limits=BatchLimits(1))
+        scheduler.add(job(priority=1))
+        for _ in range(self.ROUNDS):
+            scheduler.add(job(priority=1))
+            scheduler.add(job(expires_at=SENT))
+            assert len(scheduler.take_expired(SENT)) == 1
+            assert scheduler.take_batch(0.0)
+        assert len(scheduler) == 1
+        assert entries(scheduler) < self.BOUND
+
+    @pytest.mark.parametrize(("suspect", "not_before"), [(False, 0.0), (False, 1.0), (True, 0.0)])
+    def test_of_partitions_given_up(self, suspect: bool, not_before: float) -> None:
+        scheduler = Scheduler(limits=BatchLimits(1))
+        kept = job(priority=1)
+        scheduler.add(kept)
+        for _ in range(self.ROUNDS):
+            gone = job(partition=1, suspect=suspect)
+            gone.not_before = not_before
+            scheduler.add(gone)
+            scheduler.discard([1])
+        assert entries(scheduler) < self.BOUND
+        assert drain(scheduler) == [[kept]]
+
+    def test_of_what_comes_back_again_and_again(self) -> None:
+        scheduler = Scheduler(limits=BatchLimits(1))
+        again = job(expires_at=SENT + timedelta(days=7))
+        scheduler.add(again)
+        scheduler.add(job(priority=-1))
+        for _ in range(self.ROUNDS):
+            assert scheduler.take_batch(0.0) == [again]
+            scheduler.add(again)
+        assert entries(scheduler) < self.BOUND
+
+    def test_is_tidied_without_a_change_to_whose_turn_it_is(self) -> None:
+        quiet, busy = Scheduler({"a": 2.0}), Scheduler({"a": 2.0})
+        for n in range(90):
+            one = job(tenant="abc"[n % 3], width=(512, 1024)[n % 2], height=1024, priority=n % 5)
+            quiet.add(one)
+            busy.add(one)
+        for n in range(5_000):
+            busy.add(job(tenant="abcd"[n % 4], priority=n % 5, expires_at=SENT))
+            busy.take_expired(SENT)
+        assert drain(busy) == drain(quiet)
 
 
 class TestAlone:

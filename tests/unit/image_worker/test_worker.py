@@ -1,0 +1,84 @@
+"""What the worker says and does around its turns, without a broker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from tests.unit.image_worker.jobs import job
+from zimage_consumers.image_worker.jobs import EngineLost
+from zimage_consumers.image_worker.publish import ClientsLostError
+from zimage_consumers.image_worker.session import Session
+from zimage_consumers.image_worker.worker import EngineLostError, ExitCode, Worker
+from zimage_stream.engines.simulated import SimulatedEngine
+from zimage_stream.errors import EngineError
+from zimage_stream.events.codec import Codec
+from zimage_stream.settings import Settings
+from zimage_stream.stores.directory import DirectoryStore
+from zimage_stream.telemetry.health import Health
+from zimage_stream.telemetry.metrics import Metrics
+from zimage_stream.telemetry.tracing import create_tracer
+
+
+class Gone:
+    """A session whose clients are lost by the time that it is to be left."""
+
+    def __init__(self) -> None:
+        self.held = {0: SimpleNamespace(epoch=1)}
+        self.abandoned = False
+
+    def close(self) -> None:
+        raise ClientsLostError("the coordinator is not known any more")
+
+    def abandon(self) -> None:
+        self.abandoned = True
+
+
+@pytest.fixture
+def health() -> Health:
+    return Health()
+
+
+@pytest.fixture
+def worker(tmp_path: Path, health: Health) -> Iterator[Worker]:
+    made = Worker(
+        Settings(),
+        SimulatedEngine(0.0),
+        DirectoryStore(tmp_path),
+        Codec(),
+        slot="slot",
+        health=health,
+        metrics=Metrics(CollectorRegistry()),
+        tracer=create_tracer(False, "slot"),
+    )
+    yield made
+    made._delivery.close()
+
+
+def test_a_sick_device_is_told_even_where_its_requests_cannot_be_given_back(worker: Worker) -> None:
+    gone = Gone()
+    error = EngineLostError(EngineLost(EngineError("the known-good picture failed"), sick=True))
+    assert worker._end_without_engine(cast(Session, gone), error) is ExitCode.SICK
+    assert gone.abandoned
+
+
+def test_the_registry_is_up_when_something_was_decoded_and_not_before(worker: Worker, health: Health) -> None:
+    worker._session = cast(Session, Gone())
+    health.down("registry", "the id of a result's schema cannot be had")
+    worker._admit()
+    assert not health.is_up("registry")
+    # Its bytes are no request of ours, and nobody had to be asked.
+    worker._incoming.append(job())
+    worker._admit()
+    assert not health.is_up("registry")
+    good = job()
+    good.record = replace(good.record, value=Codec().encode_request(good.decoded, "requests"))
+    worker._incoming.append(good)
+    worker._admit()
+    assert health.is_up("registry")

@@ -128,8 +128,8 @@ def test_partitions_that_left_while_they_were_paused_deliver_when_they_come_back
 
     def shared() -> bool:
         other.poll(0.1)
-        theirs = {place.partition for place in other.assignment()}
-        return bool(theirs) and theirs == ALL - polled(session)
+        ours, theirs = polled(session), {place.partition for place in other.assignment()}
+        return bool(theirs) and theirs == ALL - ours
 
     until(shared, 30, "the other member has the rest")
     other.close()

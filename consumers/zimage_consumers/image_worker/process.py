@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import logging
 import os
@@ -29,6 +30,10 @@ from zimage_stream.telemetry.tracing import create_tracer
 
 log = logging.getLogger(__name__)
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""As malloc.h has them."""
+_LARGEST_BUFFER, _KEPT_FREE = 32 << 20, 256 << 20
+"""Bytes. A larger buffer than the first, the most that glibc takes, comes from the system and goes back."""
 LEAVE_S = 5.0
 """After the drain time, for what is finished to be committed and the group to be left."""
 
@@ -54,6 +59,7 @@ def run_worker(
         ZImageError: it cannot start: the settings, the store or the model are wrong.
     """
     configure(settings.telemetry, slot=slot)
+    keep_buffers()
     # What every thread does, on stderr: for whoever is called at night to a worker that stands still.
     faulthandler.register(signal.SIGUSR1)
     registry = CollectorRegistry()
@@ -83,6 +89,19 @@ def run_worker(
         tracer.close()
         codec.close()
         store.close()
+
+
+def keep_buffers() -> None:
+    """Have the C library keep freed buffers for the next picture instead of giving them back to the system.
+
+    Each picture passes through several of some megabytes. Anew they come page by page at their first touch,
+    which takes as long as all that is done to them but deflating, longer in a virtual machine. With another C
+    library than glibc nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_BUFFER)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_FREE)
 
 
 def _run(worker: Worker, loaded: Callable[[], None], longest_stop_s: float) -> ExitCode:

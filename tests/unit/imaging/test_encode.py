@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import struct
 import sys
 import zlib
@@ -78,6 +79,18 @@ def test_a_png_is_well_formed_and_its_pixels_are_those_that_went_in(
     assert kinds == [b"IHDR", b"iTXt", b"iTXt", b"iTXt", b"IDAT", b"IEND"]
     rows = zlib.decompress(dict(chunks(encoded))[b"IDAT"])
     assert len(rows) == size[1] * (1 + 3 * size[0])
+
+
+@pytest.mark.parametrize("size", [(1024, 1024), (700, 501), (64, 2048), (2048, 175)])
+def test_a_large_png_is_one_stream_too(size: tuple[int, int]) -> None:
+    noise = Image.frombytes("RGB", size, random.Random(1).randbytes(3 * size[0] * size[1]))
+    for image in (picture(size), noise):
+        encoded = encode(image, "png", None, FIELDS).data
+        assert decoded(encoded).tobytes() == image.tobytes()
+        stream = zlib.decompressobj()
+        assert len(stream.decompress(dict(chunks(encoded))[b"IDAT"])) == size[1] * (1 + 3 * size[0])
+        assert stream.eof
+        assert not stream.unused_data
 
 
 def chunks(data: bytes) -> list[tuple[bytes, bytes]]:

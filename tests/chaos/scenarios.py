@@ -461,7 +461,8 @@ SCENARIOS = {
         Scenario("store misbehaves", store_misbehaves),
         Scenario("disk full", disk_full, directory=True, short=False),
         Scenario("poison", poison, _poison_settings()),
-        Scenario("rebalance storm", rebalance_storm, short=False),
+        # With windows that are full, so that partitions are paused when they go.
+        Scenario("rebalance storm", rebalance_storm, {"ZIMAGE_WORKER__WINDOW": "8"}, short=False),
         Scenario("partitions added", partitions_added, short=False),
         Scenario("gaps in the log", gaps_in_the_log),
         Scenario("stale metadata", stale_metadata, short=False),

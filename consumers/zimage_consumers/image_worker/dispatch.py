@@ -122,8 +122,10 @@ class Dispatcher:
             self._batches[batch.id] = batch
         if not asked:
             del self._asked[batch.id]
-            if batch.jobs:
-                self._engine.submit(batch)
+            # Partitions may have gone meanwhile.
+            jobs = tuple(job for job in batch.jobs if job in self._started)
+            if jobs:
+                self._engine.submit(replace(batch, jobs=jobs))
             else:
                 del self._batches[batch.id]
         return True

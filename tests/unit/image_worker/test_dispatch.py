@@ -254,6 +254,17 @@ def test_a_batch_that_waits_for_the_store_is_taken_back_at_once(here: Here) -> N
     assert not here.group.marks[leaving].open
 
 
+def test_what_is_lost_while_the_store_is_asked_is_not_run(here: Here) -> None:
+    here.store.answers.clear()
+    staying, leaving = small(), small(partition=1)
+    here.add(staying, leaving)
+    here.plan()
+    here.lose(1)
+    here.store.answers.set()
+    here.settle()
+    assert here.served == [staying]
+
+
 def test_where_decoding_is_dangerous_it_happens_under_a_mark_and_the_rest_beside_others(here: Here) -> None:
     dangerous, ordinary = small(), small(partition=1)
     request = dangerous.decoded

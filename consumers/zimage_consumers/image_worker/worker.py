@@ -303,6 +303,9 @@ class Worker:
                 at = now()
                 steady = self._clock.steady(at.timestamp(), time.monotonic())
                 self._dispatcher.plan(session, at, expire=steady)
+                # The store has answered while the marks were committed: on deck at once, not after what is
+                # published now.
+                self._collect(0.0)
             for job in self._outbox.publish(session):
                 self._resolved(session, job)
         except CommitRefusedError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -26,6 +27,7 @@ from tests.unit.stores.contract import PNG, StoreContract, fresh_key
 from zimage_stream.errors import (
     StoreError,
     StoreMisconfiguredError,
+    StoreRejectedError,
     StoreUnavailableError,
     ZImageError,
 )
@@ -83,11 +85,16 @@ class TestObjects:
     def test_lie_under_their_key_in_the_bucket(
         self, store: MinioStore, minio: MinioAddress, bucket: str
     ) -> None:
-        store.put("tenant/a.png", b"data", PNG, {"sha256": "ab"})
+        store.put("tenant/a.png", b"data", PNG, {"sha256": hashlib.sha256(b"data").hexdigest()})
         found = minio.client().stat_object(bucket, "tenant/a.png")
         assert found.content_type == PNG
-        assert (found.metadata or {})["x-amz-meta-sha256"] == "ab"
+        assert (found.metadata or {})["x-amz-meta-sha256"] == hashlib.sha256(b"data").hexdigest()
         assert store.uri("tenant/a.png") == f"s3://{bucket}/tenant/a.png"
+
+    def test_are_what_their_metadata_state(self, store: MinioStore) -> None:
+        with pytest.raises(StoreRejectedError, match="XAmzContentSHA256Mismatch"):
+            store.put("tenant/a.png", b"data", PNG, {"sha256": hashlib.sha256(b"other").hexdigest()})
+        assert store.stat("tenant/a.png") is None
 
     def test_lie_below_the_prefix(self, settings: StoreSettings, minio: MinioAddress, bucket: str) -> None:
         with opened(settings, prefix="/year/2026/") as store:

@@ -66,7 +66,7 @@ def _write_png(image: Image.Image, text: Mapping[str, str], out: io.BytesIO) -> 
         info.add_itxt(name, value)
     try:
         # What it imports comes with the extra "worker"; who only reads pictures has no need of it.
-        from zimage_stream.imaging.idat import image_data
+        from zimage_stream.imaging.idat import idat
     except ImportError:
         image.save(out, "PNG", pnginfo=info, compress_level=PNG_LEVEL)
         return
@@ -75,5 +75,5 @@ def _write_png(image: Image.Image, text: Mapping[str, str], out: io.BytesIO) -> 
     PngImagePlugin.putchunk(out, b"IHDR", header)
     for kind, data, *_ in info.chunks:
         PngImagePlugin.putchunk(out, kind, data)
-    PngImagePlugin.putchunk(out, b"IDAT", image_data(image, PNG_LEVEL))
+    out.write(idat(image, PNG_LEVEL))
     PngImagePlugin.putchunk(out, b"IEND")

@@ -47,6 +47,9 @@ class ImageStore(Protocol):
     def put(self, key: str, data: bytes, content_type: str, metadata: Mapping[str, str]) -> Put:
         """Write an object unless the key is taken; the first writer wins, for ever.
 
+        Args:
+            metadata: a ``sha256`` in it is that of the data, in hex; an S3 store checks it.
+
         Raises:
             StoreRejectedError: the store refuses this object; others may pass.
         """

@@ -72,8 +72,8 @@ class StoreContract:
     def test_keeps_what_it_is_given(self, store: ImageStore) -> None:
         key, data = fresh_key(), os.urandom(1000)
         assert store.stat(key) is None
-        put = store.put(key, data, PNG, {"sha256": "ab", "Request-Id": "r-1"})
-        assert put == Put(StoredObject(key, 1000, PNG, {"sha256": "ab", "request-id": "r-1"}), created=True)
+        put = store.put(key, data, PNG, {"Seed": "1", "Request-Id": "r-1"})
+        assert put == Put(StoredObject(key, 1000, PNG, {"seed": "1", "request-id": "r-1"}), created=True)
         assert store.stat(key) == put.object
         assert store.get(key) == data
 

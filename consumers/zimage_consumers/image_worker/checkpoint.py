@@ -188,12 +188,13 @@ class Ledger:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self.next = checkpoint.base
-        self._cautious_records = RECORDS_A_TURN if checkpoint.deaths >= CAUTIOUS_DEATHS else 0
+        self._in_doubt = checkpoint.deaths >= CAUTIOUS_DEATHS
+        self._new = 0
 
     @property
     def cautious(self) -> bool:
-        """Whether each record is to be marked before it is decoded."""
-        return self._cautious_records > 0
+        """Whether the record taken last is to be marked before it is decoded."""
+        return self._in_doubt and self._new <= RECORDS_A_TURN
 
     @property
     def full(self) -> bool:
@@ -217,7 +218,7 @@ class Ledger:
         self.next = offset + 1
         if self.checkpoint.is_resolved(offset):
             return Taken.RESOLVED
-        self._cautious_records -= self.cautious
+        self._new += 1
         return Taken.NEW
 
     def after(

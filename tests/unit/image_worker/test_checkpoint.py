@@ -105,10 +105,11 @@ class TestTakingOver:
             assert not Ledger(found).cautious
             found = take_over(found, self.ME + death + 10)
         ledger = Ledger(found)
-        for offset in range(10, 9 + RECORDS_A_TURN):
+        assert ledger.cautious
+        for offset in range(10, 10 + RECORDS_A_TURN):
             ledger.take(offset)
             assert ledger.cautious
-        ledger.take(9 + RECORDS_A_TURN)
+        ledger.take(10 + RECORDS_A_TURN)
         assert not ledger.cautious
 
     def test_progress_ends_the_count_of_deaths(self) -> None:

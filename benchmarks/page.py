@@ -82,3 +82,7 @@ def table(run: Mapping[str, Any]) -> str:
     lines = [report.columns, ["---"] * len(report.columns)]
     lines += [[shown(cell) for cell in row] for row in report.rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -17,11 +17,11 @@ rounds in which the systems take turns. Each starts anew in each round and is wa
 A GPU takes a third of a second or more for what takes none here, so any of them keeps one busy in this
 respect. What differs is what becomes of a request whose worker is killed, as the last column says.
 
-Where the others are ahead, it is by what they leave out. ``benchmarks.path`` shows where the worker's time
+Where Quix Streams is ahead, it is by what it leaves out. ``benchmarks.path`` shows where this worker's time
 goes: a request is checked against a schema and rules, scheduled, marked in a commit before it starts, so that
 its death can be told from others', and its result is committed with it. Quix Streams commits as rarely as it
 is told to, some thousand results at a time, and nobody sees a result before; here each is out within
-milliseconds of its picture. Dramatiq acknowledges one by one and in no order, without anything to commit.
+milliseconds of its picture.
 
     python -m tests.services run --no-registry -- python -m benchmarks.peers
 """

@@ -118,7 +118,8 @@ class EngineSettings(Group):
     offload: Literal["none", "model", "sequential", "text_encoder"] = "none"
     attention: str | None = None
     compile: bool = False
-    max_batch: Positive = 8
+    max_batch: Annotated[int, Field(ge=1, le=64)] = 8
+    """What is started is marked in the checkpoint, which has room for 160 marks."""
     max_pixels: Annotated[int, Field(ge=64 * 64)] = 2048 * 2048
     allow_guidance: bool = False
     idle_release_s: Annotated[float, Field(ge=0)] = 0.0

@@ -50,6 +50,7 @@ def test_the_file_may_be_named_in_the_environment(monkeypatch: pytest.MonkeyPatc
         ("WORKER__MAX_ATTEMPTS", "0", "got '0'; input should be greater than or equal to 1"),
         ("WORKER__MAX_ATTEMPTS", "15", "got '15'; input should be less than or equal to 14"),
         ("WORKER__GUARANTEE", "maybe", "got 'maybe'; input should be 'exactly_once' or 'at_least_once'"),
+        ("ENGINE__MAX_BATCH", "65", "got '65'; input should be less than or equal to 64"),
         ("STORE__KIND", "ftp", "got 'ftp'; input should be 'minio' or 'directory'"),
         ("TELEMETRY__PORT", "70000", "got '70000'; input should be less than or equal to 65535"),
         ("STORE__BUCKETT", "x", "there is no such setting"),

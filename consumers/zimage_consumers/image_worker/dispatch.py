@@ -36,6 +36,7 @@ class Dispatcher:
     """Knows what has been started and is not yet resolved. Kafka thread only.
 
     Args:
+        max_batch: pictures in the largest batch.
         wanted: whether a job's partition is still held under the job's epoch.
         fail: takes a job that cannot run and the error that says why.
     """
@@ -48,6 +49,7 @@ class Dispatcher:
         delivery: Delivery,
         *,
         max_attempts: int,
+        max_batch: int,
         wanted: Callable[[Job], bool],
         fail: Callable[[Job, Exception], None],
     ) -> None:
@@ -56,6 +58,7 @@ class Dispatcher:
         self._engine = engine
         self._delivery = delivery
         self._max_attempts = max_attempts
+        self._max_batch = max_batch
         self._wanted = wanted
         self._fail = fail
         self._started: set[Job] = set()
@@ -177,7 +180,9 @@ class Dispatcher:
 
     def _room_beside(self, chosen: Collection[Sequence[Job]]) -> bool:
         """Whether another batch is to be put on deck."""
-        if len(self._started) >= MAX_MARKS or self._undelivered() >= UNDELIVERED_PIXELS:
+        # All may be of one partition, and a checkpoint has no room for more marks.
+        started = len(self._started) + sum(map(len, chosen))
+        if started + self._max_batch > MAX_MARKS or self._undelivered() >= UNDELIVERED_PIXELS:
             return False
         batches = [batch.jobs for batch in self._batches.values()] + [*chosen]
         return wants_more(len(batches), sum(map(len, batches)), self._engine.picture_s, self._mark_s)
@@ -211,6 +216,7 @@ class Dispatcher:
                 raise ExpiredError("it was not started before its expires_at")
         except RegistryUnavailableError as error:
             log.warning("the schema registry does not answer: %s", error, extra=job.log)
+            job.marked = judged
             self.retry(job, REGISTRY_WAIT_S)
         except Exception as error:
             self._fail(job, error)

@@ -144,6 +144,7 @@ class Worker:
             self._engine,
             self._delivery,
             max_attempts=settings.worker.max_attempts,
+            max_batch=settings.engine.max_batch,
             wanted=self._wanted,
             fail=self._fail,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from confluent_kafka import Message
@@ -13,7 +13,7 @@ from zimage_stream.errors import RegistryUnavailableError, WireError
 from zimage_stream.events.codec import CONFLUENT_V0, Codec
 from zimage_stream.events.headers import Headers, replays_of, without_reasons
 from zimage_stream.events.prompt_request import PromptRequest
-from zimage_stream.kafka.reader import record_headers
+from zimage_stream.kafka.reader import record_headers, record_time
 from zimage_stream.printing import plain_fields
 
 UNSAID = "(unsaid)"
@@ -126,7 +126,7 @@ class Decoder:
         key: Any = message.key()
         value: Any = message.value()
         request, unreadable = self._read(value)
-        written = datetime.fromtimestamp(message.timestamp()[1] / 1000, UTC)
+        written = record_time(message)
         place = Place(partition, offset)
         return DeadLetter(place, key, value, record_headers(message), written, request, unreadable)
 

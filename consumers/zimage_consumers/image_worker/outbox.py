@@ -60,6 +60,7 @@ class Outbox:
         self._ready: list[Resolution] = []
         self._not_before = 0.0
         self._singly = 0
+        self._unregistered = False
 
     @property
     def tripped(self) -> bool:
@@ -113,9 +114,12 @@ class Outbox:
                     return []
         except RegistryUnavailableError as error:
             self._health.down("registry", str(error))
+            self._unregistered = True
             self._not_before = time.monotonic() + 1.0
             return []
-        self._health.up("registry")
+        if self._unregistered:  # else it was not asked
+            self._unregistered = False
+            self._health.up("registry")
         started = time.monotonic()
         try:
             session.publish(records, checkpoints)

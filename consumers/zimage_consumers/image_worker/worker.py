@@ -47,6 +47,7 @@ from zimage_consumers.image_worker.verdict import Action, backoff_s, judge
 from zimage_stream.engines.base import Engine
 from zimage_stream.errors import RegistryUnavailableError, ZImageError
 from zimage_stream.events.codec import Codec
+from zimage_stream.events.registry import SchemaUnavailableError
 from zimage_stream.events.rules import Limits
 from zimage_stream.settings import Settings
 from zimage_stream.stores.base import ImageStore
@@ -60,6 +61,7 @@ BUSY_POLL_S, IDLE_POLL_S = 0.003, 0.1
 REJOIN_WAIT_S = 1.0
 REGISTRY_WAIT_S = 1.0
 FENCED_AGAIN_S = 60.0
+BYTES_A_TURN = 4 << 20
 
 
 class ExitCode(IntEnum):
@@ -164,6 +166,8 @@ class Worker:
         self._clock = ClockGuard(now().timestamp(), time.monotonic())
         self._session: Session | None = None
         self._incoming: deque[Job] = deque()
+        self._unread: list[Job] = []
+        """Fetched, and the registry does not say what they were written with."""
         self._intake_after = 0.0
         self._deadline: float | None = None
         self._code = ExitCode.DONE
@@ -267,6 +271,7 @@ class Worker:
         """Finish what runs within the drain time, then let everything go cleanly."""
         self._deadline = time.monotonic() + self._settings.worker.drain_timeout_s
         self._incoming.clear()
+        self._unread.clear()
         self._dispatcher.withdraw(session.held.keys())
         while (self._dispatcher.busy or self._outbox) and self._may_drain(self._deadline):
             self._turn(session)
@@ -323,7 +328,11 @@ class Worker:
         if not self._health.is_up("kafka"):
             session.probe()
         wait_s = 0.0 if self._under_way else IDLE_POLL_S
+        taken_bytes = 0
         for count in range(RECORDS_A_TURN):
+            # Large ones are not taken beyond what the window has room for before it is looked at again.
+            if taken_bytes > BYTES_A_TURN:
+                return count
             message = session.poll(wait_s)
             if message is None:
                 return count
@@ -332,6 +341,7 @@ class Worker:
             held = session.held.get(record.partition)
             if held is not None and held.ledger.take(record.offset) is Taken.NEW:
                 self._take(held, record)
+                taken_bytes += record.size
             wait_s = 0.0
         return RECORDS_A_TURN
 
@@ -366,30 +376,43 @@ class Worker:
     def _admit(self) -> None:
         """Decode and check what was fetched; nothing of it while a suspect runs, or a death would be
         blamed on the wrong one."""
-        if time.monotonic() < self._intake_after or self._dispatcher.alone:
+        if self._dispatcher.alone:
             return
+        again = bool(self._unread) and time.monotonic() >= self._intake_after
+        if again:
+            self._incoming.extendleft(reversed(self._unread))
+            self._unread.clear()
         decoded = False
         for _ in range(min(len(self._incoming), RECORDS_A_TURN)):
-            job = self._incoming[0]
-            if self._wanted(job):
-                started = time.monotonic()
-                try:
-                    with self._metrics.decode_seconds.time():
-                        self._intake.check(job)
-                except RegistryUnavailableError as error:
-                    log.warning("the schema registry does not answer, records wait: %s", error)
-                    self._health.down("registry", str(error))
-                    self._intake_after = time.monotonic() + REGISTRY_WAIT_S
-                    return
-                except Exception as error:
-                    self._fail(job, error)
-                else:
-                    decoded = True
-                    job.stage("decode", time.monotonic() - started)
-                    self._scheduler.add(job)
-            self._incoming.popleft()
-        if decoded:  # or an outage that only the outbox has met would be hidden
+            job = self._incoming.popleft()
+            if not self._wanted(job):
+                continue
+            started = time.monotonic()
+            try:
+                with self._metrics.decode_seconds.time():
+                    self._intake.check(job)
+            except RegistryUnavailableError as error:
+                self._set_aside(job, error)
+            except Exception as error:
+                self._fail(job, error)
+            else:
+                decoded = True
+                job.stage("decode", time.monotonic() - started)
+                self._scheduler.add(job)
+        # Not where nothing was asked, or an outage that only the outbox has met would be hidden.
+        if (decoded or again) and not self._unread:
             self._health.up("registry")
+
+    def _set_aside(self, job: Job, error: RegistryUnavailableError) -> None:
+        """Have a record wait for its schema, and nobody wait for the record."""
+        if not self._unread:
+            self._intake_after = time.monotonic() + REGISTRY_WAIT_S
+            log.warning("a record waits for its schema: %s", error, extra=job.log)
+        self._unread.append(job)
+        if isinstance(error, SchemaUnavailableError):
+            self._health.up("registry")
+        else:
+            self._health.down("registry", str(error))
 
     def _collect(self, wait_s: float) -> None:
         try:

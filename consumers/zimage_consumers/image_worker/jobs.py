@@ -58,6 +58,7 @@ class Job:
         attempts: charged to it so far.
         suspect: it was running when a process died, so it runs alone.
         cautious: processes died here before they could mark anything, so it is decoded under its own mark.
+        cut: the brokers do not take its terminal event whole.
         arrival: its place in the order of arrival, given by the scheduler.
         marked: it was started before, here or by a predecessor; expiry was judged then.
         not_before: monotonic time before which a retry does not start.
@@ -74,6 +75,7 @@ class Job:
     marked: bool = False
     not_before: float = 0.0
     arrival: int | None = None
+    cut: bool = False
     started_at: datetime | None = None
     queued_ms: float | None = None
     generate_ms: float | None = None

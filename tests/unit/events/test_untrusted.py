@@ -125,7 +125,11 @@ def test_a_number_of_a_million_digits_is_not_made(served: Served) -> None:
 
 
 def test_a_step_is_counted_for_everything_that_is_read() -> None:
-    item = {"type": "record", "name": "I", "fields": [{"name": n, "type": "null"} for n in "abc"]}
+    item: dict[str, Any] = {
+        "type": "record",
+        "name": "I",
+        "fields": [{"name": n, "type": "null"} for n in "abc"],
+    }
     item["fields"].append({"name": "d", "type": ["null", "long"]})
     # Of an item: the record, three nulls, the union with a look at its branches, one of these.
     assert admit(json.dumps({"type": "array", "items": item})).cost == Cost(2, 1 + 3 + 3 + 1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from datetime import timedelta
 from typing import Any
@@ -12,10 +14,12 @@ from confluent_kafka.admin import AdminClient
 
 from tests.commands import Run
 from tests.integration.answers import Answers
+from tests.unit.events.registries import AnyRegistry
 from zimage_consumers.image_worker.checkpoint import Checkpoint, Mark
 from zimage_stream import PromptClient, PromptRequest, Settings
 from zimage_stream.events import Codec
 from zimage_stream.kafka.clients import producer_config, reader_config
+from zimage_stream.settings import environment_of
 
 
 def submit(settings: Settings, *ids: str, partition: int, age: timedelta = timedelta()) -> None:
@@ -114,3 +118,22 @@ def test_a_partition_that_lost_requests_says_so(zimage: Run, settings: Settings)
         answer.result(30)
     commit(settings, 0, Checkpoint(0, resolved=0b10))
     assert "LOST        partition 0: 1 requests were deleted" in zimage("status").stdout
+
+
+def test_a_record_whose_schema_is_not_to_be_had_is_no_obstacle(
+    settings: Settings,
+) -> None:
+    with AnyRegistry() as registry, Answers(settings), PromptClient(settings) as client:
+        client.submit(PromptRequest(prompt="fail", request_id="r"))
+        client.wait("r", 30)
+        registry.fail(7)
+        producer = Producer(producer_config(settings.kafka))
+        for topic in (settings.topics.results, settings.topics.requests):
+            producer.produce(topic, value=b"\x00\x00\x00\x00\x07r", partition=0)
+        assert producer.flush(30) == 0
+        words = [sys.executable, "-m", "zimage_stream"]
+        env = environment_of(settings) | {"ZIMAGE_REGISTRY__URL": registry.url}
+        for command in (["status", "--json"], ["status", "r"], ["results", "--json"]):
+            done = subprocess.run([*words, *command], env=env, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            assert done.stdout

@@ -60,7 +60,7 @@ def results_since(settings: Settings, codec: Codec, since: datetime) -> Rate:
         TopicMissingError: there is no results topic.
     """
     rate = Rate()
-    with ResultReader(settings.kafka, settings.topics.results, codec) as reader:
+    with ResultReader(settings.kafka, settings.topics.results, codec, patient=False) as reader:
         ends = reader.topic.end_offsets()
         starts = _offsets_at(settings, list(ends), since)
         # A partition without a record that young is answered with its end, or with -1.

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 import queue
-import secrets
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection
 from enum import IntEnum
+
+from confluent_kafka.admin import AdminClient
 
 from zimage_consumers.image_worker.batching import BatchLimits
 from zimage_consumers.image_worker.checkpoint import RECORDS_A_TURN, Mark, Taken
@@ -40,6 +41,7 @@ from zimage_consumers.image_worker.jobs import (
 )
 from zimage_consumers.image_worker.outbox import Outbox
 from zimage_consumers.image_worker.publish import ClientsLostError, CommitRefusedError, FencedError
+from zimage_consumers.image_worker.roster import draw_nonce
 from zimage_consumers.image_worker.schedule import Scheduler
 from zimage_consumers.image_worker.session import Held, Session
 from zimage_consumers.image_worker.terminal import Identity
@@ -48,6 +50,7 @@ from zimage_stream.engines.base import Engine
 from zimage_stream.errors import RegistryUnavailableError, ZImageError
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.rules import Limits
+from zimage_stream.kafka.clients import common_config
 from zimage_stream.settings import Settings
 from zimage_stream.stores.base import ImageStore
 from zimage_stream.telemetry.health import Health
@@ -110,7 +113,8 @@ class Worker:
         self._slot = slot
         self._health = health
         self._metrics = metrics
-        self._owner = secrets.randbits(32) or 1
+        self._owner = draw_nonce(slot)
+        self._admin = AdminClient(common_config(settings.kafka) | settings.kafka.extra)
         self._stop = threading.Event()
         self._stopped_at = 0.0
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
@@ -252,6 +256,7 @@ class Worker:
     def _open(self, epoch: int) -> Session:
         self._session = Session(
             self._settings,
+            self._admin,
             slot=self._slot,
             owner=self._owner,
             first_epoch=epoch,
@@ -322,7 +327,9 @@ class Worker:
         session.regulate(self._must_pause)
         if not self._health.is_up("kafka"):
             session.probe()
-        wait_s = 0.0 if self._under_way else IDLE_POLL_S
+        # A request that is to run by itself is nothing under way before it starts, and waits for nothing.
+        due = self._under_way or self._scheduler.wants_solitude(time.monotonic())
+        wait_s = 0.0 if due else IDLE_POLL_S
         for count in range(RECORDS_A_TURN):
             message = session.poll(wait_s)
             if message is None:
@@ -332,6 +339,9 @@ class Worker:
             held = session.held.get(record.partition)
             if held is not None and held.ledger.take(record.offset) is Taken.NEW:
                 self._take(held, record)
+            if held is not None and held.ledger.full:
+                # Paused before another record of it is taken.
+                return count + 1
             wait_s = 0.0
         return RECORDS_A_TURN
 
@@ -359,9 +369,8 @@ class Worker:
         worker, shares = self._settings.worker, len(self._session.held)
         filled = max(held.count * shares / worker.window, held.size * shares / worker.window_bytes)
         held.roomy = filled < (1.0 if held.roomy else 0.5)
-        one_by_one = held.ledger.cautious and held.count > 0
         stopping = self._outbox.tripped or self._deadline is not None
-        return stopping or one_by_one or not held.roomy or held.ledger.full
+        return stopping or not held.roomy or held.ledger.full
 
     def _admit(self) -> None:
         """Decode and check what was fetched; nothing of it while a suspect runs, or a death would be

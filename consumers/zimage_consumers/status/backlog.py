@@ -13,6 +13,7 @@ from confluent_kafka import OFFSET_INVALID, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from zimage_consumers.image_worker.checkpoint import Checkpoint
+from zimage_consumers.image_worker.roster import slot_of
 from zimage_stream.kafka.clients import CONTACT_TIMEOUT_S, Trouble, common_config, metadata_of
 from zimage_stream.kafka.oldest import first_written, read_committed_offsets
 from zimage_stream.settings import Settings
@@ -124,8 +125,9 @@ def _group(settings: Settings, trouble: Trouble) -> tuple[str, tuple[Member, ...
             for each in (member.assignment.topic_partitions if member.assignment else ())
             if each.topic == settings.topics.requests
         ]
-        members.append(Member(member.client_id, member.host.removeprefix("/"), len(held)))
-        holders.update(dict.fromkeys(held, member.client_id))
+        name = slot_of(member.client_id)
+        members.append(Member(name, member.host.removeprefix("/"), len(held)))
+        holders.update(dict.fromkeys(held, name))
     state = description.state.name.lower().replace("_", " ")
     return state, tuple(sorted(members, key=lambda member: member.name)), holders
 

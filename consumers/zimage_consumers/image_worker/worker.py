@@ -77,6 +77,16 @@ class ExitCode(IntEnum):
     LEAKED = 74
 
 
+def poll_timeout_s(under_way: bool, solitude_due: bool) -> float:
+    """How long a turn may wait for a record: only while there is nothing else to do. Pure.
+
+    Args:
+        under_way: something is taken in, started or ready to be published.
+        solitude_due: a request is to run by itself, which is under way only once it has started.
+    """
+    return 0.0 if under_way or solitude_due else IDLE_POLL_S
+
+
 class EngineLostError(ZImageError):
     """The engine cannot go on in this process."""
 
@@ -327,9 +337,7 @@ class Worker:
         session.regulate(self._must_pause)
         if not self._health.is_up("kafka"):
             session.probe()
-        # A request that is to run by itself is nothing under way before it starts, and waits for nothing.
-        due = self._under_way or self._scheduler.wants_solitude(time.monotonic())
-        wait_s = 0.0 if due else IDLE_POLL_S
+        wait_s = poll_timeout_s(self._under_way, self._scheduler.wants_solitude(time.monotonic()))
         for count in range(RECORDS_A_TURN):
             message = session.poll(wait_s)
             if message is None:

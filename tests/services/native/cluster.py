@@ -16,13 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic, PartitionMetadata  # type: ignore[attr-defined]
 
 from tests.services.addresses import KafkaAddress, wait_until_ready
 from tests.services.errors import ServiceError
 from tests.services.native.kafka import Kafka
 from tests.services.native.process import START_TIMEOUT_S, launch_all
-from zimage_stream.kafka.clients import common_config
+from zimage_stream.kafka.clients import common_config, reader_config
 from zimage_stream.settings import KafkaSettings
 
 BROKERS = (1, 2, 3)
@@ -74,7 +75,9 @@ class _Node(Kafka):
         super()._set_up()
         # The data folder is formatted as node 1's, and no two nodes may have a folder of the same id.
         properties = self.folder / "data" / "meta.properties"
-        lines = [line for line in properties.read_text().splitlines() if line.startswith(("version", "cluster"))]
+        lines = [
+            line for line in properties.read_text().splitlines() if line.startswith(("version", "cluster"))
+        ]
         folder_id = urlsafe_b64encode(b"\0" + secrets.token_bytes(15)).rstrip(b"=").decode()
         lines += [f"node.id={self.number}", f"directory.id={folder_id}"]
         properties.write_text("\n".join(lines) + "\n")
@@ -217,6 +220,39 @@ class KafkaCluster:
     def transaction_coordinator(self, transactional_id: str) -> Broker | None:
         """Who keeps the state of that id's transactions, once there are any. Else as :meth:`leader`."""
         return self._coordinator(TRANSACTIONS, transactional_id)
+
+    def transactional_ids(self, since: float) -> set[str]:
+        """Ids that have begun or ended a transaction since then, an instant of ``time.time()``.
+
+        They are read from Kafka's own log of them: clients and tools have their own ways to name theirs.
+
+        Raises:
+            ServiceError: not every broker that keeps some answers.
+        """
+        consumer = Consumer(reader_config(self.settings) | {"enable.partition.eof": True})
+        try:
+            numbers = self.address.metadata(TRANSACTIONS).topics[TRANSACTIONS].partitions
+            asked = [TopicPartition(TRANSACTIONS, number, int(since * 1e3)) for number in numbers]
+            begins = consumer.offsets_for_times(asked, timeout=_PROBE_S)
+            consumer.assign(begins)
+            found: set[str] = set()
+            open_ = {at.partition for at in begins}
+            while open_:
+                message = consumer.poll(_PROBE_S)
+                if message is None:
+                    raise ServiceError(f"{TRANSACTIONS} is not answered for")
+                if error := message.error():
+                    if error.code() != KafkaError._PARTITION_EOF:
+                        raise ServiceError(error.str())
+                    open_.discard(message.partition())
+                else:
+                    # A version and a length of two bytes each, then the id.
+                    found.add(bytes(message.key() or b"")[4:].decode())
+            return found
+        except KafkaException as error:
+            raise ServiceError(error.args[0].str()) from error
+        finally:
+            consumer.close()
 
     def wait_in_sync(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Wait until every partition has a leader, and all of its copies are there and have all of it.

@@ -18,7 +18,6 @@ from tests.fleet.arena import open_arena
 from tests.services.native.cluster import COPIES, KafkaCluster
 from tests.services.native.kafka import Kafka
 from tests.services.native.minio import Minio
-from tests.services.native.process import launch_all, stop_all
 from zimage_stream.kafka.topics import create_topics
 from zimage_stream.settings import StoreSettings, TopicSettings
 
@@ -28,15 +27,15 @@ SCENARIOS = scenarios.SCENARIOS | broker_scenarios.SCENARIOS
 
 @contextmanager
 def open_services(folder: Path) -> Iterator[Services]:
-    """A broker, a store, and three more brokers where runs ask for them, all of which they may kill."""
+    """A store, and the broker or the three brokers that runs ask for, all of which they may kill."""
     services = Services(Kafka(folder / "kafka"), Minio(folder / "minio"), KafkaCluster(folder / "cluster"))
-    both = (services.kafka, services.minio)
-    launch_all(both)
     try:
+        services.minio.start()
         yield services
     finally:
         services.cluster.stop()
-        stop_all(both)
+        services.kafka.stop()
+        services.minio.stop()
 
 
 def play(

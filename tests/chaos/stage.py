@@ -40,7 +40,7 @@ class Services:
 
     Attributes:
         kafka: one broker.
-        cluster: three of them, which start when they are asked for.
+        cluster: three of them.
     """
 
     kafka: Kafka
@@ -48,7 +48,7 @@ class Services:
     cluster: KafkaCluster
 
     def use(self, chosen: Kafka | KafkaCluster) -> None:
-        """Start one of the two, and stop the other, which keeps its data: at a time, one takes memory."""
+        """Start one of the two and stop the other, which keeps its data: memory need not hold both."""
         (self.kafka if chosen is self.cluster else self.cluster).stop()
         chosen.start()
 

@@ -13,6 +13,7 @@ from tests.chaos.stage import Stage
 from tests.fleet.workers import until
 from tests.services.errors import ServiceError
 from tests.services.native.cluster import BROKERS, Broker
+from tests.services.native.process import launch_all
 
 RECOVERY_S = 30.0
 """After the return of the last broker, what was accepted before it is answered within so long."""
@@ -78,9 +79,8 @@ def two_of_three_brokers_down(stage: Stage, scale: float) -> None:
     for broker in down:
         broker.kill()
     stage.pause(8 if scale < 2 else 30)
-    for broker in down:
-        broker.start()
-        stage.fault()
+    launch_all(down)
+    stage.fault()
     stage.cluster.wait_in_sync()
     stage.pause(4)
 

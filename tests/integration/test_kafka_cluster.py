@@ -20,7 +20,7 @@ ELECTED_WITHIN_S = 60.0
 
 @pytest.mark.parametrize(
     ("fail", "come_back"),
-    [(Broker.kill, Broker.start), (Broker.stop, Broker.start), (Broker.pause, Broker.resume)],
+    [(Broker.kill, Broker.start), (Broker.pause, Broker.resume)],
 )
 def test_a_record_outlives_its_leader_and_the_broker_that_comes_back_catches_up(
     own_cluster: KafkaCluster, fail: Callable[[Broker], None], come_back: Callable[[Broker], None]
@@ -65,7 +65,8 @@ def test_the_coordinator_of_a_group_is_the_one_that_kafka_names(own_cluster: Kaf
         consumer.commit(offsets=[TopicPartition(topic, 0, 0)], asynchronous=False)
         consumer.close()
 
-    described = AdminClient(common_config(own_cluster.settings)).describe_consumer_groups(groups)
+    admin = AdminClient(common_config(own_cluster.settings))
+    described = admin.describe_consumer_groups(groups)
 
     named = {group: future.result(30).coordinator.id for group, future in described.items()}
     assert {group: own_cluster.group_coordinator(group) for group in groups} == {
@@ -94,11 +95,11 @@ def test_the_coordinator_of_transactions_leads_the_partition_that_has_them(own_c
 
 
 def test_a_topic_lies_where_it_is_told_to(own_cluster: KafkaCluster) -> None:
-    topic = _topic(own_cluster, [[2, 1], [3]])
+    topic = _topic(own_cluster, [[2, 1], [3, 1]])
 
     assert own_cluster.leader(topic, 0) is own_cluster.broker(2)
     assert own_cluster.in_sync(topic, 0) == {1, 2}
-    assert own_cluster.in_sync(topic, 1) == {3}
+    assert own_cluster.in_sync(topic, 1) == {1, 3}
     with pytest.raises(ServiceError, match=rf"there is no {topic}\[2\]"):
         own_cluster.leader(topic, 2)
 
@@ -122,7 +123,7 @@ def _publish(cluster: KafkaCluster, topic: str, value: bytes, timeout_ms: int = 
     """The code of the error; ``None`` where the record was taken."""
     told: list[int | None] = []
     producer = Producer(producer_config(cluster.settings) | {"message.timeout.ms": timeout_ms})
-    producer.produce(topic, value, on_delivery=lambda error, _: told.append(error and error.code()))
+    producer.produce(topic, value, on_delivery=lambda error, _: told.append(error.code() if error else None))
     producer.flush(90)
     return told[0]
 

@@ -290,4 +290,5 @@ def _java_hash(text: str) -> int:
     value = 0
     for unit in memoryview(text.encode("utf-16-le")).cast("H"):
         value = (31 * value + unit) & 0xFFFF_FFFF
-    return value & 0x7FFF_FFFF
+    # The smallest has no counterpart, and Kafka takes 0 for it.
+    return min(value, -value & 0xFFFF_FFFF) & 0x7FFF_FFFF

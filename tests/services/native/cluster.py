@@ -257,18 +257,21 @@ class KafkaCluster:
     def wait_in_sync(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Wait until every partition has a leader, and all of its copies are there and have all of it.
 
+        All brokers must say so: one that has been frozen believes at first that nothing has changed.
+
         Raises:
             ServiceError: they have not within that time.
         """
         wait_until_ready(self._probe_in_sync, timeout_s)
 
     def _probe_in_sync(self) -> None:
-        behind = [
+        behind = {
             f"{topic.topic}[{number}]"
-            for topic in self.address.metadata().topics.values()
+            for broker in self.brokers
+            for topic in broker.address.metadata().topics.values()
             for number, partition in topic.partitions.items()
             if partition.leader < 0 or set(partition.isrs) != set(partition.replicas)
-        ]
+        }
         if behind:
             raise ServiceError(f"not in sync: {', '.join(sorted(behind))}")
 

@@ -309,7 +309,7 @@ class Session:
             if beginning.end is not None:
                 known = beginning.checkpoint.base + beginning.checkpoint.resolved.bit_length()
                 self._stop(
-                    number, held, f"its log ends at {beginning.end}, and was served up to {known} before"
+                    number, held, f"its log went back: it ends at {beginning.end}, and was taken up to {known}"
                 )
         starts = [
             TopicPartition(self._topic, number, beginning.checkpoint.base)

@@ -72,6 +72,16 @@ class Held:
     leaving: bool = False
     stopped: bool = False
 
+    def enters_window(self, size: int) -> None:
+        """A request of so many bytes is kept."""
+        self.count += 1
+        self.size += size
+
+    def leaves_window(self, size: int) -> None:
+        """It is kept no more."""
+        self.count -= 1
+        self.size -= size
+
 
 class Session:
     """See the module.
@@ -382,7 +392,7 @@ class Session:
                 f"offset for this partition to go on without them"
             )
             log.error(reason, extra={"partition": partition, "offset": base})
-            self._health.hold(f"partition-{partition}", reason)
+            self._health.hold(f"partition-{partition}", reason, partition)
         elif problem.fatal():
             raise ClientsLostError(f"the consumer failed: {problem.str()}")
         else:

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Collection
 from enum import IntEnum
 
+from zimage_consumers.dead_letters.release import read_releases
 from zimage_consumers.image_worker.batching import BatchLimits
 from zimage_consumers.image_worker.checkpoint import RECORDS_A_TURN, Mark, Taken
 from zimage_consumers.image_worker.clock import ClockGuard
@@ -24,6 +25,7 @@ from zimage_consumers.image_worker.dispatch import Dispatcher
 from zimage_consumers.image_worker.failpoints import failpoint
 from zimage_consumers.image_worker.gauges import Gauges
 from zimage_consumers.image_worker.generate import EngineThread
+from zimage_consumers.image_worker.held_back import HeldBack, Releases
 from zimage_consumers.image_worker.intake import Intake, record_of
 from zimage_consumers.image_worker.jobs import (
     BatchDone,
@@ -149,13 +151,15 @@ class Worker:
             fail=self._fail,
         )
         identity = Identity(engine.model, engine.model_revision, slot)
+        releases = Releases(lambda: read_releases(settings))
+        self._held_back = HeldBack(settings.worker.window_bytes, releases, self._try_again, health)
         self._outbox = Outbox(
             settings.topics,
             codec,
             identity,
             self._wanted,
-            # Nothing more will come of it here: no drain and no rebalance waits for it.
-            self._dispatcher.resolved,
+            self._withhold,
+            self._held_back,
             health,
             metrics,
             tracer,
@@ -188,7 +192,10 @@ class Worker:
         Raises:
             ZImageError: it cannot start, since settings or model are wrong.
         """
-        # Before the model, which takes long to load: this frees a dead predecessor's transaction.
+        # Before the model, which takes long to load, and which nobody needs where nothing can be answered.
+        while not (self._stop.is_set() or self._outbox.can_encode()):
+            self._stop.wait(REGISTRY_WAIT_S)
+        # Before it, too: this frees a dead predecessor's transaction.
         session = self._take_slot()
         if session is None:
             return ExitCode.DONE
@@ -300,7 +307,8 @@ class Worker:
             self._admit()
             # With work under way this is where a turn waits: what has ended goes out at once.
             self._collect(BUSY_POLL_S if self._under_way and not taken else 0.0)
-            if self._deadline is None and not self._outbox.tripped:
+            self._held_back.turn()
+            if self._deadline is None:
                 at = now()
                 steady = self._clock.steady(at.timestamp(), time.monotonic())
                 self._dispatcher.plan(session, at, expire=steady)
@@ -345,9 +353,11 @@ class Worker:
             cautious=held.ledger.cautious,
             marked=mark != Mark(),
         )
-        held.count += 1
-        held.size += record.size
+        held.enters_window(record.size)
         self._metrics.requests_taken.inc()
+        self._enqueue(job)
+
+    def _enqueue(self, job: Job) -> None:
         if job.alone:
             self._scheduler.add(job)
         else:
@@ -360,7 +370,7 @@ class Worker:
         filled = max(held.count * shares / worker.window, held.size * shares / worker.window_bytes)
         held.roomy = filled < (1.0 if held.roomy else 0.5)
         one_by_one = held.ledger.cautious and held.count > 0
-        stopping = self._outbox.tripped or self._deadline is not None
+        stopping = self._held_back.crowded or self._deadline is not None
         return stopping or one_by_one or not held.roomy or held.ledger.full
 
     def _admit(self) -> None:
@@ -388,7 +398,7 @@ class Worker:
                     job.stage("decode", time.monotonic() - started)
                     self._scheduler.add(job)
             self._incoming.popleft()
-        if decoded:  # or an outage that only the outbox has met would be hidden
+        if decoded and not self._outbox.waits_for_schema:
             self._health.up("registry")
 
     def _collect(self, wait_s: float) -> None:
@@ -437,9 +447,22 @@ class Worker:
 
     def _resolved(self, session: Session, job: Job) -> None:
         self._dispatcher.resolved(job)
-        held = session.held[job.record.partition]
-        held.count -= 1
-        held.size -= job.record.size
+        session.held[job.record.partition].leaves_window(job.record.size)
+
+    def _withhold(self, job: Job) -> None:
+        self._dispatcher.withhold(job)
+        assert self._session is not None
+        self._session.held[job.record.partition].leaves_window(job.record.size)
+
+    def _try_again(self, job: Job) -> None:
+        """What was held back begins once more, for its last attempt; its record may be read otherwise now."""
+        assert self._session is not None
+        held = self._session.held[job.record.partition]
+        held.enters_window(job.record.size)
+        job.begin_anew(not_before=0.0)
+        job.request, job.attempts = None, min(job.attempts, self._settings.worker.max_attempts - 1)
+        job.tried_again = True
+        self._enqueue(job)
 
     # -- partitions that go
 
@@ -459,9 +482,13 @@ class Worker:
 
     def _drop(self, numbers: Collection[int]) -> None:
         self._dispatcher.forget(numbers)
+        self._outbox.forget(numbers)
+        self._held_back.forget(numbers)
+        self._health.release_partitions(numbers)
 
     def _may_drain(self, deadline: float) -> bool:
-        return time.monotonic() < deadline and self._health.is_up("store")
+        answers = self._health.is_up("store") and not self._outbox.waits_for_schema
+        return time.monotonic() < deadline and answers
 
     def _wanted(self, job: Job) -> bool:
         """Whether the job's partition is still held under the job's epoch. Called from every thread."""

@@ -108,6 +108,11 @@ class Outbox:
             self.waits_for_schema = False
         return not self.waits_for_schema
 
+    def ask_again(self) -> None:
+        """See whether results can be written by now, if it is time."""
+        if time.monotonic() >= self._not_before:
+            self.can_encode()
+
     def _wait(self, what: str, error: Exception) -> None:
         if not self.waits_for_schema:
             log.error("%s, all that is finished is kept: %s", what, error)

@@ -14,7 +14,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection
-from enum import IntEnum
+
+from confluent_kafka import KafkaException
 
 from zimage_consumers.dead_letters.release import read_releases
 from zimage_consumers.image_worker.batching import BatchLimits
@@ -22,6 +23,7 @@ from zimage_consumers.image_worker.checkpoint import RECORDS_A_TURN, Mark, Taken
 from zimage_consumers.image_worker.clock import ClockGuard
 from zimage_consumers.image_worker.deliver import Delivery
 from zimage_consumers.image_worker.dispatch import Dispatcher
+from zimage_consumers.image_worker.exits import EngineHungError, EngineLostError, ExitCode
 from zimage_consumers.image_worker.failpoints import failpoint
 from zimage_consumers.image_worker.gauges import Gauges
 from zimage_consumers.image_worker.generate import EngineThread
@@ -47,7 +49,7 @@ from zimage_consumers.image_worker.session import Held, Session
 from zimage_consumers.image_worker.terminal import Identity
 from zimage_consumers.image_worker.verdict import Action, backoff_s, judge
 from zimage_stream.engines.base import Engine
-from zimage_stream.errors import RegistryUnavailableError, ZImageError
+from zimage_stream.errors import RegistryUnavailableError
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.rules import Limits
 from zimage_stream.settings import Settings
@@ -60,32 +62,8 @@ log = logging.getLogger(__name__)
 
 BUSY_POLL_S, IDLE_POLL_S = 0.003, 0.1
 REJOIN_WAIT_S = 1.0
-REGISTRY_WAIT_S = 1.0
+OUTAGE_WAIT_S = 1.0
 FENCED_AGAIN_S = 60.0
-
-
-class ExitCode(IntEnum):
-    """What the process says when it ends; the supervisor and an init system read it."""
-
-    DONE = 0
-    FAILED = 1
-    SICK = 70
-    CONTEXT_LOST = 71
-    FENCED = 72
-    HUNG = 73
-    LEAKED = 74
-
-
-class EngineLostError(ZImageError):
-    """The engine cannot go on in this process."""
-
-    def __init__(self, lost: EngineLost) -> None:
-        self.sick = lost.sick
-        super().__init__(str(lost.error))
-
-
-class EngineHungError(ZImageError):
-    """A batch takes far longer than one of its shape can."""
 
 
 class Worker:
@@ -193,8 +171,8 @@ class Worker:
             ZImageError: it cannot start, since settings or model are wrong.
         """
         # Before the model, which takes long to load, and which nobody needs where nothing can be answered.
-        while not (self._stop.is_set() or self._outbox.can_encode()):
-            self._stop.wait(REGISTRY_WAIT_S)
+        while not (self._stop.is_set() or (self._delivery.store_answers() and self._outbox.can_encode())):
+            self._stop.wait(OUTAGE_WAIT_S)
         # Before it, too: this frees a dead predecessor's transaction.
         session = self._take_slot()
         if session is None:
@@ -241,7 +219,7 @@ class Worker:
                 log.error("%s; only a new process can use the device", error)
                 session.abandon()
                 return ExitCode.HUNG
-            except ClientsLostError as error:
+            except (ClientsLostError, KafkaException) as error:
                 log.warning("both clients are thrown away and the group is joined anew: %s", error)
                 session.abandon()
                 if self._stop.is_set():
@@ -290,7 +268,7 @@ class Worker:
         self._health.hold("engine", f"the device is sick: {error}")
         try:
             self._leave(session)
-        except ClientsLostError as lost:
+        except (ClientsLostError, KafkaException) as lost:
             log.warning("the requests could not be given back, their marks stay open: %s", lost)
             session.abandon()
         return ExitCode.SICK
@@ -302,6 +280,8 @@ class Worker:
         if self._engine.overdue():
             raise EngineHungError("a batch takes far longer than its shape explains")
         try:
+            if not self._under_way:
+                self._ask_again()
             taken = self._take_in(session) if poll else 0
             session.claim()
             self._admit()
@@ -324,6 +304,15 @@ class Worker:
     @property
     def _under_way(self) -> bool:
         return bool(self._dispatcher.busy or self._outbox or self._incoming)
+
+    def _ask_again(self) -> None:
+        """Nobody waits for a service any more that was down: without us /readyz would say so for ever."""
+        if not self._health.is_up("store"):
+            self._delivery.ask_again()
+        if self._outbox.waits_for_schema:
+            self._outbox.ask_again()
+        elif not self._health.is_up("registry"):
+            self._health.up("registry")
 
     def _take_in(self, session: Session) -> int:
         """Take what has been fetched, and wait for it where there is nothing else to do. Returns how many."""
@@ -389,7 +378,7 @@ class Worker:
                 except RegistryUnavailableError as error:
                     log.warning("the schema registry does not answer, records wait: %s", error)
                     self._health.down("registry", str(error))
-                    self._intake_after = time.monotonic() + REGISTRY_WAIT_S
+                    self._intake_after = time.monotonic() + OUTAGE_WAIT_S
                     return
                 except Exception as error:
                     self._fail(job, error)

@@ -6,6 +6,7 @@ import base64
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
@@ -13,11 +14,15 @@ import pytest
 from confluent_kafka import Message, Producer
 
 from tests.commands import Run, Start
+from zimage_consumers.dead_letters.release import read_releases
+from zimage_consumers.image_worker.verdict import OURS
 from zimage_stream import PromptRequest, Settings
 from zimage_stream.events import Codec
 from zimage_stream.events.headers import Header, dead_letter_headers, without_reasons
+from zimage_stream.events.image_result import Code
 from zimage_stream.kafka.clients import producer_config
 from zimage_stream.kafka.reader import TopicReader, record_headers
+from zimage_stream.kafka.topics import released_topic
 
 GARBAGE = b"\x00\x01\xffno avro\n"
 OWN: list[Header] = [("mine", b"\xff\x00"), ("mine", b"twice"), ("nothing", None)]
@@ -250,3 +255,30 @@ def value_of(record: Message) -> bytes:
     value = record.value()
     assert isinstance(value, bytes)
     return value
+
+
+class TestReleasing:
+    def test_is_read_by_workers_until_it_ends(self, settings: Settings, zimage: Run) -> None:
+        assert read_releases(settings) == {}
+        before = time.time()
+        done = zimage("dead-letters", "release", "--code", "unknown_schema", "--minutes", "10")
+        assert done.returncode == 0, done.stderr
+        assert "UNKNOWN_SCHEMA: nothing is held back until" in done.stderr
+        found = read_releases(settings)
+        assert found.keys() == {Code.UNKNOWN_SCHEMA}
+        assert before + 600 <= found[Code.UNKNOWN_SCHEMA] <= time.time() + 600
+        # A note that is none stops nobody.
+        producer = Producer(producer_config(settings.kafka))
+        for key, value in ((b"GENERATION_FAILED", b"{}"), (b"\xff", b"{"), (None, None)):
+            producer.produce(released_topic(settings.topics).name, value, key or b"none")
+        assert producer.flush(30) == 0
+        assert read_releases(settings) == found
+        assert zimage("dead-letters", "release", "--minutes", "0").returncode == 0
+        found = read_releases(settings)
+        assert found.keys() == set(OURS)
+        assert max(found.values()) <= time.time()
+
+    def test_takes_no_code_that_is_never_held_back(self, zimage: Run) -> None:
+        done = zimage("dead-letters", "release", "--code", "INVALID_REQUEST")
+        assert done.returncode == 2
+        assert "is never held back" in done.stderr

@@ -146,3 +146,15 @@ def test_no_result_vouches_for_a_picture_that_is_not_stored_yet(
     report = arena.wait_answered(40)
     arena.assert_exactly_once(report)
     assert report.statuses() == {"SUCCEEDED": 1}
+
+
+def test_a_worker_that_starts_before_its_store_waits_for_it(
+    make_arena: Callable[..., Arena], kafka: KafkaAddress, own_minio: Minio
+) -> None:
+    arena = make_arena(kafka, own_minio)
+    own_minio.kill()
+    worker = arena.fleet.start("worker", ZIMAGE_ENGINE__SIMULATED_MS="0")
+    until(lambda: any("store has been down" in r for r in worker.ready()[1]), 60, "/readyz names the store")
+    assert worker.exit_code() is None
+    own_minio.start()
+    worker.wait_ready()

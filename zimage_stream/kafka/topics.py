@@ -112,6 +112,12 @@ def replayed_topic(names: TopicSettings) -> TopicSpec:
     return TopicSpec(f"{names.dead_letters}.replayed", 1, {}, {"cleanup.policy": "compact"})
 
 
+def released_topic(names: TopicSettings) -> TopicSpec:
+    """Where ``zimage dead-letters release`` notes what workers are to hold back no more: a key for each
+    code. It is made at the first release."""
+    return TopicSpec(f"{names.dead_letters}.released", 1, {}, {"cleanup.policy": "compact"})
+
+
 def compare(spec: TopicSpec, state: TopicState | None) -> Iterator[Finding]:
     """What differs, worst first. Pure."""
     if state is None:

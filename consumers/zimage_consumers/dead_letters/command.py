@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,8 +14,10 @@ import typer
 from zimage_consumers.dead_letters.choose import Group, NotMendableError, Wanted, mended
 from zimage_consumers.dead_letters.letter import DeadLetter, Place
 from zimage_consumers.dead_letters.read import read_letters
+from zimage_consumers.dead_letters.release import write_releases
 from zimage_consumers.dead_letters.replay import AT_A_TIME, Replay, Replayer, read_replayed
 from zimage_consumers.dead_letters.show import details, groups_table, line_of
+from zimage_consumers.image_worker.verdict import OURS
 from zimage_stream.errors import RequestError
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.image_result import Code
@@ -198,6 +200,37 @@ def replay(
                 break
         tally.send(waiting, replayer)
     raise typer.Exit(tally.end())
+
+
+@app.command()
+def release(
+    context: typer.Context,
+    code: Codes = None,
+    minutes: Annotated[
+        float, typer.Option(min=0, help="For so long nothing is held back; 0: hold back again.")
+    ] = 60.0,
+) -> None:
+    """Let go what workers hold back since it may be the deployment's fault.
+
+    All workers of the group try it once more, within seconds: what is mended by
+    now is served, what fails again goes to the dead letters.
+
+    Example: zimage dead-letters release --code UNKNOWN_SCHEMA
+    """
+    settings = _settings(context)
+    codes = [Code(name) for name in sorted(_wanted(code, None, None, None).codes)] or list(OURS)
+    strange = [each for each in codes if each not in OURS]
+    if strange:
+        raise typer.BadParameter(
+            f"{strange[0]} is never held back, only {', '.join(OURS)} are", param_hint="--code"
+        )
+    until = datetime.now(UTC) + timedelta(minutes=minutes)
+    write_releases(settings, codes, until.timestamp())
+    names = ", ".join(codes)
+    if minutes:
+        typer.echo(f"{names}: nothing is held back until {until:%Y-%m-%d %H:%M:%S} UTC", err=True)
+    else:
+        typer.echo(f"{names}: workers hold back again what may be the deployment's fault", err=True)
 
 
 class _Mending:

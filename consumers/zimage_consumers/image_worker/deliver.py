@@ -69,6 +69,8 @@ class Delivery:
         self._report = report
         self._health = health
         self._metrics = metrics
+        self._asked: Future[None] | None = None
+        self._ask_at = 0.0
 
     def deliver(self, job: Job, image: Image) -> None:
         """Start a finished picture on its way; returns at once."""
@@ -83,6 +85,35 @@ class Delivery:
             for calling it off.
         """
         return self._lookers.submit(self._look_up, batch_id, job)
+
+    def store_answers(self) -> bool:
+        """Whether the store answers and takes objects; waits for it.
+
+        Raises:
+            StoreError: it answers, and takes none until an operator acts.
+        """
+        try:
+            self._store.check()
+        except UnavailableError as error:
+            log.warning("the store does not answer: %s", error)
+            self._health.down("store", str(error))
+            return False
+        self._health.up("store")
+        return True
+
+    def ask_again(self) -> None:
+        """Ask a store that was down whether it takes objects, where no request does; returns at once."""
+        if (self._asked is None or self._asked.done()) and time.monotonic() >= self._ask_at:
+            self._ask_at = time.monotonic() + _LONGEST_WAIT_S
+            self._asked = self._lookers.submit(self._ask)
+
+    def _ask(self) -> None:
+        try:
+            self._store.probe()
+        except Exception as error:
+            self._health.down("store", str(error))
+        else:
+            self._health.up("store")
 
     def close(self) -> None:
         """Take no more work. Uploads under way end with their jobs' partitions."""
@@ -175,9 +206,9 @@ class Delivery:
                 self._health.up("store")
                 return answer
             refused_alone = False
-            self._health.down("store", str(reason))
             if not self._wanted(job):
                 raise reason
+            self._health.down("store", str(reason))
             log.warning("the store does not take objects, trying again: %s", reason, extra=job.log)
             time.sleep(wait * random.uniform(0.7, 1.3))
             wait = min(2 * wait, _LONGEST_WAIT_S)

@@ -15,7 +15,8 @@ from types import FrameType
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from zimage_consumers.image_worker.deliver import LOOK_UPS
-from zimage_consumers.image_worker.worker import ExitCode, Worker
+from zimage_consumers.image_worker.exits import ExitCode
+from zimage_consumers.image_worker.worker import Worker
 from zimage_stream import interrupt
 from zimage_stream.engines import Engine, create_engine
 from zimage_stream.events.codec import Codec
@@ -71,7 +72,6 @@ def run_worker(
         store = create_store(settings.store, connections=settings.worker.upload_threads + LOOK_UPS)
     codec = Codec(Registry(settings.registry) if settings.registry.url else None)
     try:
-        store.check()
         if engine is None:
             engine = create_engine(settings.engine)
         metrics.build.info(

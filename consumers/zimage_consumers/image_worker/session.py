@@ -71,6 +71,16 @@ class Held:
     leaving: bool = False
     stopped: bool = False
 
+    def enters_window(self, size: int) -> None:
+        """A request of so many bytes is kept."""
+        self.count += 1
+        self.size += size
+
+    def leaves_window(self, size: int) -> None:
+        """It is kept no more."""
+        self.count -= 1
+        self.size -= size
+
 
 class Session:
     """See the module.
@@ -348,8 +358,8 @@ class Session:
         mine = self.held.keys() & numbers
         for number in mine:
             del self.held[number]
-            self.health.release(_key(number))
         self._paused -= mine
+        self.health.release_partitions(mine)
         self._arriving.drop(numbers)
         self._on_gone(mine)
         return mine
@@ -378,7 +388,7 @@ class Session:
             f"reset the group's offset for this partition"
         )
         log.error(reason, extra={"partition": number, "offset": held.ledger.checkpoint.base})
-        self.health.hold(_key(number), reason)
+        self.health.hold(f"partition-{number}", reason, number)
 
     def _stop_gone_back(self, number: int, held: Held, why: str) -> None:
         """As :meth:`_stop`, and drop what was taken: its offsets may belong to other records now."""
@@ -430,6 +440,3 @@ class Session:
         if problem.code() == KafkaError._ALL_BROKERS_DOWN or not problem.retriable():
             self.health.down("kafka", problem.str())
 
-
-def _key(number: int) -> str:
-    return f"partition-{number}"

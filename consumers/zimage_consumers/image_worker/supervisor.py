@@ -18,8 +18,8 @@ from types import FrameType
 
 from prometheus_client import CollectorRegistry
 
+from zimage_consumers.image_worker.exits import ExitCode
 from zimage_consumers.image_worker.loading import available_bytes, may_load, weights_bytes
-from zimage_consumers.image_worker.worker import ExitCode
 from zimage_stream import interrupt
 from zimage_stream.errors import SettingsError
 from zimage_stream.settings import Settings

@@ -225,7 +225,7 @@ class TakeOver:
         for number, since in self._arrived.items():
             if at - since >= SAID_AFTER_S and number in self._reasons:
                 waited = f"partition {number} is not served, and has waited for {at - since:.0f} s"
-                self._health.hold(_key(number), f"{waited}: {self._reasons[number]}")
+                self._health.hold(_key(number), f"{waited}: {self._reasons[number]}", number)
 
 
 def _read(place: TopicPartition) -> Checkpoint:

@@ -13,18 +13,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection
-from enum import IntEnum
 
+from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
+from zimage_consumers.dead_letters.release import read_releases
 from zimage_consumers.image_worker.batching import BatchLimits
 from zimage_consumers.image_worker.checkpoint import RECORDS_A_TURN, Mark, Taken
 from zimage_consumers.image_worker.clock import ClockGuard
 from zimage_consumers.image_worker.deliver import Delivery
 from zimage_consumers.image_worker.dispatch import Dispatcher
+from zimage_consumers.image_worker.exits import EngineHungError, EngineLostError, ExitCode
 from zimage_consumers.image_worker.failpoints import failpoint
 from zimage_consumers.image_worker.gauges import Gauges
 from zimage_consumers.image_worker.generate import EngineThread
+from zimage_consumers.image_worker.held_back import HeldBack, Releases
 from zimage_consumers.image_worker.intake import Intake, record_of
 from zimage_consumers.image_worker.jobs import (
     BatchDone,
@@ -47,7 +50,7 @@ from zimage_consumers.image_worker.session import Held, Session
 from zimage_consumers.image_worker.terminal import Identity
 from zimage_consumers.image_worker.verdict import Action, backoff_s, judge
 from zimage_stream.engines.base import Engine
-from zimage_stream.errors import RegistryUnavailableError, ZImageError
+from zimage_stream.errors import RegistryUnavailableError
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.rules import Limits
 from zimage_stream.kafka.clients import common_config
@@ -61,20 +64,8 @@ log = logging.getLogger(__name__)
 
 BUSY_POLL_S, IDLE_POLL_S = 0.003, 0.1
 REJOIN_WAIT_S = 1.0
-REGISTRY_WAIT_S = 1.0
+OUTAGE_WAIT_S = 1.0
 FENCED_AGAIN_S = 60.0
-
-
-class ExitCode(IntEnum):
-    """What the process says when it ends; the supervisor and an init system read it."""
-
-    DONE = 0
-    FAILED = 1
-    SICK = 70
-    CONTEXT_LOST = 71
-    FENCED = 72
-    HUNG = 73
-    LEAKED = 74
 
 
 def poll_timeout_s(under_way: bool, solitude_due: bool) -> float:
@@ -85,18 +76,6 @@ def poll_timeout_s(under_way: bool, solitude_due: bool) -> float:
         solitude_due: a request is to run by itself, which is under way only once it has started.
     """
     return 0.0 if under_way or solitude_due else IDLE_POLL_S
-
-
-class EngineLostError(ZImageError):
-    """The engine cannot go on in this process."""
-
-    def __init__(self, lost: EngineLost) -> None:
-        self.sick = lost.sick
-        super().__init__(str(lost.error))
-
-
-class EngineHungError(ZImageError):
-    """A batch takes far longer than one of its shape can."""
 
 
 class Worker:
@@ -163,13 +142,15 @@ class Worker:
             fail=self._fail,
         )
         identity = Identity(engine.model, engine.model_revision, slot)
+        releases = Releases(lambda: read_releases(settings))
+        self._held_back = HeldBack(settings.worker.window_bytes, releases, self._try_again, health)
         self._outbox = Outbox(
             settings.topics,
             codec,
             identity,
             self._wanted,
-            # Nothing more will come of it here: no drain and no rebalance waits for it.
-            self._dispatcher.resolved,
+            self._withhold,
+            self._held_back,
             health,
             metrics,
             tracer,
@@ -202,7 +183,10 @@ class Worker:
         Raises:
             ZImageError: it cannot start, since settings or model are wrong.
         """
-        # Before the model, which takes long to load: this frees a dead predecessor's transaction.
+        # Before the model, which takes long to load, and which nobody needs where nothing can be answered.
+        while not (self._stop.is_set() or (self._delivery.store_answers() and self._outbox.can_encode())):
+            self._stop.wait(OUTAGE_WAIT_S)
+        # Before it, too: this frees a dead predecessor's transaction.
         session = self._take_slot()
         if session is None:
             return ExitCode.DONE
@@ -248,7 +232,7 @@ class Worker:
                 log.error("%s; only a new process can use the device", error)
                 session.abandon()
                 return ExitCode.HUNG
-            except ClientsLostError as error:
+            except (ClientsLostError, KafkaException) as error:
                 log.warning("both clients are thrown away and the group is joined anew: %s", error)
                 session.abandon()
                 if self._stop.is_set():
@@ -298,7 +282,7 @@ class Worker:
         self._health.hold("engine", f"the device is sick: {error}")
         try:
             self._leave(session)
-        except ClientsLostError as lost:
+        except (ClientsLostError, KafkaException) as lost:
             log.warning("the requests could not be given back, their marks stay open: %s", lost)
             session.abandon()
         return ExitCode.SICK
@@ -310,12 +294,15 @@ class Worker:
         if self._engine.overdue():
             raise EngineHungError("a batch takes far longer than its shape explains")
         try:
+            if not self._under_way:
+                self._ask_again()
             taken = self._take_in(session) if poll else 0
             session.claim()
             self._admit()
             # With work under way this is where a turn waits: what has ended goes out at once.
             self._collect(BUSY_POLL_S if self._under_way and not taken else 0.0)
-            if self._deadline is None and not self._outbox.tripped:
+            self._held_back.turn()
+            if self._deadline is None:
                 at = now()
                 steady = self._clock.steady(at.timestamp(), time.monotonic())
                 self._dispatcher.plan(session, at, expire=steady)
@@ -331,6 +318,15 @@ class Worker:
     @property
     def _under_way(self) -> bool:
         return bool(self._dispatcher.busy or self._outbox or self._incoming)
+
+    def _ask_again(self) -> None:
+        """Nobody waits for a service any more that was down: without us /readyz would say so for ever."""
+        if not self._health.is_up("store"):
+            self._delivery.ask_again()
+        if self._outbox.waits_for_schema:
+            self._outbox.ask_again()
+        elif not self._health.is_up("registry"):
+            self._health.up("registry")
 
     def _take_in(self, session: Session) -> int:
         """Take what has been fetched, and wait for it where there is nothing else to do. Returns how many."""
@@ -363,9 +359,11 @@ class Worker:
             cautious=held.ledger.cautious,
             marked=mark != Mark(),
         )
-        held.count += 1
-        held.size += record.size
+        held.enters_window(record.size)
         self._metrics.requests_taken.inc()
+        self._enqueue(job)
+
+    def _enqueue(self, job: Job) -> None:
         if job.alone:
             self._scheduler.add(job)
         else:
@@ -377,7 +375,7 @@ class Worker:
         worker, shares = self._settings.worker, len(self._session.held)
         filled = max(held.count * shares / worker.window, held.size * shares / worker.window_bytes)
         held.roomy = filled < (1.0 if held.roomy else 0.5)
-        stopping = self._outbox.tripped or self._deadline is not None
+        stopping = self._held_back.crowded or self._deadline is not None
         return stopping or not held.roomy or held.ledger.full
 
     def _admit(self) -> None:
@@ -396,7 +394,7 @@ class Worker:
                 except RegistryUnavailableError as error:
                     log.warning("the schema registry does not answer, records wait: %s", error)
                     self._health.down("registry", str(error))
-                    self._intake_after = time.monotonic() + REGISTRY_WAIT_S
+                    self._intake_after = time.monotonic() + OUTAGE_WAIT_S
                     return
                 except Exception as error:
                     self._fail(job, error)
@@ -405,7 +403,7 @@ class Worker:
                     job.stage("decode", time.monotonic() - started)
                     self._scheduler.add(job)
             self._incoming.popleft()
-        if decoded:  # or an outage that only the outbox has met would be hidden
+        if decoded and not self._outbox.waits_for_schema:
             self._health.up("registry")
 
     def _collect(self, wait_s: float) -> None:
@@ -454,9 +452,22 @@ class Worker:
 
     def _resolved(self, session: Session, job: Job) -> None:
         self._dispatcher.resolved(job)
-        held = session.held[job.record.partition]
-        held.count -= 1
-        held.size -= job.record.size
+        session.held[job.record.partition].leaves_window(job.record.size)
+
+    def _withhold(self, job: Job) -> None:
+        self._dispatcher.withhold(job)
+        assert self._session is not None
+        self._session.held[job.record.partition].leaves_window(job.record.size)
+
+    def _try_again(self, job: Job) -> None:
+        """What was held back begins once more, for its last attempt; its record may be read otherwise now."""
+        assert self._session is not None
+        held = self._session.held[job.record.partition]
+        held.enters_window(job.record.size)
+        job.begin_anew(not_before=0.0)
+        job.request, job.attempts = None, min(job.attempts, self._settings.worker.max_attempts - 1)
+        job.tried_again = True
+        self._enqueue(job)
 
     # -- partitions that go
 
@@ -476,9 +487,12 @@ class Worker:
 
     def _drop(self, numbers: Collection[int]) -> None:
         self._dispatcher.forget(numbers)
+        self._outbox.forget(numbers)
+        self._held_back.forget(numbers)
 
     def _may_drain(self, deadline: float) -> bool:
-        return time.monotonic() < deadline and self._health.is_up("store")
+        answers = self._health.is_up("store") and not self._outbox.waits_for_schema
+        return time.monotonic() < deadline and answers
 
     def _wanted(self, job: Job) -> bool:
         """Whether the job's partition is still held under the job's epoch. Called from every thread."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +10,15 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 from prometheus_client import CollectorRegistry
 
 from tests.unit.image_worker.jobs import job
+from zimage_consumers.image_worker.exits import EngineLostError, ExitCode
 from zimage_consumers.image_worker.jobs import EngineLost
 from zimage_consumers.image_worker.publish import ClientsLostError
 from zimage_consumers.image_worker.session import Session
-from zimage_consumers.image_worker.worker import EngineLostError, ExitCode, Worker
+from zimage_consumers.image_worker.worker import Worker
 from zimage_stream.engines.simulated import SimulatedEngine
 from zimage_stream.errors import EngineError
 from zimage_stream.events.codec import Codec
@@ -47,10 +50,12 @@ def health() -> Health:
 
 @pytest.fixture
 def worker(tmp_path: Path, health: Health) -> Iterator[Worker]:
+    store = DirectoryStore(tmp_path / "store")
+    store.create()
     made = Worker(
         Settings(),
         SimulatedEngine(0.0),
-        DirectoryStore(tmp_path),
+        store,
         Codec(),
         slot="slot",
         health=health,
@@ -82,3 +87,58 @@ def test_the_registry_is_up_when_something_was_decoded_and_not_before(worker: Wo
     worker._incoming.append(good)
     worker._admit()
     assert health.is_up("registry")
+
+
+def test_an_outage_that_no_request_waits_for_any_more_is_asked_about(worker: Worker, health: Health) -> None:
+    health.set_started()
+    health.down("store", "refused to connect")
+    health.down("registry", "refused to connect")
+    deadline = time.monotonic() + 20
+    while not health.ready()[0]:
+        assert time.monotonic() < deadline
+        worker._ask_again()
+        time.sleep(0.01)
+
+
+def test_what_was_said_of_partitions_goes_with_them(worker: Worker, health: Health) -> None:
+    health.set_started()
+    health.hold("partition-3", "partition 3 is stopped", 3)
+    worker._drop({3})
+    assert health.ready() == (True, [])
+
+
+class Refusing(Gone):
+    """A session whose clients refuse what is asked of them."""
+
+    epoch = 1
+    clean = True
+
+    def join(self) -> None:
+        raise KafkaException(KafkaError(KafkaError._STATE))
+
+
+class Joined(Gone):
+    """A session that the worker is told to leave as soon as it has joined."""
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__()
+        self._worker = worker
+
+    def join(self) -> None:
+        self._worker.stop()
+
+    def close(self) -> None:
+        pass
+
+
+def test_clients_that_refuse_a_call_are_replaced(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing, opened = Refusing(), list[int]()
+
+    def open_(epoch: int) -> Session:
+        opened.append(epoch)
+        return cast(Session, Joined(worker))
+
+    monkeypatch.setattr(worker, "_open", open_)
+    assert worker._serve(cast(Session, refusing)) is ExitCode.DONE
+    assert refusing.abandoned
+    assert opened == [2]

@@ -23,16 +23,22 @@ class Supervised:
 
     Args:
         more: environment variables over the arena's settings.
+        program: the module that is run.
     """
 
     def __init__(
-        self, arena: Arena, log: Path, more: Mapping[str, str] | None = None, workers: int = 2
+        self,
+        arena: Arena,
+        log: Path,
+        more: Mapping[str, str] | None = None,
+        workers: int = 2,
+        program: str = "zimage_stream",
     ) -> None:
         self.log = log
         environment = environment_of(arena.settings) | {"ZIMAGE_ENGINE__SIMULATED_MS": "100"}
         with log.open("wb") as sink:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "zimage_stream", "worker", "--devices", f"cpu:{workers}"],
+                [sys.executable, "-m", program, "worker", "--devices", f"cpu:{workers}"],
                 env={**environment, **(more or {})},
                 stdout=sink,
                 stderr=sink,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ import zimage_stream.engines
 from tests.fleet.arena import Arena
 from tests.fleet.supervised import Supervised, alive
 from tests.fleet.workers import until
+from tests.services import KafkaAddress, MinioAddress
 from zimage_stream import PromptRequest
 
 CHECKPOINT = Path(zimage_stream.engines.__file__).parent / "tiny"
@@ -119,3 +120,22 @@ def test_models_that_do_not_fit_into_memory_together_load_one_by_one(arena: Aren
 def test_workers_end_with_a_supervisor_that_is_killed(supervised: Supervised) -> None:
     supervised.process.kill()
     until(lambda: not any(alive(pid) for pid in supervised.started()), 40, "the workers have ended")
+
+
+def test_a_record_that_hangs_whoever_reads_it_ends_as_a_dead_letter(
+    make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress, tmp_path: Path
+) -> None:
+    # One partition, so that everybody else's requests are behind it.
+    arena = make_arena(kafka, minio, partitions=1, worker={"max_attempts": 1})
+    (bad, *others) = [PromptRequest(prompt=prompt) for prompt in ("hang", "before", "between", "after")]
+    arena.send([others[0], bad, *others[1:]])
+    with Supervised(arena, tmp_path / "supervisor.log", None, 1, "tests.fleet.hanging") as running:
+        report = arena.wait_answered(180)
+        words = running.words()
+        # Two before any mark; one under its mark, alone; one to tell its author, which nobody can.
+        assert words.count("does not hear SIGTERM and is killed") == 4
+        assert len(running.started()) == 5
+        assert running.stop() == 0
+    ((letter,),) = report.dead.values()
+    assert letter["zimage.code"] == "WORKER_CRASHED"
+    assert report.statuses() == {"SUCCEEDED": 3}

@@ -17,9 +17,13 @@ from zimage_stream.events.image_result import Failure, ImageResult, Source, Stat
 from zimage_stream.events.prompt_request import PromptRequest
 from zimage_stream.events.registry import Registry
 from zimage_stream.events.schemas import IMAGE_RESULT, PROMPT_REQUEST, by_fingerprint, current
+from zimage_stream.events.untrusted import MAX_STEPS, Body, Writer
 
 CONFLUENT_V0 = b"\x00"
 SINGLE_OBJECT = b"\xc3\x01"
+
+MAX_EVENT_BYTES = 4 << 20
+"""A record of more is not decoded. The broker's limit is of compressed bytes, and bounds nothing."""
 
 _ID = struct.Struct(">I")
 _FINGERPRINT_BYTES = 8
@@ -103,11 +107,19 @@ class Codec:
     def _decode(self, name: str, data: bytes | None) -> dict[str, Any]:
         if not data:
             raise WireError("the record has no value" if data is None else "the record's value is empty")
-        schema, body = self._writer_schema(data)
+        if len(data) > MAX_EVENT_BYTES:
+            raise WireError(f"it has {len(data):,} bytes; at most {MAX_EVENT_BYTES:,} are decoded")
+        writer, body = self._writer_schema(data)
+        schema = writer.parsed
         if not isinstance(schema, dict) or schema.get("name") != name:
             found = schema.get("name") if isinstance(schema, dict) else schema
-            raise WireError(f"the record holds {found}, not {name}")
-        reader = io.BytesIO(body)
+            raise WireError(f"the record holds {str(found)[:200]}, not {name}")
+        if writer.cost is not None and writer.cost.steps(len(body)) > MAX_STEPS:
+            raise WireError(
+                f"{len(body):,} bytes of its schema could take {writer.cost.steps(len(body)):,} steps to "
+                f"decode; at most {MAX_STEPS:,} are made"
+            )
+        reader = io.BytesIO(body) if writer.cost is None else Body(body)
         today = current(name).parsed
         try:
             decoded = fastavro.schemaless_reader(reader, schema, None if schema is today else today)
@@ -125,7 +137,7 @@ class Codec:
         event: dict[str, Any] = decoded if schema is today else conform(decoded, today)
         return event
 
-    def _writer_schema(self, data: bytes) -> tuple[Any, bytes]:
+    def _writer_schema(self, data: bytes) -> tuple[Writer, bytes]:
         if data.startswith(SINGLE_OBJECT):
             body = len(SINGLE_OBJECT) + _FINGERPRINT_BYTES
             if len(data) < body:
@@ -137,7 +149,7 @@ class Codec:
                     f"no published schema has the fingerprint {mark.hex()}; a newer producer may have "
                     f"written it: upgrade this reader first"
                 )
-            return schema.parsed, data[body:]
+            return Writer(schema.parsed), data[body:]
         if data.startswith(CONFLUENT_V0):
             body = len(CONFLUENT_V0) + _ID.size
             if len(data) < body:

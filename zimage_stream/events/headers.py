@@ -36,6 +36,22 @@ REASONS = (
 """What a dead letter says of its death, beside the record's own headers."""
 
 
+VALUE_BYTES, VALUE_SHA256 = "zimage.value-bytes", "zimage.value-sha256"
+"""Of the record's value, in a dead letter that has only its first bytes."""
+KEY_BYTES = "zimage.key-bytes"
+"""Of the record's key, in a dead letter that does not have it."""
+HEADERS_LEFT_OUT = "zimage.headers-left-out"
+"""How many of the record's headers a dead letter does not have; ``all`` where nobody could read them."""
+CUTS = (VALUE_BYTES, VALUE_SHA256, KEY_BYTES, HEADERS_LEFT_OUT)
+"""What a dead letter says of what did not fit into it."""
+
+MAX_HEADERS = 100_000
+"""librdkafka shows none at all of a record that has more."""
+HEADER_OVERHEAD_BYTES = 10
+"""Of a header, two lengths at the most."""
+MAX_TRACE_BYTES = 1_024
+
+
 def request_headers(request: PromptRequest, source: str, extra: Iterable[Header] = ()) -> Headers:
     """Headers of a request.
 
@@ -62,8 +78,12 @@ def result_headers(result: ImageResult, request: Iterable[Header]) -> Headers:
 
 
 def trace_context(headers: Iterable[Header]) -> Headers:
-    """The W3C trace context among these headers."""
-    return [(name, value) for name, value in headers if name.lower() in _TRACE]
+    """The W3C trace context among these headers: one of each, and none that is too long to be one."""
+    found: dict[str, Header] = {}
+    for name, value in headers:
+        if name.lower() in _TRACE and len(value or b"") <= MAX_TRACE_BYTES:
+            found.setdefault(name.lower(), (name, value))
+    return list(found.values())
 
 
 def dead_letter_headers(
@@ -101,7 +121,23 @@ def dead_letter_headers(
 
 def without_reasons(headers: Iterable[Header]) -> Headers:
     """A dead letter's headers as the record had them."""
-    return [(name, value) for name, value in headers if name not in REASONS]
+    return [(name, value) for name, value in headers if name not in REASONS and name not in CUTS]
+
+
+def size_of(headers: Iterable[Header]) -> int:
+    """The most bytes that these headers take in a record."""
+    return sum(len(name.encode()) + len(value or b"") + HEADER_OVERHEAD_BYTES for name, value in headers)
+
+
+def fitting(headers: Iterable[Header], size: int, count: int) -> Headers:
+    """Those that fit into so many bytes and are no more than so many, in their order; the first go first."""
+    kept: Headers = []
+    for header in headers:
+        taken = size_of((header,))
+        if len(kept) < count and taken <= size:
+            kept.append(header)
+            size -= taken
+    return kept
 
 
 def replay_headers(letter: Headers, *, topic: str, partition: int, offset: int) -> Headers:

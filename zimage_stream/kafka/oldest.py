@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaException, TopicPartition
 
 from zimage_stream.kafka.clients import CONTACT_TIMEOUT_S, Trouble, metadata_of, reader_config
-from zimage_stream.kafka.reader import TopicMissingError, TopicReader
+from zimage_stream.kafka.reader import TopicMissingError, TopicReader, record_time
 from zimage_stream.settings import KafkaSettings
 
 _POLL_S = 0.2
@@ -67,5 +67,5 @@ def first_written(kafka: KafkaSettings, topic: str, starts: Mapping[int, int]) -
                 continue
             number = message.partition()
             assert number is not None
-            found.setdefault(number, datetime.fromtimestamp(message.timestamp()[1] / 1000, UTC))
+            found.setdefault(number, record_time(message))
     return found

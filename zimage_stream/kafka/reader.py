@@ -6,9 +6,18 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    TIMESTAMP_NOT_AVAILABLE,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
 
 from zimage_stream.errors import BrokerUnavailableError, RegistryUnavailableError, WireError, ZImageError
 from zimage_stream.events.codec import Codec
@@ -24,6 +33,7 @@ _NO_LEADER_YET = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVA
 """As for a moment after a topic was made, or while a broker restarts."""
 
 CLOSE_TIMEOUT_S = 5.0
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Offsets = Mapping[int, int]
 """Partition number to the offset of the next record."""
@@ -36,10 +46,40 @@ class TopicMissingError(ZImageError):
         super().__init__(f"topic {topic}: {reason}. To make it: zimage topics create")
 
 
+class UnreadableHeadersError(ZImageError):
+    """The client cannot say what a record's headers are: one of their names is no UTF-8."""
+
+
 def record_headers(message: Message) -> Headers:
-    """A record's headers in the order they were sent, as bytes."""
-    sent: Any = message.headers() or ()  # pairs, in order; the stubs allow for more
+    """A record's headers in the order they were sent, as bytes. To be asked for once.
+
+    What the client does not show is not there: of a name what follows a NUL, and all of them where they
+    are more than 100,000.
+
+    Raises:
+        UnreadableHeadersError: there are some, and they cannot be read.
+    """
+    try:
+        sent: Any = message.headers() or ()  # pairs, in order; the stubs allow for more
+    except (SystemError, UnicodeDecodeError) as error:
+        # Asked again, the client would hand out names that are null pointers.
+        raise UnreadableHeadersError(f"a header's name is no UTF-8: {error.__cause__ or error}") from error
     return [(name, value.encode() if isinstance(value, str) else value) for name, value in sent]
+
+
+def record_time(message: Message) -> datetime:
+    """When a record was written, as its timestamp says; now, where that is no time.
+
+    A timestamp is any number of 64 bits. Below 0, and after the year 9999 (microseconds, most often), it
+    says nothing, and the time when somebody reads it stands for it.
+    """
+    kind, milliseconds = message.timestamp()
+    if kind != TIMESTAMP_NOT_AVAILABLE and milliseconds >= 0:
+        try:
+            return _EPOCH + timedelta(milliseconds=milliseconds)
+        except OverflowError:
+            pass
+    return datetime.now(UTC)
 
 
 class TopicReader:

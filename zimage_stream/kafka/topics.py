@@ -42,12 +42,13 @@ class TopicError(ZImageError):
 @dataclass(frozen=True, slots=True)
 class TopicSpec:
     """What a topic must be. ``at_least`` are configuration values in the setting's own unit (bytes or
-    milliseconds), of which a topic may have more; -1 means unlimited."""
+    milliseconds), of which a topic may have more; -1 means unlimited. ``at_most`` is the other way round."""
 
     name: str
     partitions: int
     at_least: Mapping[str, int]
     exactly: Mapping[str, str] = field(default_factory=lambda: {"cleanup.policy": "delete"})
+    at_most: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def config(self) -> dict[str, str]:
@@ -92,6 +93,8 @@ def required_topics(names: TopicSettings, request_partitions: int = REQUEST_PART
                 "retention.ms": 7 * _DAY_MS,
                 "retention.bytes": _UNLIMITED,
             },
+            # What is larger is not decoded, and no dead letter carries it.
+            at_most={"max.message.bytes": MAX_MESSAGE_BYTES},
         ),
         TopicSpec(
             names.results,
@@ -136,6 +139,10 @@ def compare(spec: TopicSpec, state: TopicState | None) -> Iterator[Finding]:
         if got != _UNLIMITED and (got < needs or needs == _UNLIMITED):
             least = "no limit (-1)" if needs == _UNLIMITED else f"at least {needs}"
             yield Finding(spec.name, name, str(got), least, _alter(spec.name, name, str(needs)))
+    for name, takes in spec.at_most.items():
+        got = int(state.config.get(name, takes))
+        if got > takes:
+            yield Finding(spec.name, name, str(got), f"at most {takes}", _alter(spec.name, name, str(takes)))
     for name, value in spec.exactly.items():
         had = state.config.get(name, value)
         if had != value:

@@ -13,6 +13,7 @@ import typer
 
 from zimage_consumers.dead_letters.choose import Group, NotMendableError, Wanted, mended
 from zimage_consumers.dead_letters.letter import DeadLetter, Place
+from zimage_consumers.dead_letters.original import whole
 from zimage_consumers.dead_letters.read import read_letters
 from zimage_consumers.dead_letters.release import write_releases
 from zimage_consumers.dead_letters.replay import AT_A_TIME, Replay, Replayer, read_replayed
@@ -112,7 +113,11 @@ def show(
                     raise typer.BadParameter(
                         "it has several dead letters; give one place", param_hint="--raw"
                     )
-                sys.stdout.buffer.write(letter.value or b"")
+                try:
+                    sys.stdout.buffer.write(whole(settings.kafka, codec, letter).value or b"")
+                except NotMendableError as error:
+                    typer.echo(str(error), err=True)
+                    raise typer.Exit(1) from error
             elif json:
                 typer.echo(_json(letter, letter.place in replayed))
             else:
@@ -189,6 +194,8 @@ def replay(
                 tally.skipped += 1
                 continue
             try:
+                if value is None:
+                    letter = whole(settings.kafka, codec, letter)
                 waiting.append(Replay(letter, mending.value_for(letter, codec, tally.chosen)))
             except (NotMendableError, RequestError) as error:
                 tally.refuse(letter, error)

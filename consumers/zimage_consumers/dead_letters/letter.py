@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from confluent_kafka import Message
 
 from zimage_stream.errors import RegistryUnavailableError, WireError
 from zimage_stream.events.codec import CONFLUENT_V0, Codec
-from zimage_stream.events.headers import Headers, replays_of, without_reasons
+from zimage_stream.events.headers import CUTS, Headers, replays_of, without_reasons
 from zimage_stream.events.prompt_request import PromptRequest
-from zimage_stream.kafka.reader import record_headers
+from zimage_stream.events.registry import SchemaUnavailableError
+from zimage_stream.kafka.reader import UnreadableHeadersError, record_headers, record_time
 from zimage_stream.printing import plain_fields
 
 UNSAID = "(unsaid)"
@@ -74,6 +75,11 @@ class DeadLetter:
         return self.said("__connect.errors.exception.message") or ""
 
     @property
+    def cut(self) -> dict[str, str]:
+        """What of the record did not fit into the letter, as the letter says it."""
+        return {name.removeprefix("zimage."): said for name in CUTS if (said := self.said(name)) is not None}
+
+    @property
     def request_id(self) -> str | None:
         """As its request says, else as its key does."""
         if self.request is not None:
@@ -103,6 +109,7 @@ class DeadLetter:
             "attempts": _number(self.said("zimage.attempts")),
             "worker": self.said("zimage.worker"),
             "replays": self.replays,
+            "cut": self.cut,
             "request": None if self.request is None else plain_fields(self.request),
             "unreadable": self.unreadable,
             "key": _base64(self.key),
@@ -125,17 +132,24 @@ class Decoder:
         assert offset is not None
         key: Any = message.key()
         value: Any = message.value()
-        request, unreadable = self._read(value)
-        written = datetime.fromtimestamp(message.timestamp()[1] / 1000, UTC)
+        try:
+            headers = record_headers(message)
+        except UnreadableHeadersError:
+            headers = []  # of somebody else's record
+        request, unreadable = self.read(value)
+        written = record_time(message)
         place = Place(partition, offset)
-        return DeadLetter(place, key, value, record_headers(message), written, request, unreadable)
+        return DeadLetter(place, key, value, headers, written, request, unreadable)
 
-    def _read(self, value: bytes | None) -> tuple[PromptRequest | None, str | None]:
+    def read(self, value: bytes | None) -> tuple[PromptRequest | None, str | None]:
+        """The request in a record's value, or why there is none."""
         # Asked once for each letter, a registry that is down would take hours to say so.
         if self._registry_down is not None and value and value.startswith(CONFLUENT_V0):
             return None, str(self._registry_down)
         try:
             return self._codec.decode_request(value), None
+        except SchemaUnavailableError as error:
+            return None, str(error)
         except RegistryUnavailableError as error:
             self._registry_down = error
             return None, str(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -51,7 +52,9 @@ def read_replayed(settings: Settings) -> set[Place]:
             message = reader.poll(_POLL_S)
             if message is not None:
                 key = message.key()
-                places.add(Place.parse(key.decode() if isinstance(key, bytes) else str(key)))
+                text = key.decode(errors="replace") if isinstance(key, bytes) else str(key)
+                with suppress(ValueError):  # of somebody else's record
+                    places.add(Place.parse(text))
             elif reader.trouble is not None:
                 raise reader.trouble
     return places

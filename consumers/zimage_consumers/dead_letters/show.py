@@ -33,7 +33,7 @@ def groups_table(groups: Mapping[str, Group], now: datetime) -> Table:
 
 def line_of(letter: DeadLetter, now: datetime, *, replayed: bool) -> str:
     """Place, age, code, id and reason."""
-    mark = " (replayed)" if replayed else ""
+    mark = (" (replayed)" if replayed else "") + (" (cut)" if letter.cut else "")
     return (
         f"{letter.place!s:>8}  {age(now - letter.at):>5}  {letter.code:<17} "
         f"{letter.request_id or '-'}{mark}  {letter.message}"
@@ -66,6 +66,10 @@ def details(letter: DeadLetter, now: datetime, *, replayed: bool) -> Iterator[st
     yield "headers"
     yield from _indented([(name, _header(value)) for name, value in without_reasons(letter.headers)])
     yield ""
+    if letter.cut:
+        yield "left out     " + ", ".join(f"{name} {said}" for name, said in letter.cut.items())
+        yield f"             all of it, while it is kept, lies at {letter.source}"
+        yield ""
     yield f"key          {_header(letter.key)}"
     if letter.value is None:
         yield "value        none (a null)"

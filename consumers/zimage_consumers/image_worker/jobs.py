@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -10,10 +11,18 @@ from zimage_stream.engines.base import ImageSpec
 from zimage_stream.events.image_result import Code, Source, StoredImage
 from zimage_stream.events.prompt_request import PromptRequest
 
+_JOB_BYTES = 2_048
+"""Of a record's objects, its job's and its request's, without what they hold."""
+_PAIR_BYTES = sys.getsizeof(("", b"")) + 8
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A consumed record, kept whole: a dead letter gives it back byte for byte."""
+    """A consumed record, kept whole: a dead letter gives it back byte for byte.
+
+    Attributes:
+        headers_lost: why its headers could not be read, if it has some that could not.
+    """
 
     topic: str
     partition: int
@@ -22,11 +31,15 @@ class Record:
     value: bytes | None
     headers: tuple[tuple[str, bytes | None], ...]
     timestamp: datetime
+    headers_lost: str | None = None
 
     @property
     def size(self) -> int:
-        """Bytes it holds in memory, near enough for a bound."""
-        return len(self.value or b"") + len(self.key or b"") + 512
+        """Bytes it holds in memory, with the job made of it, near enough for a bound."""
+        headers = sum(
+            _PAIR_BYTES + sys.getsizeof(name) + sys.getsizeof(value) for name, value in self.headers
+        )
+        return len(self.value or b"") + len(self.key or b"") + headers + _JOB_BYTES
 
     @property
     def source(self) -> Source:
@@ -46,6 +59,7 @@ class Job:
         suspect: it was running when a process died, so it runs alone.
         cautious: processes died here before they could mark anything, so it is decoded under its own mark.
         tried_again: it failed, was held back, and has its last chance now.
+        cut: the brokers do not take its terminal event whole.
         arrival: its place in the order of arrival, given by the scheduler.
         marked: it was started before, here or by a predecessor; expiry was judged then.
         not_before: monotonic time before which a retry does not start.
@@ -63,6 +77,7 @@ class Job:
     tried_again: bool = False
     not_before: float = 0.0
     arrival: int | None = None
+    cut: bool = False
     started_at: datetime | None = None
     queued_ms: float | None = None
     generate_ms: float | None = None

@@ -144,7 +144,11 @@ class Outbox:
         try:
             session.publish(records, checkpoints)
         except RefusedRecordError as error:
-            if len(batch) == 1:
+            if len(batch) == 1 and not batch[0].job.cut:
+                # The topic may take less than it should. Where and why comes before what.
+                log.warning("the brokers refuse a record, it goes out cut: %s", error)
+                batch[0].job.cut = True
+            elif len(batch) == 1:
                 self._isolate(batch[0], error)
                 self._singly = max(0, self._singly - 1)
             else:

@@ -319,7 +319,9 @@ class Session:
             if beginning.end is not None:
                 known = beginning.checkpoint.base + beginning.checkpoint.resolved.bit_length()
                 self._stop(
-                    number, held, f"its log went back: it ends at {beginning.end}, and was taken up to {known}"
+                    number,
+                    held,
+                    f"its log went back: it ends at {beginning.end}, and was taken up to {known}",
                 )
         starts = [
             TopicPartition(self._topic, number, beginning.checkpoint.base)
@@ -439,4 +441,3 @@ class Session:
             log.warning("kafka: %s: %s", problem.name(), problem.str())
         if problem.code() == KafkaError._ALL_BROKERS_DOWN or not problem.retriable():
             self.health.down("kafka", problem.str())
-

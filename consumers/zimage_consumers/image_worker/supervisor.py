@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import http.client
 import logging
 import os
 import select
@@ -36,6 +37,12 @@ STEADY_S = 60.0
 LOOP_DEATHS, LOOP_S = 4, 300.0
 """So many deaths within so many seconds are a crash loop: waiting does not mend it."""
 LAST_LINES = 20
+PROBE_EVERY_S, PROBE_TIMEOUT_S = 5.0, 5.0
+SILENT_PROBES = 12
+"""A worker that is not alive at so many probes in a row is stopped, a minute after it was last. Counted, for
+a supervisor that was frozen itself knows nothing of the time meanwhile."""
+STOP_S = 10.0
+"""One that is stopped for its silence has so long to end by itself."""
 LOADED = b"loaded"
 """What a worker reports once it can generate; before that, the number of its port."""
 
@@ -114,6 +121,8 @@ class _Child:
     trouble: str | None = None
     due: float = 0.0
     done: bool = False
+    silent: int = 0
+    stopped_at: float | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -157,6 +166,7 @@ class Supervisor:
         registry.register(federation)
         with serve(federation, registry, self._telemetry.host, self._telemetry.port) as server:
             log.info("health and metrics of all workers on port %d", server.port)
+            threading.Thread(target=self._probe_all, name="probe", daemon=True).start()
             while not self._stopping.is_set():
                 for child in self._children:
                     self._watch(child)
@@ -184,6 +194,7 @@ class Supervisor:
         self._read_report(child)
         code = child.process.poll()
         if code is None:
+            self._judge_silence(child, child.process)
             return
         child.process = child.port = None
         child.loading = False
@@ -208,6 +219,33 @@ class Supervisor:
                 f"it died {LOOP_DEATHS} times within {LOOP_S:.0f} s, the last time by {describe(code)}"
             )
             log.error("the worker in slot %s is in a crash loop; its last lines:\n%s", child.slot, last)
+
+    def _probe_all(self) -> None:
+        """Ask every worker that has its model whether it is alive, again and again. On a thread of its own, for
+        one that hangs takes the time of whoever asks it."""
+        while not self._stopping.wait(PROBE_EVERY_S):
+            for child in self._children:
+                process, port = child.process, child.port
+                if process is None or port is None or child.loading:
+                    continue
+                alive = is_alive(port)
+                if child.process is process:  # else it is another one's silence
+                    child.silent = 0 if alive else child.silent + 1
+
+    def _judge_silence(self, child: _Child, process: subprocess.Popen[bytes]) -> None:
+        """Stop a worker that is not alive: by SIGTERM, and by SIGKILL where that is not heard."""
+        at = time.monotonic()
+        if child.stopped_at is None and child.silent >= SILENT_PROBES:
+            child.stopped_at = at
+            log.error(
+                "the worker in slot %s hangs: it was not alive at %d probes of /healthz in a row; it is stopped",
+                child.slot, child.silent,
+            )  # fmt: skip
+            process.terminate()
+        elif child.stopped_at is not None and at - child.stopped_at > STOP_S:
+            child.stopped_at = at
+            log.error("the worker in slot %s does not hear SIGTERM and is killed", child.slot)
+            process.kill()
 
     def _may_load(self) -> bool:
         loading = sum(child.loading for child in self._children)
@@ -234,6 +272,7 @@ class Supervisor:
         if child.reported is not None:
             os.close(child.reported)
         child.said, child.loading = b"", True
+        child.silent, child.stopped_at = 0, None
         child.reported, write = os.pipe()
         child.process = subprocess.Popen(
             [*self._arguments, "--parent", str(os.getpid()), "--report", str(write)],
@@ -264,6 +303,18 @@ class Supervisor:
         if any(code not in (ExitCode.DONE, -signal.SIGTERM) for code in codes):
             return ExitCode.FAILED
         return interrupt.EXIT_CODE if self._interrupted else ExitCode.DONE
+
+
+def is_alive(port: int) -> bool:
+    """Whether a worker on this machine says at its port that it is."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PROBE_TIMEOUT_S)
+    try:
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def is_crash_loop(died: Sequence[float]) -> bool:

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from hashlib import sha256
 
-from zimage_consumers.image_worker.jobs import Job, Resolution
+from zimage_consumers.image_worker.jobs import Job, Record, Resolution
 from zimage_stream.events.codec import Codec
-from zimage_stream.events.headers import Headers, dead_letter_headers, result_headers
+from zimage_stream.events.headers import (
+    CUTS,
+    HEADERS_LEFT_OUT,
+    KEY_BYTES,
+    MAX_HEADERS,
+    VALUE_BYTES,
+    VALUE_SHA256,
+    Header,
+    Headers,
+    dead_letter_headers,
+    fitting,
+    result_headers,
+    size_of,
+    without_reasons,
+)
 from zimage_stream.events.image_result import Code, Failure, ImageResult, Status, Timing
+from zimage_stream.kafka.clients import MAX_MESSAGE_BYTES
 from zimage_stream.settings import TopicSettings
 
 
@@ -30,6 +46,21 @@ class Outgoing:
     value: bytes | None
     headers: Headers
 
+    @property
+    def size(self) -> int:
+        """The most bytes that it takes in a batch."""
+        return len(self.key or b"") + len(self.value or b"") + size_of(self.headers)
+
+
+BATCH_BYTES = 1 << 10
+"""Of a batch and of a record in it, beside key, value and headers."""
+STUB_BYTES = 16 << 10
+"""What every topic takes."""
+HEAD_BYTES = 64 << 10
+"""Of a value that does not fit."""
+MAX_NAME, MAX_MESSAGE = 128, 2_000
+_CUTS_BYTES = 512
+"""More than :data:`CUTS` take."""
 
 _STATUS = {None: Status.SUCCEEDED, Code.EXPIRED: Status.EXPIRED, Code.CANCELLED: Status.CANCELLED}
 
@@ -76,42 +107,104 @@ def message_of(resolution: Resolution) -> str:
 
 
 def records_of(
-    resolution: Resolution, topics: TopicSettings, codec: Codec, identity: Identity, at: datetime
+    resolution: Resolution,
+    topics: TopicSettings,
+    codec: Codec,
+    identity: Identity,
+    at: datetime,
 ) -> list[Outgoing]:
     """What is produced for a job that ended: its result, its dead letter, or both.
+
+    What does not fit into a record is cut, and says so.
 
     Raises:
         RegistryUnavailableError: the result's schema id cannot be had now.
     """
-    job, code = resolution.job, resolution.code
-    record = job.record
+    limit = STUB_BYTES if resolution.job.cut else MAX_MESSAGE_BYTES - BATCH_BYTES
     out = []
     result = result_of(resolution, identity, at)
     if result is not None:
-        out.append(
-            Outgoing(
-                topics.results,
-                result.request_id.encode(),
-                codec.encode_result(result, topics.results),
-                result_headers(result, list(record.headers)),
-            )
-        )
-    if resolution.dead and code is not None:
-        cause = resolution.cause
-        headers = dead_letter_headers(
-            list(record.headers),
-            topic=record.topic,
-            partition=record.partition,
-            offset=record.offset,
-            exception_class=type(cause).__name__ if cause else code,
-            message=message_of(resolution),
-            code=code,
-            attempts=job.attempts,
-            worker=identity.slot,
-            at=at,
-        )
-        out.append(Outgoing(topics.dead_letters, record.key, record.value, headers))
+        out.append(_result_record(result, resolution.job.record, topics.results, codec, limit))
+    if resolution.dead and resolution.code is not None:
+        out.append(_dead_letter(resolution, topics.dead_letters, identity, at, limit))
     return out
+
+
+def _result_record(result: ImageResult, record: Record, topic: str, codec: Codec, limit: int) -> Outgoing:
+    def made(result: ImageResult) -> Outgoing:
+        key, value = result.request_id.encode(), codec.encode_result(result, topic)
+        return Outgoing(topic, key, value, result_headers(result, record.headers))
+
+    whole = made(result)
+    return whole if whole.size <= limit else made(_abridged(result))
+
+
+def _abridged(result: ImageResult) -> ImageResult:
+    """A result without what its request says at such length that no record holds it; only a request that
+    was refused for that can."""
+    error = result.error and replace(
+        result.error,
+        message=f"{result.error.message[:MAX_MESSAGE]} (what the request says of itself is cut "
+        f"here: it would not fit into a result)",
+    )
+    return replace(
+        result,
+        request_id=result.request_id[:MAX_NAME],
+        tenant=result.tenant[:MAX_NAME],
+        batch_id=result.batch_id and result.batch_id[:MAX_NAME],
+        attributes={},
+        error=error,
+    )
+
+
+def _dead_letter(
+    resolution: Resolution, topic: str, identity: Identity, at: datetime, limit: int
+) -> Outgoing:
+    job, record, cause = resolution.job, resolution.job.record, resolution.cause
+    code = resolution.code or ""
+    reasons = dead_letter_headers(
+        (),
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+        exception_class=type(cause).__name__ if cause else code,
+        message=message_of(resolution),
+        code=code,
+        attempts=job.attempts,
+        worker=identity.slot,
+        at=at,
+    )
+    return carry(record, reasons, topic, limit)
+
+
+def carry(record: Record, reasons: Headers, topic: str, limit: int) -> Outgoing:
+    """A record in its dead letter: byte for byte where it fits, and else what does.
+
+    Value and key come before headers. Of a value that does not fit the first bytes are kept, to see what it
+    is; size and hash say what it was, and the record itself is still at its place.
+
+    Args:
+        reasons: the headers that say why it died.
+        limit: bytes in all.
+    """
+    key, value, cuts = record.key, record.value, list[Header]()
+    room = limit - size_of(reasons) - _CUTS_BYTES
+    if key is not None and len(key) > room // 4:
+        cuts.append((KEY_BYTES, str(len(key)).encode()))
+        key = None
+    room -= len(key or b"")
+    if value is not None and len(value) > room:
+        cuts.append((VALUE_BYTES, str(len(value)).encode()))
+        cuts.append((VALUE_SHA256, sha256(value).hexdigest().encode()))
+        value = value[: min(HEAD_BYTES, max(0, room // 2))]
+    room -= len(value or b"")
+    own = without_reasons(record.headers)
+    kept = fitting(own, room, MAX_HEADERS - len(reasons) - len(CUTS))
+    if record.headers_lost is not None:
+        cuts.append((HEADERS_LEFT_OUT, b"all"))
+    elif len(kept) < len(own):
+        cuts.append((HEADERS_LEFT_OUT, str(len(own) - len(kept)).encode()))
+    return Outgoing(topic, key, value, [*kept, *reasons, *cuts])
 
 
 def _timing(job: Job, at: datetime) -> Timing:

@@ -26,6 +26,10 @@ class ExpiredError(ZImageError):
     """The request was not started before its ``expires_at``."""
 
 
+class IntakeError(ZImageError):
+    """A request could not be checked, for a mistake of ours; unchecked, none may run."""
+
+
 class Action(Enum):
     """What happens to the request next."""
 
@@ -59,6 +63,7 @@ _PERMANENT: tuple[tuple[type[Exception], Verdict], ...] = (
     (StoreRejectedError, Verdict(Action.DEAD_LETTER, Code.STORE_REJECTED, ours=True, retriable=True)),
     (OutOfMemoryError, Verdict(Action.DEAD_LETTER, Code.OUT_OF_MEMORY, retriable=True)),
     (WorkerCrashedError, Verdict(Action.DEAD_LETTER, Code.WORKER_CRASHED)),
+    (IntakeError, Verdict(Action.DEAD_LETTER, Code.GENERATION_FAILED, ours=True, retriable=True)),
     (ExpiredError, Verdict(Action.END, Code.EXPIRED)),
 )
 

@@ -11,13 +11,13 @@ import logging
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Collection
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from zimage_consumers.dead_letters.release import read_releases
+from zimage_consumers.image_worker.admission import Admission
 from zimage_consumers.image_worker.batching import BatchLimits
 from zimage_consumers.image_worker.checkpoint import RECORDS_A_TURN, Mark, Taken
 from zimage_consumers.image_worker.clock import ClockGuard
@@ -50,7 +50,6 @@ from zimage_consumers.image_worker.session import Held, Session
 from zimage_consumers.image_worker.terminal import Identity
 from zimage_consumers.image_worker.verdict import Action, backoff_s, judge
 from zimage_stream.engines.base import Engine
-from zimage_stream.errors import RegistryUnavailableError
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.rules import Limits
 from zimage_stream.kafka.clients import common_config
@@ -66,6 +65,7 @@ BUSY_POLL_S, IDLE_POLL_S = 0.003, 0.1
 REJOIN_WAIT_S = 1.0
 OUTAGE_WAIT_S = 1.0
 FENCED_AGAIN_S = 60.0
+BYTES_A_TURN = 4 << 20
 
 
 def poll_timeout_s(under_way: bool, solitude_due: bool) -> float:
@@ -130,10 +130,11 @@ class Worker:
         )
         self._scheduler = Scheduler(settings.scheduler.tenant_weights, batches)
         limits = Limits(settings.engine.max_pixels, settings.engine.allow_guidance)
-        self._intake = Intake(codec, limits, engine.count_tokens)
+        intake = Intake(codec, limits, engine.count_tokens)
+        self._admission = Admission(intake, self._wanted, health, metrics)
         self._dispatcher = Dispatcher(
             self._scheduler,
-            self._intake,
+            intake,
             self._engine,
             self._delivery,
             max_attempts=settings.worker.max_attempts,
@@ -158,8 +159,6 @@ class Worker:
         self._gauges = Gauges(metrics, settings.telemetry)
         self._clock = ClockGuard(now().timestamp(), time.monotonic())
         self._session: Session | None = None
-        self._incoming: deque[Job] = deque()
-        self._intake_after = 0.0
         self._deadline: float | None = None
         self._code = ExitCode.DONE
 
@@ -265,7 +264,7 @@ class Worker:
     def _leave(self, session: Session) -> None:
         """Finish what runs within the drain time, then let everything go cleanly."""
         self._deadline = time.monotonic() + self._settings.worker.drain_timeout_s
-        self._incoming.clear()
+        self._admission.clear()
         self._dispatcher.withdraw(session.held.keys())
         while (self._dispatcher.busy or self._outbox) and self._may_drain(self._deadline):
             self._turn(session)
@@ -317,7 +316,7 @@ class Worker:
 
     @property
     def _under_way(self) -> bool:
-        return bool(self._dispatcher.busy or self._outbox or self._incoming)
+        return bool(self._dispatcher.busy or self._outbox or self._admission)
 
     def _ask_again(self) -> None:
         """Nobody waits for a service any more that was down: without us /readyz would say so for ever."""
@@ -334,7 +333,11 @@ class Worker:
         if not self._health.is_up("kafka"):
             session.probe()
         wait_s = poll_timeout_s(self._under_way, self._scheduler.wants_solitude(time.monotonic()))
+        taken_bytes = 0
         for count in range(RECORDS_A_TURN):
+            # Large ones are not taken beyond what the window has room for before it is looked at again.
+            if taken_bytes > BYTES_A_TURN:
+                return count
             message = session.poll(wait_s)
             if message is None:
                 return count
@@ -343,6 +346,7 @@ class Worker:
             held = session.held.get(record.partition)
             if held is not None and held.ledger.take(record.offset) is Taken.NEW:
                 self._take(held, record)
+                taken_bytes += record.size
             if held is not None and held.ledger.full:
                 # Paused before another record of it is taken.
                 return count + 1
@@ -367,7 +371,7 @@ class Worker:
         if job.alone:
             self._scheduler.add(job)
         else:
-            self._incoming.append(job)
+            self._admission.add(job)
 
     def _must_pause(self, held: Held) -> bool:
         """Whether a partition has its share of the window; it resumes at half."""
@@ -379,32 +383,15 @@ class Worker:
         return stopping or not held.roomy or held.ledger.full
 
     def _admit(self) -> None:
-        """Decode and check what was fetched; nothing of it while a suspect runs, or a death would be
+        """Schedule what was fetched; nothing of it is decoded while a suspect runs, or a death would be
         blamed on the wrong one."""
-        if time.monotonic() < self._intake_after or self._dispatcher.alone:
+        if self._dispatcher.alone:
             return
-        decoded = False
-        for _ in range(min(len(self._incoming), RECORDS_A_TURN)):
-            job = self._incoming[0]
-            if self._wanted(job):
-                started = time.monotonic()
-                try:
-                    with self._metrics.decode_seconds.time():
-                        self._intake.check(job)
-                except RegistryUnavailableError as error:
-                    log.warning("the schema registry does not answer, records wait: %s", error)
-                    self._health.down("registry", str(error))
-                    self._intake_after = time.monotonic() + OUTAGE_WAIT_S
-                    return
-                except Exception as error:
-                    self._fail(job, error)
-                else:
-                    decoded = True
-                    job.stage("decode", time.monotonic() - started)
-                    self._scheduler.add(job)
-            self._incoming.popleft()
-        if decoded and not self._outbox.waits_for_schema:
-            self._health.up("registry")
+        for admitted in self._admission.admit(self._outbox.waits_for_schema):
+            if isinstance(admitted, Failed):
+                self._fail(admitted.job, admitted.error)
+            else:
+                self._scheduler.add(admitted)
 
     def _collect(self, wait_s: float) -> None:
         try:

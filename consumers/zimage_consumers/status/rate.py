@@ -16,6 +16,7 @@ from zimage_stream.settings import Settings
 
 _POLL_S = 0.2
 _LEAST_S = 1.0
+LONGEST_S = timedelta.max.total_seconds() // 2
 
 
 @dataclass(slots=True)
@@ -47,7 +48,8 @@ class Rate:
         rate = self.per_s(now)
         if unresolved == 0:
             return timedelta()
-        return timedelta(seconds=unresolved / rate) if rate else None
+        # A result can say that it was completed in the year 1.
+        return timedelta(seconds=min(unresolved / rate, LONGEST_S)) if rate else None
 
 
 def results_since(settings: Settings, codec: Codec, since: datetime) -> Rate:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 
 from confluent_kafka import Message
@@ -14,7 +14,7 @@ from zimage_consumers.status.backlog import Backlog
 from zimage_stream.errors import RegistryUnavailableError, WireError
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.image_result import ImageResult
-from zimage_stream.kafka.reader import TopicReader
+from zimage_stream.kafka.reader import TopicReader, record_time
 from zimage_stream.settings import Settings
 
 _POLL_S = 0.2
@@ -76,7 +76,7 @@ def find_unresolved(
                 request.tenant,
                 number,
                 offset,
-                datetime.fromtimestamp(message.timestamp()[1] / 1000, UTC),
+                record_time(message),
                 phase_of(held, offset),
                 unresolved_before(held, offset),
                 mark.attempts if mark else 0,

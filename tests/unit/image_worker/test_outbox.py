@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,14 +32,17 @@ from zimage_stream.telemetry.tracing import create_tracer
 
 @dataclass
 class Published:
-    """A session that only notes what is published. ``refused``: keys of records that no broker takes."""
+    """A session that only notes what is published. ``refused``: keys of records that no broker takes.
+    ``takes``: bytes of the largest record."""
 
     held: dict[int, Any]
     records: list[Outgoing] = field(default_factory=list)
     refused: set[bytes | None] = field(default_factory=set)
+    takes: int = 1 << 30
 
     def publish(self, records: list[Outgoing], checkpoints: Mapping[int, Checkpoint]) -> None:
-        if self.refused & {record.key for record in records}:
+        too_large = any(record.size > self.takes for record in records)
+        if too_large or self.refused & {record.key for record in records}:
             raise RefusedRecordError("message too large")
         self.records += records
 
@@ -49,6 +52,7 @@ class Held:
     """An outbox, the session it publishes on, and what it told."""
 
     jobs: list[Job]
+    code: Code = Code.EXPIRED
     health: Health = field(default_factory=Health)
     withheld: list[Job] = field(default_factory=list)
     again: list[Job] = field(default_factory=list)
@@ -73,7 +77,7 @@ class Held:
         self.session: Any = Published({0: SimpleNamespace(ledger=ledger)})
         for each in self.jobs:
             ledger.take(each.record.offset)
-            self.outbox.add(Resolution(each, code=Code.EXPIRED))
+            self.outbox.add(Resolution(each, code=self.code))
 
     def assert_told(self, bad: Job) -> None:
         """Alone held back, and not ready for its sake."""
@@ -149,5 +153,16 @@ def test_without_the_results_schema_everything_is_kept_and_told_until_it_is_ther
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert set(out) == set(here.jobs)
+
+
+def test_a_dead_letter_that_the_brokers_refuse_goes_out_cut() -> None:
+    large = job()
+    large.request = None
+    large.record = replace(large.record, value=b"v" * 1_000_000)
+    here = Held([large], Code.UNDECODABLE)
+    here.session.takes = 900_000
+    assert [each for _ in range(3) for each in here.outbox.publish(here.session)] == [large]
+    (letter,) = here.session.records
+    assert dict(letter.headers)["zimage.value-bytes"] == b"1000000"
     assert here.withheld == []
     assert here.health.ready() == (True, [])

@@ -38,6 +38,7 @@ def test_more_than_needed_is_no_finding() -> None:
         (REQUESTS, TopicState(4, REQUESTS.config), "partitions", "--partitions 48"),
         (RESULTS, exact(RESULTS, max_message_bytes="1048588"), "max.message.bytes", "=4194304"),
         (DEAD_LETTERS, exact(DEAD_LETTERS, retention_ms="604800000"), "retention.ms", "=2592000000"),
+        (REQUESTS, exact(REQUESTS, max_message_bytes="10485760"), "max.message.bytes", "=4194304"),
         (REQUESTS, exact(REQUESTS, retention_bytes="1000"), "retention.bytes", "=-1"),
         (RESULTS, exact(RESULTS, cleanup_policy="compact"), "cleanup.policy", "=delete"),
     ],

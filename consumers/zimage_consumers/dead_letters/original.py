@@ -1,0 +1,81 @@
+"""The record that a dead letter is about, where it did not fit into the letter whole."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from hashlib import sha256
+
+from confluent_kafka import Message
+
+from zimage_consumers.dead_letters.choose import NotMendableError
+from zimage_consumers.dead_letters.letter import DeadLetter, Decoder
+from zimage_stream.events.codec import Codec
+from zimage_stream.events.headers import CUTS, HEADERS_LEFT_OUT, REASONS, VALUE_BYTES, VALUE_SHA256
+from zimage_stream.kafka.reader import TopicMissingError, TopicReader, UnreadableHeadersError, record_headers
+from zimage_stream.settings import KafkaSettings
+
+_POLL_S = 0.2
+
+
+def whole(kafka: KafkaSettings, codec: Codec, letter: DeadLetter) -> DeadLetter:
+    """The letter with all of its record, read again at its place where the letter does not have all of it.
+
+    Raises:
+        NotMendableError: it cannot be had any more.
+        BrokerUnavailableError: no broker answers.
+    """
+    if not letter.cut or (letter.said(HEADERS_LEFT_OUT) == "all" and letter.said(VALUE_BYTES) is None):
+        return letter
+    message = _find(kafka, letter)
+    value = message.value()
+    value = value.encode() if isinstance(value, str) else value
+    hashed = letter.said(VALUE_SHA256)
+    if hashed is not None and sha256(value or b"").hexdigest() != hashed:
+        raise NotMendableError(
+            f"{letter.place} has the first {len(letter.value or b''):,} bytes only, and the record that lies "
+            f"at {letter.source} now is another one"
+        )
+    key = message.key()
+    try:
+        own = record_headers(message)
+    except UnreadableHeadersError:
+        own = []
+    said = [(name, text) for name, text in letter.headers if name in REASONS or name in CUTS]
+    request, unreadable = Decoder(codec).read(value)
+    return replace(
+        letter,
+        key=key.encode() if isinstance(key, str) else key,
+        value=value,
+        headers=[*own, *said],
+        request=request,
+        unreadable=unreadable,
+    )
+
+
+def _find(kafka: KafkaSettings, letter: DeadLetter) -> Message:
+    topic = letter.said("__connect.errors.topic") or ""
+    number, offset = (letter.said(f"__connect.errors.{name}") or "" for name in ("partition", "offset"))
+    gone = NotMendableError(
+        f"{letter.place} does not have all of its record, which is not kept any more at {letter.source}; "
+        f"give its bytes with --value"
+    )
+    if not (topic and number.isdecimal() and offset.isdecimal()):
+        raise gone
+    try:
+        with TopicReader(kafka, topic) as reader:
+            if int(offset) >= reader.end_offsets().get(int(number), 0):
+                raise gone
+            reader.start({int(number): int(offset)})
+            while not reader.caught_up:
+                message = reader.poll(_POLL_S)
+                if message is None:
+                    if reader.trouble is not None:
+                        raise reader.trouble
+                    continue
+                # What was deleted is passed over.
+                if message.offset() != int(offset):
+                    raise gone
+                return message
+    except TopicMissingError as error:
+        raise gone from error
+    raise gone

@@ -1,0 +1,40 @@
+"""``zimage`` whose workers hang for good when they decode a record with ``hang`` in it, deaf to signals, as no
+schema makes them any more; its supervisor has less patience than an operator's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from zimage_consumers.image_worker import supervisor
+from zimage_stream.__main__ import main
+from zimage_stream.events.codec import Codec
+from zimage_stream.events.prompt_request import PromptRequest
+
+decode = Codec.decode_request
+
+
+def hang(self: Codec, data: bytes | None) -> PromptRequest:
+    if b"hang" in (data or b""):
+        # One step of Python for 2^60 of the matcher's: no other thread has a turn.
+        re.match(r"(a+)+$", "a" * 60 + "b")
+    return decode(self, data)
+
+
+class Impatient(supervisor.Supervisor):
+    """Starts workers of this program."""
+
+    def __init__(self, settings: Any, devices: Any, arguments: Sequence[str]) -> None:
+        own = [__spec__.name if word == "zimage_stream" else word for word in arguments]
+        super().__init__(settings, devices, own)
+
+
+Codec.decode_request = hang  # type: ignore[method-assign]
+supervisor.Supervisor = Impatient  # type: ignore[misc]
+supervisor.PROBE_EVERY_S, supervisor.PROBE_TIMEOUT_S = 0.3, 2.0
+supervisor.SILENT_PROBES, supervisor.STOP_S = 4, 0.5
+supervisor.FIRST_WAIT_S = 0.1
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""A registry that answers whatever a test likes, over HTTP."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any
+
+
+class AnyRegistry:
+    """Answers questions by path as it was told, and 404 to the others. A context manager."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, tuple[int, Any]] = {"/schemas/types": (200, ["AVRO"])}
+        """By path: status, and what the body is in JSON."""
+        self.asked: list[str] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                path = self.path.partition("?")[0]
+                outer.asked.append(path)
+                status, body = outer.answers.get(path, (404, {"error_code": 40403, "message": "not found"}))
+                data = json.dumps(body).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: object) -> None:
+                """Nobody reads it."""
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,))
+        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
+
+    def put(self, schema_id: int, schema: Any, kind: str = "AVRO", **more: Any) -> None:
+        """Have it know a schema; a text as it is, anything else as JSON."""
+        text = schema if isinstance(schema, str) else json.dumps(schema)
+        self.answers[f"/schemas/ids/{schema_id}"] = 200, {"schema": text, "schemaType": kind, **more}
+
+    def fail(self, schema_id: int, status: int = 500) -> None:
+        """Have it answer an id with an error."""
+        self.answers[f"/schemas/ids/{schema_id}"] = status, {"error_code": status * 100, "message": "no"}
+
+    def __enter__(self) -> AnyRegistry:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join()

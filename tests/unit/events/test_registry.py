@@ -1,0 +1,188 @@
+"""Whatever a registry answers for an id, it is read, waited for or refused, and no other waits for it."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import fastavro
+import pytest
+
+from tests.unit.events.registries import AnyRegistry
+from zimage_stream.errors import RegistryUnavailableError, UnknownSchemaError
+from zimage_stream.events.codec import Codec
+from zimage_stream.events.prompt_request import PromptRequest
+from zimage_stream.events.registry import GIVE_UP_S, Registry, SchemaUnavailableError
+from zimage_stream.events.schemas import PROMPT_REQUEST, current
+from zimage_stream.events.untrusted import RefusedSchemaError
+from zimage_stream.settings import RegistrySettings
+
+OURS = json.loads(current(PROMPT_REQUEST).text)
+
+
+@pytest.fixture
+def server() -> Iterator[AnyRegistry]:
+    with AnyRegistry() as serving:
+        yield serving
+
+
+@pytest.fixture
+def clock() -> list[float]:
+    return [0.0]
+
+
+@pytest.fixture
+def registry(server: AnyRegistry, clock: list[float]) -> Iterator[Registry]:
+    made = Registry(RegistrySettings(url=server.url), clock=lambda: clock[0])
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "says"),
+    [
+        ('{"properties": {"prompt": {"type": "string"}}}', "JSON", "is a JSON schema"),
+        ('syntax = "proto3"; message A {}', "PROTOBUF", "is a PROTOBUF schema"),
+        # Registries and proxies that leave the type out, or say what is not so.
+        ('{"properties": {}}', "AVRO", "is no Avro schema: KeyError"),
+        ("{", "AVRO", "is no Avro schema: JSONDecodeError"),
+        ("7", "AVRO", "is no Avro schema"),
+        ("null", "AVRO", "is no Avro schema"),
+        ('{"type": 7}', "AVRO", "is no Avro schema"),
+        ('{"type": "record"}', "AVRO", "is no Avro schema"),
+        ('{"type": "array", "items": {"type": "nonsense"}}', "AVRO", "is no Avro schema"),
+        ("[" * 5_000, "AVRO", "is no Avro schema: RecursionError"),
+    ],
+)
+def test_what_is_no_avro_schema_is_said_once_and_for_all(
+    server: AnyRegistry, registry: Registry, text: str, kind: str, says: str
+) -> None:
+    server.put(7, text, kind)
+    for _ in range(2):
+        with pytest.raises(UnknownSchemaError, match=f"schema id 7 {says}"):
+            registry.schema(7)
+    assert server.asked.count("/schemas/ids/7") == 1
+
+
+@pytest.mark.parametrize("body", [[], {}, {"schema": 7}, {"schema": None}, "text", None, 7])
+def test_an_answer_of_any_shape_is_an_outage_or_no_schema(
+    server: AnyRegistry, registry: Registry, body: Any
+) -> None:
+    server.answers["/schemas/ids/7"] = 200, body
+    with pytest.raises((UnknownSchemaError, RegistryUnavailableError)):
+        registry.schema(7)
+
+
+@pytest.mark.parametrize("status", [400, 404, 405, 410, 422])
+def test_an_id_that_the_registry_refuses_is_unknown(
+    server: AnyRegistry, registry: Registry, status: int
+) -> None:
+    server.fail(7, status)
+    with pytest.raises(UnknownSchemaError, match="schema id 7"):
+        registry.schema(7)
+
+
+@pytest.mark.parametrize("status", [401, 403, 429, 500, 503])
+def test_an_error_for_everything_is_an_outage_and_held_against_no_id(
+    server: AnyRegistry, registry: Registry, clock: list[float], status: int
+) -> None:
+    server.fail(7, status)
+    server.answers["/schemas/types"] = status, {}
+    for clock[0] in (0.0, 100.0, 200.0, 300.0, 400.0, 500.0):
+        with pytest.raises(RegistryUnavailableError) as caught:
+            registry.schema(7)
+        assert not isinstance(caught.value, SchemaUnavailableError)
+    before = len(server.asked)
+    with pytest.raises(RegistryUnavailableError):  # another id, at the same moment: nobody is asked again
+        registry.schema(8)
+    assert len(server.asked) == before
+
+
+def test_an_error_for_one_id_holds_up_no_other_and_ends(
+    server: AnyRegistry, registry: Registry, clock: list[float]
+) -> None:
+    server.fail(7)
+    server.put(8, OURS)
+    with pytest.raises(SchemaUnavailableError, match="schema id 7"):
+        registry.schema(7)
+    assert registry.schema(8).parsed["name"] == PROMPT_REQUEST
+    asked = len(server.asked)
+    with pytest.raises(SchemaUnavailableError):  # it is not asked for again at once
+        registry.schema(7)
+    assert len(server.asked) == asked
+    for second in range(1, int(GIVE_UP_S)):
+        clock[0] = float(second)
+        with pytest.raises(SchemaUnavailableError):
+            registry.schema(7)
+    clock[0] = 2 * GIVE_UP_S
+    with pytest.raises(UnknownSchemaError, match=r"schema id 7.*other questions it answers"):
+        registry.schema(7)
+    # What is mended is read: nothing is for ever.
+    server.put(7, OURS)
+    clock[0] += 60.0
+    assert registry.schema(7).parsed["name"] == PROMPT_REQUEST
+
+
+def test_ours_from_a_registry_is_decoded_as_ours(server: AnyRegistry, registry: Registry) -> None:
+    server.put(7, json.dumps(OURS, separators=(",", ":")))
+    assert registry.schema(7).parsed is current(PROMPT_REQUEST).parsed
+    assert registry.schema(7).cost is None
+    server.put(8, OURS | {"fields": [*OURS["fields"], {"name": "more", "type": "int", "default": 0}]})
+    assert registry.schema(8).cost is not None
+
+
+class TestReferences:
+    def put(self, server: AnyRegistry) -> dict[str, Any]:
+        """A later version of ours, one of whose types is a schema of its own."""
+        style = {"type": "record", "name": "zimage.Style", "fields": [{"name": "of", "type": "zimage.Era"}]}
+        era = {"type": "enum", "name": "zimage.Era", "symbols": ["OLD", "NEW"]}
+        schema = OURS | {"fields": [*OURS["fields"], {"name": "style", "type": "zimage.Style"}]}
+        to_era = {"name": "zimage.Era", "subject": "era", "version": 2}
+        to_style = {"name": "zimage.Style", "subject": "style", "version": 1}
+        server.put(7, schema, references=[to_style])
+        registered = {"subject": "style", "id": 1, "version": 1, "schema": json.dumps(style)}
+        server.answers["/subjects/style/versions/1"] = 200, registered | {"references": [to_era]}
+        server.answers["/subjects/era/versions/2"] = (
+            200,
+            {"subject": "era", "id": 2, "version": 2, "schema": json.dumps(era)},
+        )
+        named: dict[str, Any] = {}
+        for each in (era, style):
+            fastavro.parse_schema(each, named)
+        parsed: dict[str, Any] = fastavro.parse_schema(schema, named)  # type: ignore[assignment]
+        return parsed
+
+    def test_are_followed(self, server: AnyRegistry, registry: Registry) -> None:
+        out = io.BytesIO()
+        request = {"request_id": "r", "prompt": "a star", "style": {"of": "NEW"}}
+        fastavro.schemaless_writer(out, self.put(server), request)
+        decoded = Codec(registry).decode_request(b"\x00\x00\x00\x00\x07" + out.getvalue())
+        assert decoded == PromptRequest(prompt="a star", request_id="r")
+
+    def test_that_lead_nowhere_are_named(self, server: AnyRegistry, registry: Registry) -> None:
+        self.put(server)
+        del server.answers["/subjects/era/versions/2"]
+        with pytest.raises(UnknownSchemaError, match="version 2 of subject era, to which schema id 7 refers"):
+            registry.schema(7)
+
+    def test_in_a_circle_end(self, server: AnyRegistry, registry: Registry) -> None:
+        circle = [{"name": "a", "subject": "a", "version": 1}]
+        server.put(7, OURS, references=circle)
+        registered = {"subject": "a", "id": 1, "version": 1, "schema": '"a"', "references": circle}
+        server.answers["/subjects/a/versions/1"] = 200, registered
+        with pytest.raises(UnknownSchemaError, match="no Avro schema"):
+            registry.schema(7)
+
+    def test_without_end_are_refused(self, server: AnyRegistry, registry: Registry) -> None:
+        def to(number: int) -> list[dict[str, Any]]:
+            return [{"name": f"n{number}", "subject": f"s{number}", "version": 1}]
+
+        server.put(7, OURS, references=to(0))
+        for number in range(40):
+            registered = {"subject": "s", "id": 1, "version": 1, "schema": '"int"'}
+            path = f"/subjects/s{number}/versions/1"
+            server.answers[path] = 200, registered | {"references": to(number + 1)}
+        with pytest.raises(RefusedSchemaError, match="refers to more than 32 schemas"):
+            registry.schema(7)

@@ -384,6 +384,7 @@ class Worker:
                     self._fail(job, error)
                 else:
                     decoded = True
+                    self._held_back.could_be_read()
                     job.stage("decode", time.monotonic() - started)
                     self._scheduler.add(job)
             self._incoming.popleft()

@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Hashable, Mapping
 
 from zimage_consumers.image_worker.breaker import Breaker, Cause
 from zimage_consumers.image_worker.jobs import Job, Resolution
-from zimage_consumers.image_worker.verdict import OURS
 from zimage_stream.errors import ZImageError
 from zimage_stream.events.codec import schema_mark
 from zimage_stream.events.image_result import Code
@@ -92,10 +91,14 @@ class HeldBack:
         self._tell()
         return True
 
+    def could_be_read(self) -> None:
+        """A record was decoded, so that schemas can be had."""
+        self._resume(self._breaker.succeed((Code.UNKNOWN_SCHEMA,)))
+
     def worked(self, job: Job) -> None:
-        """A picture is in the store, so that what it needed works."""
-        made_now = job.generate_ms is not None
-        self._resume(self._breaker.succeed(OURS if made_now else (Code.UNKNOWN_SCHEMA,)))
+        """A picture is in the store; if it was made now, engine and store work."""
+        if job.generate_ms is not None:
+            self._resume(self._breaker.succeed((Code.GENERATION_FAILED, Code.STORE_REJECTED)))
 
     def turn(self) -> None:
         """Let go what an operator has released."""

@@ -391,6 +391,7 @@ class Worker:
             if isinstance(admitted, Failed):
                 self._fail(admitted.job, admitted.error)
             else:
+                self._held_back.could_be_read()
                 self._scheduler.add(admitted)
 
     def _collect(self, wait_s: float) -> None:

@@ -67,7 +67,7 @@ def test_what_fails_again_has_itself_to_blame() -> None:
     assert not here.held_back.takes(Resolution(held, code=Code.GENERATION_FAILED, ours=True))
 
 
-def test_a_picture_that_was_there_before_says_only_that_its_record_could_be_read() -> None:
+def test_a_record_that_could_be_read_says_that_schemas_can_be_had_and_nothing_of_the_rest() -> None:
     here = Here()
     generation = here.flood(60)
     schema = [failed(Code.UNKNOWN_SCHEMA) for _ in range(60)]
@@ -76,7 +76,10 @@ def test_a_picture_that_was_there_before_says_only_that_its_record_could_be_read
         each.job.record = replace(each.job.record, value=b"\0\0\0\0\7" + each.job.record.offset.to_bytes(8))
     unread = [each.job for each in schema if here.held_back.takes(each)]
     assert len(unread) == 60 - LIMIT_OF_ONE
+    # Its picture was there before, so that it says nothing of engine and store.
     here.held_back.worked(job())
+    assert here.again == []
+    here.held_back.could_be_read()
     assert here.again == unread
     assert here.health.ready()[1][0].startswith(f"{len(generation)} requests are held back")
 

@@ -1,5 +1,5 @@
-"""``zimage`` whose workers hang for good when they decode a record with ``hang`` in it, deaf to signals, as no
-schema makes them any more; its supervisor has less patience than an operator's."""
+"""``zimage`` whose workers hang for good when they decode a record with ``hang`` in it, deaf to signals, as
+no schema makes them any more; its supervisor has less patience than an operator's."""
 
 from __future__ import annotations
 

@@ -9,11 +9,14 @@ import sys
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 
 import pytest
-from confluent_kafka import Message, Producer
+from confluent_kafka import Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from tests.commands import Run, Start
+from tests.fleet.wire import RawHeader, RawProducer
 from zimage_consumers.dead_letters.release import read_releases
 from zimage_consumers.image_worker.verdict import OURS
 from zimage_stream import PromptRequest, Settings
@@ -42,12 +45,14 @@ class Undertaker:
         code: str,
         message: str = "why",
         own: Iterable[Header] = OWN,
+        offset: int = 14,
+        cut: Iterable[Header] = (),
     ) -> None:
         headers = dead_letter_headers(
             own,
             topic=self._settings.topics.requests,
             partition=3,
-            offset=14,
+            offset=offset,
             exception_class="SomeError",
             message=message,
             code=code,
@@ -55,7 +60,7 @@ class Undertaker:
             worker="w/0",
             at=datetime.now(UTC),
         )
-        pairs: list[tuple[str, str | bytes | None]] = list(headers)
+        pairs: list[tuple[str, str | bytes | None]] = [*headers, *cut]
         topic = self._settings.topics.dead_letters
         self._producer.produce(topic, key=key, value=value, partition=0, headers=pairs)
         assert self._producer.flush(30) == 0
@@ -282,3 +287,78 @@ class TestReleasing:
         done = zimage("dead-letters", "release", "--code", "INVALID_REQUEST")
         assert done.returncode == 2
         assert "is never held back" in done.stderr
+
+
+class TestALetterThatDoesNotHaveAllOfItsRecord:
+    VALUE = GARBAGE * 100
+
+    def bury(self, settings: Settings, undertaker: Undertaker, value: bytes = VALUE) -> None:
+        """A record in the requests topic, and its dead letter with the first bytes of it."""
+        producer = Producer(producer_config(settings.kafka))
+        own: list[tuple[str, str | bytes | None]] = list(OWN)
+        topic = settings.topics.requests
+        producer.produce(topic, key=b"k", value=value, partition=3, headers=own)
+        assert producer.flush(30) == 0
+        cut: list[Header] = [
+            ("zimage.value-bytes", str(len(self.VALUE)).encode()),
+            ("zimage.value-sha256", sha256(self.VALUE).hexdigest().encode()),
+            ("zimage.headers-left-out", b"3"),
+        ]
+        undertaker.bury(b"k", self.VALUE[:10], "UNDECODABLE", own=(), offset=0, cut=cut)
+
+    def test_is_shown_as_such_and_replayed_from_its_record(
+        self, zimage: Run, settings: Settings, undertaker: Undertaker
+    ) -> None:
+        self.bury(settings, undertaker)
+        shown = zimage("dead-letters", "show", "0:0").stdout
+        assert "left out     value-bytes 1400, value-sha256" in shown
+        assert f"lies at {settings.topics.requests}/3/0" in shown
+        (listed,) = lines(zimage("dead-letters", "list", "--code", "UNDECODABLE", "--json").stdout)
+        assert listed["cut"]["headers-left-out"] == "3"  # type: ignore[index]
+        assert "(cut)" in zimage("dead-letters", "list", "--code", "UNDECODABLE").stdout
+        done = zimage("dead-letters", "replay", "--all")
+        assert done.returncode == 0, done.stderr
+        first, again = sent(settings)
+        for record in (first, again):
+            assert (record.key(), record.value()) == (b"k", self.VALUE)
+            assert without_reasons(record_headers(record))[:3] == OWN
+
+    def test_is_refused_where_its_record_is_another_one(
+        self, zimage: Run, settings: Settings, undertaker: Undertaker
+    ) -> None:
+        self.bury(settings, undertaker, b"something else")
+        for words in (("replay", "--all"), ("show", "0:0", "--raw")):
+            done = zimage("dead-letters", *words)
+            assert (done.returncode, done.stdout) == (1, "")
+            assert "is another one" in done.stderr
+        assert len(sent(settings)) == 1
+
+    def test_is_refused_where_its_record_is_gone(
+        self, zimage: Run, settings: Settings, undertaker: Undertaker
+    ) -> None:
+        self.bury(settings, undertaker)
+        admin = AdminClient({"bootstrap.servers": settings.kafka.bootstrap_servers})
+        for answer in admin.delete_records([TopicPartition(settings.topics.requests, 3, 1)]).values():
+            answer.result(30)
+        done = zimage("dead-letters", "replay", "--all")
+        assert done.returncode == 1
+        assert "which is not kept any more" in done.stderr
+        assert "give its bytes with --value" in done.stderr
+
+
+def test_records_of_others_in_these_topics_are_no_obstacle(
+    zimage: Run, settings: Settings, undertaker: Undertaker
+) -> None:
+    undertaker.bury_request(wide("a"))
+    assert zimage("dead-letters", "replay", "--all").returncode == 0
+    with RawProducer(settings.kafka.bootstrap_servers) as producer:
+        strange: list[RawHeader] = [(b"\xff", b"x"), (b"zimage.code", b"\xff")]
+        producer.send(settings.topics.dead_letters, b"?", key=b"\xff", headers=strange)
+        producer.send(settings.topics.dead_letters, None, timestamp=-(2**63))
+        for key in (None, b"", b"\xff", b"no place"):
+            producer.send(f"{settings.topics.dead_letters}.replayed", b"x", key=key)
+    groups = {one["code"]: one["count"] for one in lines(zimage("dead-letters", "list", "--json").stdout)}
+    assert groups == {"INVALID_REQUEST": 1, "(unsaid)": 2}
+    assert len(lines(zimage("dead-letters", "export").stdout)) == 3
+    assert zimage("dead-letters", "show", "0:1").returncode == 0
+    assert zimage("dead-letters", "replay", "--code", "INVALID_REQUEST").stdout == ""

@@ -221,8 +221,10 @@ class Supervisor:
             log.error("the worker in slot %s is in a crash loop; its last lines:\n%s", child.slot, last)
 
     def _probe_all(self) -> None:
-        """Ask every worker that has its model whether it is alive, again and again. On a thread of its own, for
-        one that hangs takes the time of whoever asks it."""
+        """Ask every worker that has its model whether it is alive, again and again.
+
+        On a thread of its own: one that hangs takes the time of whoever asks it.
+        """
         while not self._stopping.wait(PROBE_EVERY_S):
             for child in self._children:
                 process, port = child.process, child.port
@@ -238,7 +240,7 @@ class Supervisor:
         if child.stopped_at is None and child.silent >= SILENT_PROBES:
             child.stopped_at = at
             log.error(
-                "the worker in slot %s hangs: it was not alive at %d probes of /healthz in a row; it is stopped",
+                "the worker in slot %s hangs: /healthz was not well at %d probes in a row; it is stopped",
                 child.slot, child.silent,
             )  # fmt: skip
             process.terminate()

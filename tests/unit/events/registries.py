@@ -30,6 +30,9 @@ class AnyRegistry:
                 self.end_headers()
                 self.wfile.write(data)
 
+            def do_POST(self) -> None:
+                self.do_GET()
+
             def log_message(self, *_: object) -> None:
                 """Nobody reads it."""
 

@@ -79,3 +79,15 @@ def test_a_rate_counts_from_the_first_result() -> None:
         rate.add(result(age_s))
     assert rate.per_s(NOW) == 0.5
     assert rate.time_to_drain(30, NOW) == timedelta(seconds=60)
+
+
+def test_a_result_of_the_year_1_is_counted() -> None:
+    old = datetime(1, 1, 1, tzinfo=UTC)
+    rate = Rate()
+    source = Source(topic="t", partition=0, offset=0)
+    rate.add(
+        ImageResult(request_id="r", status=Status.FAILED, source=source, requested_at=old, completed_at=old)
+    )
+    drain = rate.time_to_drain(10**9, NOW)
+    assert drain is not None
+    assert drain > timedelta(days=10**6)

@@ -1,0 +1,202 @@
+"""One record never stops a worker, a command, or anybody else's request, whatever it holds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from confluent_kafka import Message
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ResourceType,
+)
+
+from tests.fleet.arena import Arena
+from tests.fleet.wire import RawProducer
+from tests.fleet.workers import until
+from tests.integration.test_worker import picture, read
+from tests.services import KafkaAddress, MinioAddress
+from tests.unit.events.registries import AnyRegistry
+from zimage_consumers.dead_letters.letter import DeadLetter, Decoder
+from zimage_stream.events.codec import Codec
+from zimage_stream.events.headers import without_reasons
+from zimage_stream.kafka.clients import common_config
+from zimage_stream.kafka.reader import record_headers
+from zimage_stream.settings import environment_of
+
+EVER = 2**63 - 1
+
+
+def configure(arena: Arena, **values: int) -> None:
+    """Set a topic's settings, dots being underscores, on the requests topic."""
+    entries = [
+        ConfigEntry(name.replace("_", "."), str(value), incremental_operation=AlterConfigOpType.SET)
+        for name, value in values.items()
+    ]
+    topic = ConfigResource(ResourceType.TOPIC, arena.settings.topics.requests, incremental_configs=entries)
+    admin = AdminClient(common_config(arena.settings.kafka))
+    for answer in admin.incremental_alter_configs([topic]).values():
+        answer.result(10)
+
+
+def request(request_id: str) -> bytes:
+    return Codec().encode_request(picture(request_id=request_id), "t")
+
+
+def zimage(arena: Arena, *words: str, code: int = 0) -> str:
+    """What a command prints; it ends with this code."""
+    done = subprocess.run(
+        [sys.executable, "-m", "zimage_stream", *words],
+        env=environment_of(arena.settings) | {"PYTHONUTF8": "1"},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout
+
+
+class Sender:
+    """Sends records of any kind, and waits until all are answered."""
+
+    def __init__(self, arena: Arena, compression: str = "none") -> None:
+        self._arena = arena
+        self._producer = RawProducer(arena.settings.kafka.bootstrap_servers, compression)
+        self._count = 0
+
+    def send(self, value: bytes | None, **more: Any) -> int:
+        """Send it; returns its offset."""
+        self._producer.send(self._arena.settings.topics.requests, value, **more)
+        self._arena.accepted[0, self._count] = f"record {self._count}"
+        self._count += 1
+        return self._count - 1
+
+    def letters(self) -> dict[int, DeadLetter]:
+        """Once all are answered: the dead letters by offset of their record."""
+        self._arena.wait_answered(90)
+        decoder = Decoder(Codec())
+        found: dict[int, DeadLetter] = {}
+        message: Message
+        for message in read(self._arena, self._arena.settings.topics.dead_letters):
+            letter = decoder.letter_of(message)
+            found[int(letter.said("__connect.errors.offset") or "")] = letter
+        return found
+
+
+@pytest.fixture
+def arena(make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress) -> Arena:
+    # One partition, so that everything is behind everything else.
+    return make_arena(kafka, minio, partitions=1, engine={"simulated_ms": 0})
+
+
+@pytest.fixture
+def anything(arena: Arena) -> Arena:
+    """An arena whose requests topic takes any timestamp, and records of 8 MiB."""
+    configure(arena, message_timestamp_after_max_ms=EVER, max_message_bytes=8 << 20)
+    until(lambda: _takes_any_time(arena), 30, "the topic's settings are in force")
+    return arena
+
+
+def _takes_any_time(arena: Arena) -> bool:
+    resource = ConfigResource(ResourceType.TOPIC, arena.settings.topics.requests)
+    admin = AdminClient(common_config(arena.settings.kafka))
+    (answer,) = admin.describe_configs([resource]).values()
+    return bool(answer.result(10)["message.timestamp.after.max.ms"].value == str(EVER))
+
+
+def test_a_timestamp_that_is_no_time(anything: Arena) -> None:
+    sender = Sender(anything)
+    for number, timestamp in enumerate((1_785_000_000_000_000, -(10**15), EVER, -EVER - 1, -1)):
+        sender.send(request(f"at-{number}"), timestamp=timestamp)
+    sender.send(request("now"))
+    # Before and after they are answered.
+    found = json.loads(zimage(anything, "status", "--json"))
+    assert found["unresolved"] == 6
+    assert json.loads(zimage(anything, "status", "at-2", "--json"))["phase"] == "waiting"
+    assert "retention" not in zimage(anything, "topics", "check", "--partitions", "1", code=1)
+    anything.fleet.start("worker")
+    report = anything.wait_answered(60)
+    assert report.statuses() == {"SUCCEEDED": 6}
+    assert "unresolved  0" in zimage(anything, "status")
+    assert len(zimage(anything, "results", "--json").splitlines()) == 6
+
+
+def test_headers_of_any_kind(anything: Arena) -> None:
+    anything.fleet.start("worker")
+    sender = Sender(anything)
+    nul = sender.send(b"poison", headers=[(b"a\0b", b"\0\xff"), (b"", b""), (b"none", None)])
+    no_text = sender.send(b"poison", headers=[(b"\xff\xfe", b"x"), (b"mine", b"y")])
+    many = sender.send(b"poison", headers=[(b"h%d" % number, b"v") for number in range(100_000)])
+    too_many = sender.send(b"poison", headers=[(b"h", b"v")] * 100_001)
+    good = sender.send(request("good"), headers=[(b"\xff", b"x"), (b"traceparent", b"t" * 3_000_000)])
+    letters = sender.letters()
+    # Of a name the client shows what is before a NUL.
+    assert without_reasons(letters[nul].headers) == [("a", b"\0\xff"), ("", b""), ("none", None)]
+    assert letters[no_text].cut == {"headers-left-out": "all"}
+    kept = without_reasons(letters[many].headers)
+    assert letters[many].cut == {"headers-left-out": str(100_000 - len(kept))}
+    assert kept == [(f"h{number}", b"v") for number in range(len(kept))]
+    assert len(kept) > 99_900
+    # Of more than 100,000 it shows none.
+    assert without_reasons(letters[too_many].headers) == []
+    assert letters.keys() == {nul, no_text, many, too_many}
+    assert anything.report().results[0, good][0]["status"] == "SUCCEEDED"
+
+
+def test_values_that_compress_well_and_are_too_large(anything: Arena) -> None:
+    anything.fleet.start("worker")
+    sender = Sender(anything, "gzip")
+    sizes = [(4 << 20) - 100, (4 << 20) + 1, 40 << 20]
+    large = {sender.send(b"\x00" * size, key=b"large"): size for size in sizes}
+    good = sender.send(request("good"))
+    letters = sender.letters()
+    assert {offset: letter.cut["value-bytes"] for offset, letter in letters.items()} == {
+        offset: str(size) for offset, size in large.items()
+    }
+    assert {letter.value for letter in letters.values()} == {b"\x00" * (64 << 10)}
+    assert anything.report().results[0, good][0]["status"] == "SUCCEEDED"
+
+
+def test_a_schema_that_nobody_can_read_with_ends_and_others_go_on(
+    make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress
+) -> None:
+    with AnyRegistry() as registry:
+        registry.put(1, '{"properties": {}}', "JSON")
+        registry.put(2, {"type": "array", "items": "null"})
+        nulls = {"name": "extra", "type": {"type": "array", "items": "null"}}
+        registry.put(3, {"type": "record", "name": "zimage.PromptRequest", "fields": [nulls]})
+        registry.fail(4)
+        arena = make_arena(
+            kafka, minio, partitions=1, engine={"simulated_ms": 0}, registry={"url": registry.url}
+        )
+        topics = arena.settings.topics
+        # Of the schema that results are written with.
+        known = {"subject": "s", "id": 9, "version": 1, "schema": "{}"}
+        registry.answers[f"/subjects/{topics.results}-value"] = 200, known
+        worker = arena.fleet.start("worker")
+        sender = Sender(arena)
+        for number in (4, 1, 2, 3):
+            sender.send(b"\0" + number.to_bytes(4, "big") + b"\xff" * 9)
+        sender.send(request("good"))
+
+        def codes() -> dict[int, str]:
+            said = [dict(record_headers(message)) for message in read(arena, topics.dead_letters)]
+            return {
+                int(each["__connect.errors.offset"] or b""): (each["zimage.code"] or b"").decode()
+                for each in said
+            }
+
+        until(lambda: len(codes()) == 3 and list(read(arena, topics.results)), 90, "all but one are answered")
+        assert codes() == {1: "UNKNOWN_SCHEMA", 2: "UNDECODABLE", 3: "UNDECODABLE"}
+        until(lambda: worker.ready() == (True, []), 60, "it can serve, and says so")
+        # What is mended is served.
+        registry.put(4, '"int"')
+        until(lambda: codes().get(0) == "UNDECODABLE", 60, "the one that waited is answered")

@@ -1,0 +1,43 @@
+"""What a record is counted for in the window is what it holds."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from dataclasses import replace
+
+import pytest
+
+from tests.unit.image_worker.jobs import job
+from zimage_consumers.image_worker.jobs import Job
+from zimage_stream.events.headers import Header
+
+
+def _made(value: int, headers: int, name: int, each: int) -> Job:
+    """A job of a value of so many bytes and so many headers."""
+    own: tuple[Header, ...] = tuple((f"{number:0{name}}", bytes(each)) for number in range(headers))
+    one = job(prompt="p" * 200)
+    one.record = replace(one.record, value=bytes(value), key=bytes(36), headers=own)
+    return one
+
+
+@pytest.mark.parametrize(
+    ("value", "headers", "name", "each"),
+    [(400, 0, 0, 0), (400, 6, 12, 40), (400, 1, 10, 600_000), (400, 1_000, 8, 1), (1 << 20, 0, 0, 0)],
+)
+def test_it_is_counted_for_no_less_than_it_holds_and_not_much_more(
+    value: int, headers: int, name: int, each: int
+) -> None:
+    count = 20
+    _made(value, headers, name, each)  # what is made once for all is not theirs
+    gc.collect()
+    tracemalloc.start()
+    try:
+        kept = [_made(value, headers, name, each) for _ in range(count)]
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    counted = sum(one.record.size for one in kept)
+    assert held <= counted * 1.05
+    # A record of nothing is counted for what the scheduler and the ledger keep of it, too.
+    assert counted <= held * 1.1 + count * 2_048

@@ -24,8 +24,8 @@ FORK = range(4)
 """Partitions whose log is cut by an unclean election: one broker has what the other never got."""
 SINGLE = [[number] for number in BROKERS] * 4
 """The only copy of each partition."""
-WENT_BACK = re.compile(r"went back")
-"""What ``/readyz`` says of a partition that has fewer records than were taken from it."""
+STOPPED = re.compile(r"partition (\d+) is stopped")
+"""What ``/readyz`` says of a partition whose log went back."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,8 @@ def one_broker_down_replication_1(stage: Stage, scale: float) -> None:
 def unclean_election(stage: Stage, scale: float) -> None:
     """Kafka itself loses requests that it had accepted: the only broker that has them dies, and one that
     never had them leads in its place. New requests get the offsets of the lost ones, which the workers
-    have answered. They must not take these for those: they stop the partition and say so."""
+    have answered. They must not take these for those: they stop the partition and say so, and so does
+    whoever takes the partition over when the log has grown beyond where it was."""
     requests = stage.arena.settings.topics.requests
     leading, lagging = (stage.cluster.broker(number) for number in BROKERS[:2])
     stage.start_workers()
@@ -148,12 +149,17 @@ def unclean_election(stage: Stage, scale: float) -> None:
     )
     stage.pause(3 * scale)
     with stage.silence():
+        ends = [stage.cluster.end(requests, n) for n in FORK]
         leading.kill()
         lagging.start()
         _until(lambda: all(stage.cluster.leader(requests, n) is lagging for n in FORK), "it leads")
         leading.start()
         stage.cluster.wait_in_sync()
         stage.fault()
+    _stopped(stage)
+    _until(lambda: all(stage.cluster.end(requests, n) > ends[n] for n in FORK), "the logs have grown again")
+    for worker in stage.crew:
+        worker.kill()
     stage.log_was_cut(_stopped(stage))
     stage.pause(4)
 
@@ -192,13 +198,12 @@ def _transaction_coordinator(stage: Stage) -> Broker | None:
 
 
 def _stopped(stage: Stage) -> Collection[int]:
-    """Partitions of which workers say that their offsets went back; all of them, or those of a while."""
-    found: set[int] = set()
+    """Partitions that workers say they have stopped: all whose log was cut, or those that they have named
+    when patience ends."""
     deadline = time.monotonic() + RECOVERY_S
+    found: set[int] = set()
     while not found.issuperset(FORK) and time.monotonic() < deadline:
-        for reason in filter(WENT_BACK.search, stage.told()):
-            words = reason.replace(stage.arena.settings.topics.requests, "")
-            found |= {number for number in FORK if re.search(rf"\b{number}\b", words)}
+        found |= {int(number) for reason in stage.told() for number in STOPPED.findall(reason)}
         stage.pause(0.2)
     return found
 

@@ -213,6 +213,16 @@ class KafkaCluster:
         """Node ids of the brokers that have all of the partition. Raises as :meth:`leader`."""
         return set(self._partition(topic, partition).isrs)
 
+    def end(self, topic: str, partition: int) -> int:
+        """The offset that the next record of the partition gets. Raises as :meth:`leader`."""
+        consumer = Consumer(reader_config(self.settings))
+        try:
+            return consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=_PROBE_S)[1]
+        except KafkaException as error:
+            raise ServiceError(error.args[0].str()) from error
+        finally:
+            consumer.close()
+
     def group_coordinator(self, group: str) -> Broker | None:
         """Who keeps the group's members and offsets, once it has any. Else as :meth:`leader`."""
         return self._coordinator(OFFSETS, group)

@@ -126,7 +126,7 @@ def one_broker_down_replication_1(stage: Stage, scale: float) -> None:
     _until(lambda: not any(stage.cluster.leader(requests, n) for n in leaderless), "nobody leads them")
     stage.start_workers(wait=False)
     stage.pause(3)
-    until(lambda: not stage.unanswered(others), SERVED_S, "partitions that have a leader are served")
+    stage.wait_served(others, SERVED_S)
     stage.pause(2 * scale)
     down.start()
     stage.fault()

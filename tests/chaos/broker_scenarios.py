@@ -14,6 +14,7 @@ from tests.fleet.workers import until
 from tests.services.errors import ServiceError
 from tests.services.native.cluster import BROKERS, Broker
 from tests.services.native.process import launch_all
+from zimage_stream.kafka.topics import DEAD_LETTER_PARTITIONS, RESULT_PARTITIONS
 
 RECOVERY_S = 30.0
 """After the return of the last broker, what was accepted before it is answered within so long."""
@@ -45,11 +46,15 @@ class BrokerScenario(Scenario):
 def leader_killed(stage: Stage, scale: float) -> None:
     """Of any partition of any of the three topics."""
     topics = stage.arena.settings.topics
+    partitions = {
+        topics.requests: stage.partitions,
+        topics.results: RESULT_PARTITIONS,
+        topics.dead_letters: DEAD_LETTER_PARTITIONS,
+    }
 
     def leader() -> Broker | None:
-        topic = stage.rng.choice((topics.requests, topics.results, topics.dead_letters))
-        partitions = {topics.requests: stage.partitions, topics.results: 12, topics.dead_letters: 1}[topic]
-        return stage.cluster.leader(topic, stage.rng.randrange(partitions))
+        topic = stage.rng.choice(list(partitions))
+        return stage.cluster.leader(topic, stage.rng.randrange(partitions[topic]))
 
     stage.start_workers()
     for _ in range(round(2 * scale)):
@@ -159,7 +164,10 @@ def unclean_election(stage: Stage, scale: float) -> None:
     _stopped(stage)
     _until(lambda: all(stage.cluster.end(requests, n) > ends[n] for n in FORK), "the logs have grown again")
     for worker in stage.crew:
+        stage.rest(worker)
         worker.kill()
+    for worker in stage.crew:
+        stage.wake(worker)
     stage.log_was_cut(_stopped(stage))
     stage.pause(4)
 

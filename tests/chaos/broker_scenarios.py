@@ -14,6 +14,7 @@ from tests.fleet.workers import until
 from tests.services.errors import ServiceError
 from tests.services.native.cluster import BROKERS, Broker
 from tests.services.native.process import launch_all
+from zimage_stream.kafka.topics import DEAD_LETTER_PARTITIONS, RESULT_PARTITIONS
 
 RECOVERY_S = 30.0
 """After the return of the last broker, what was accepted before it is answered within so long."""
@@ -24,8 +25,8 @@ FORK = range(4)
 """Partitions whose log is cut by an unclean election: one broker has what the other never got."""
 SINGLE = [[number] for number in BROKERS] * 4
 """The only copy of each partition."""
-WENT_BACK = re.compile(r"went back")
-"""What ``/readyz`` says of a partition that has fewer records than were taken from it."""
+STOPPED = re.compile(r"partition (\d+) is stopped")
+"""What ``/readyz`` says of a partition whose log went back."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,15 @@ class BrokerScenario(Scenario):
 def leader_killed(stage: Stage, scale: float) -> None:
     """Of any partition of any of the three topics."""
     topics = stage.arena.settings.topics
+    partitions = {
+        topics.requests: stage.partitions,
+        topics.results: RESULT_PARTITIONS,
+        topics.dead_letters: DEAD_LETTER_PARTITIONS,
+    }
 
     def leader() -> Broker | None:
-        topic = stage.rng.choice((topics.requests, topics.results, topics.dead_letters))
-        partitions = {topics.requests: stage.partitions, topics.results: 12, topics.dead_letters: 1}[topic]
-        return stage.cluster.leader(topic, stage.rng.randrange(partitions))
+        topic = stage.rng.choice(list(partitions))
+        return stage.cluster.leader(topic, stage.rng.randrange(partitions[topic]))
 
     stage.start_workers()
     for _ in range(round(2 * scale)):
@@ -126,7 +131,7 @@ def one_broker_down_replication_1(stage: Stage, scale: float) -> None:
     _until(lambda: not any(stage.cluster.leader(requests, n) for n in leaderless), "nobody leads them")
     stage.start_workers(wait=False)
     stage.pause(3)
-    until(lambda: not stage.unanswered(others), SERVED_S, "partitions that have a leader are served")
+    stage.wait_served(others, SERVED_S)
     stage.pause(2 * scale)
     down.start()
     stage.fault()
@@ -137,7 +142,8 @@ def one_broker_down_replication_1(stage: Stage, scale: float) -> None:
 def unclean_election(stage: Stage, scale: float) -> None:
     """Kafka itself loses requests that it had accepted: the only broker that has them dies, and one that
     never had them leads in its place. New requests get the offsets of the lost ones, which the workers
-    have answered. They must not take these for those: they stop the partition and say so."""
+    have answered. They must not take these for those: they stop the partition and say so, and so does
+    whoever takes the partition over when the log has grown beyond where it was."""
     requests = stage.arena.settings.topics.requests
     leading, lagging = (stage.cluster.broker(number) for number in BROKERS[:2])
     stage.start_workers()
@@ -148,12 +154,20 @@ def unclean_election(stage: Stage, scale: float) -> None:
     )
     stage.pause(3 * scale)
     with stage.silence():
+        ends = [stage.cluster.end(requests, n) for n in FORK]
         leading.kill()
         lagging.start()
         _until(lambda: all(stage.cluster.leader(requests, n) is lagging for n in FORK), "it leads")
         leading.start()
         stage.cluster.wait_in_sync()
         stage.fault()
+    _stopped(stage)
+    _until(lambda: all(stage.cluster.end(requests, n) > ends[n] for n in FORK), "the logs have grown again")
+    for worker in stage.crew:
+        stage.rest(worker)
+        worker.kill()
+    for worker in stage.crew:
+        stage.wake(worker)
     stage.log_was_cut(_stopped(stage))
     stage.pause(4)
 
@@ -192,13 +206,12 @@ def _transaction_coordinator(stage: Stage) -> Broker | None:
 
 
 def _stopped(stage: Stage) -> Collection[int]:
-    """Partitions of which workers say that their offsets went back; all of them, or those of a while."""
-    found: set[int] = set()
+    """Partitions that workers say they have stopped: all whose log was cut, or those that they have named
+    when patience ends."""
     deadline = time.monotonic() + RECOVERY_S
+    found: set[int] = set()
     while not found.issuperset(FORK) and time.monotonic() < deadline:
-        for reason in filter(WENT_BACK.search, stage.told()):
-            words = reason.replace(stage.arena.settings.topics.requests, "")
-            found |= {number for number in FORK if re.search(rf"\b{number}\b", words)}
+        found |= {int(number) for reason in stage.told() for number in STOPPED.findall(reason)}
         stage.pause(0.2)
     return found
 

@@ -261,14 +261,19 @@ class Stage:
         self._stopped = frozenset(stopped)
         (self.folder / "cut").write_text(json.dumps(sorted(stopped)))
 
-    def unanswered(self, partitions: Collection[int] | None = None) -> int:
-        """Accepted records that the judge has seen no answer to yet; in these partitions, or in all that
-        are served."""
+    def unanswered(self) -> int:
+        """Accepted records that the judge has seen no answer to yet, less those that wait in a partition
+        that was stopped."""
         with self._lock:
-            return sum(
-                partition in partitions if partitions is not None else partition not in self._stopped
-                for partition, _ in self._accepted.keys() - self._answers().keys()
-            )
+            open_ = self._accepted.keys() - self._answers().keys()
+        return sum(partition not in self._stopped for partition, _ in open_)
+
+    def wait_served(self, partitions: Collection[int], timeout_s: float) -> None:
+        """Until each record that these partitions have by now is answered."""
+        with self._lock:
+            due = {place for place in self._accepted if place[0] in partitions}
+        assert due, f"nothing was accepted in {partitions}"
+        until(lambda: due <= self._answers().keys(), timeout_s, f"partitions {partitions} are served")
 
     def wait_answered(self) -> None:
         """Until each accepted record is answered."""

@@ -155,6 +155,9 @@ def judge(plan: dict[str, Any], first: list[Event], second: list[Event]) -> Repo
     """Compare what came out with what went in."""
     lines = [json.loads(line) for line in Path(plan["accepted"]).read_text().splitlines()]
     report = Report(len(lines))
+    vanished = {(event.topic, event.at) for event in first} - {(event.topic, event.at) for event in second}
+    for one in vanished:
+        report.note("events seen during the run and gone after it", one)
     if Path(plan["cut"]).exists():
         lines, second = _judge_cut(report, plan, lines, second)
     accepted = {(line["partition"], line["offset"]): line for line in lines}
@@ -167,9 +170,6 @@ def judge(plan: dict[str, Any], first: list[Event], second: list[Event]) -> Repo
     for place in (results.keys() | dead.keys()) - accepted.keys():
         if results[place] or dead[place]:
             report.note("answers to what nobody sent", place)
-    vanished = {(event.topic, event.at) for event in first} - {(event.topic, event.at) for event in second}
-    for one in vanished:
-        report.note("events seen during the run and gone after it", one)
     _judge_objects(report, plan, [event for found in results.values() for event in found])
     _judge_group(report, plan, accepted)
     return report

@@ -37,6 +37,7 @@ def test_a_record_outlives_its_leader_and_the_broker_that_comes_back_catches_up(
     own_cluster.wait_in_sync()
 
     assert own_cluster.in_sync(topic, 0) == set(BROKERS)
+    assert own_cluster.end(topic, 0) == 2
     assert _values(own_cluster, topic) == [b"before", b"meanwhile"]
 
 

@@ -12,7 +12,13 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from zimage_consumers.dead_letters.letter import DeadLetter, Place
 from zimage_stream.errors import ZImageError
 from zimage_stream.events.headers import replay_headers
-from zimage_stream.kafka.clients import Trouble, metadata_of, producer_config, transactional_config
+from zimage_stream.kafka.clients import (
+    Trouble,
+    metadata_of,
+    producer_config,
+    transactional_config,
+    transactional_id,
+)
 from zimage_stream.kafka.partitions import walk
 from zimage_stream.kafka.reader import TopicMissingError, TopicReader
 from zimage_stream.kafka.topics import make_topics, replayed_topic, topic_exists
@@ -76,8 +82,8 @@ class Replayer:
         self._transactional = settings.worker.guarantee == "exactly_once"
         config = producer_config(settings.kafka)
         if self._transactional:
-            prefix, group = settings.kafka.transactional_id_prefix, settings.worker.group_id
-            config = transactional_config(settings.kafka, f"{prefix}-{group}-replay")
+            name = transactional_id(settings.kafka, settings.worker.group_id, "dead-letters", "replay")
+            config = transactional_config(settings.kafka, name)
         self._producer = Producer({**config, "error_cb": self._trouble})
         topic = settings.topics.requests
         found = metadata_of(self._producer, self._trouble, topic).topics[topic]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
@@ -69,7 +70,7 @@ def test_slots_and_groups_whose_names_run_together_leave_each_other_alone(
     group = topics.requests
     first, second = join(group, "eu-x"), join(f"{group}-eu", "x")
     for session in (first, second):
-        until(lambda session=session: holds_all(session), 30, "it holds all partitions")
+        until(partial(holds_all, session), 30, "it holds all partitions")
     for session in (first, second):
         session.claim()
 

@@ -13,10 +13,11 @@ import typer
 
 from zimage_consumers.dead_letters.choose import Group, NotMendableError, Wanted, mended
 from zimage_consumers.dead_letters.letter import DeadLetter, Place
+from zimage_consumers.dead_letters.notes import read_notes
 from zimage_consumers.dead_letters.original import whole
 from zimage_consumers.dead_letters.read import read_letters
 from zimage_consumers.dead_letters.release import write_releases
-from zimage_consumers.dead_letters.replay import AT_A_TIME, Replay, Replayer, read_replayed
+from zimage_consumers.dead_letters.replay import AT_A_TIME, Replay, Replayer
 from zimage_consumers.dead_letters.show import details, groups_table, line_of
 from zimage_consumers.image_worker.verdict import OURS
 from zimage_stream.errors import RequestError
@@ -63,17 +64,17 @@ def list_(
     """
     settings = _settings(context)
     wanted, now = _wanted(code, id_, tenant, at), datetime.now(UTC)
-    replayed = read_replayed(settings)
+    replayed = read_notes(settings)
     groups: dict[str, Group] = {}
     found = 0
     with _codec(settings) as codec:
         for letter in read_letters(settings, codec, wanted):
             found += 1
             if wanted != Wanted() or limit is not None:
-                again = letter.place in replayed
+                again = letter in replayed
                 typer.echo(_json(letter, again) if json else line_of(letter, now, replayed=again))
             else:
-                groups.setdefault(letter.code, Group.of(letter)).add(letter, letter.place in replayed)
+                groups.setdefault(letter.code, Group.of(letter)).add(letter, letter in replayed)
             if found == limit:
                 break
     if json:
@@ -102,7 +103,7 @@ def show(
     settings, now = _settings(context), datetime.now(UTC)
     places = {place for text in which if (place := _place(text)) is not None}
     ids = frozenset(text for text in which if _place(text) is None)
-    replayed = read_replayed(settings)
+    replayed = read_notes(settings)
     shown = 0
     with _codec(settings) as codec:
         for letter in read_letters(settings, codec, Wanted()):
@@ -119,10 +120,10 @@ def show(
                     typer.echo(str(error), err=True)
                     raise typer.Exit(1) from error
             elif json:
-                typer.echo(_json(letter, letter.place in replayed))
+                typer.echo(_json(letter, letter in replayed))
             else:
                 typer.echo("\n" + "─" * 72 if shown else "", nl=bool(shown))
-                for line in details(letter, now, replayed=letter.place in replayed):
+                for line in details(letter, now, replayed=letter in replayed):
                     typer.echo(line)
             shown += 1
     _end_if_none(shown)
@@ -142,11 +143,11 @@ def export(
     Example: zimage dead-letters export > dead-letters.jsonl
     """
     settings = _settings(context)
-    replayed = read_replayed(settings)
+    replayed = read_notes(settings)
     with _codec(settings) as codec:
         letters = read_letters(settings, codec, _wanted(code, id_, tenant, at))
         for number, letter in enumerate(letters, 1):
-            typer.echo(_json(letter, letter.place in replayed))
+            typer.echo(_json(letter, letter in replayed))
             if number == limit:
                 break
 
@@ -175,7 +176,8 @@ def replay(
     """Send dead letters to the workers again, as they were or mended; each only once.
 
     A replayed dead letter stays where it is and is marked as replayed. Its
-    request keeps its id, so its result comes where it was waited for.
+    request keeps its id, so its result comes where it was waited for. Those
+    that the brokers refuse are named, and the others are sent: exit code 1.
 
     Example: zimage dead-letters replay --code INVALID_REQUEST --set width=1024
     """
@@ -185,12 +187,12 @@ def replay(
     if change and value:
         raise typer.BadParameter("give one of them", param_hint="--set, --value")
     mending = _Mending(settings, _changes(change or []), _bytes_of(value), keep_expiry)
-    tally = _Tally(json, dry_run)
+    tally = _Tally(settings, json, dry_run)
     with _codec(settings) as codec, _replayer(settings, dry_run) as replayer:
-        replayed = read_replayed(settings) if replayer is None else replayer.replayed
+        replayed = read_notes(settings) if replayer is None else replayer.replayed
         waiting: list[Replay] = []
         for letter in read_letters(settings, codec, wanted):
-            if letter.place in replayed and not again:
+            if letter in replayed and not again:
                 tally.skipped += 1
                 continue
             try:
@@ -273,20 +275,28 @@ class _Mending:
 class _Tally:
     """Says what is sent, and what is not."""
 
-    def __init__(self, json: bool, dry_run: bool) -> None:
+    def __init__(self, settings: Settings, json: bool, dry_run: bool) -> None:
+        self._requests = settings.topics.requests
         self._json = json
         self._dry_run = dry_run
         self.chosen = self.skipped = 0
         self._refused = 0
 
-    def refuse(self, letter: DeadLetter, error: Exception) -> None:
+    def refuse(self, letter: DeadLetter, error: Exception | str) -> None:
         self._refused += 1
         typer.echo(f"{letter.place} {letter.request_id or '-'} is not sent: {error}", err=True)
 
     def send(self, waiting: list[Replay], replayer: Replayer | None) -> None:
         """Send and forget them."""
-        if replayer is not None:
-            replayer.send(waiting)
+        refusals = [] if replayer is None else replayer.send(waiting)
+        for refusal in refusals:
+            self.chosen -= 1
+            waiting.remove(refusal.replay)
+            self.refuse(
+                refusal.replay.letter,
+                f"the brokers refuse it ({refusal.reason}). A replay has two headers more than the record "
+                f"that died; raise max.message.bytes of {self._requests}, or mend it with --set or --value",
+            )
         for each in waiting:
             letter = each.letter
             said = {

@@ -30,7 +30,7 @@ from zimage_consumers.image_worker.takeover import TakeOver
 from zimage_consumers.image_worker.terminal import Outgoing
 from zimage_consumers.image_worker.topic_identity import TopicIdentity
 from zimage_stream.errors import ZImageError
-from zimage_stream.kafka.clients import worker_consumer_config
+from zimage_stream.kafka.clients import transactional_id, worker_consumer_config
 from zimage_stream.settings import Settings
 from zimage_stream.telemetry.health import Health
 from zimage_stream.telemetry.metrics import Metrics
@@ -135,9 +135,9 @@ class Session:
         )
         self._publisher: Publisher
         if settings.worker.guarantee == "exactly_once":
-            transactional_id = f"{kafka.transactional_id_prefix}-{settings.worker.group_id}-{slot}"
+            name = transactional_id(kafka, settings.worker.group_id, slot)
             self._publisher = TransactionalPublisher(
-                kafka, transactional_id, self._topic, self._consumer, give_up, health
+                kafka, name, self._topic, self._consumer, give_up, health
             )
         else:
             self._publisher = PlainPublisher(kafka, self._consumer, give_up, health)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json as json_module
 import os
-import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -14,12 +13,9 @@ from typing import Annotated, Any
 import typer
 from pydantic import SecretStr
 
-from zimage_stream.printing import as_json, print_table, table
+from zimage_stream.masking import MASK, is_secret, masked
+from zimage_stream.printing import print_table, say_json, table
 from zimage_stream.settings import CONFIG_VARIABLE, ENV_PREFIX, Settings, load_settings
-
-MASK = "********"
-_SECRET = re.compile("password|secret|token|pem$|sasl.jaas", re.IGNORECASE)
-"""Options of librdkafka that nobody else should read."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="The settings in force.")
 
@@ -58,7 +54,7 @@ def show(
     ]
     if json:
         for each in shown:
-            typer.echo(as_json(asdict(each)))
+            say_json(asdict(each))
         return
     rows = table("SETTING", "VALUE", "FROM")
     for each in shown:
@@ -108,8 +104,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, SecretStr):
         return MASK
     if isinstance(value, dict):
-        return {name: MASK if _SECRET.search(name) else each for name, each in value.items()}
-    return str(value) if isinstance(value, Path) else value
+        return {name: MASK if is_secret(name) else _plain(each) for name, each in value.items()}
+    if isinstance(value, Path | str):
+        return masked(str(value))
+    return value
 
 
 def _text(value: Any) -> str:

@@ -51,7 +51,7 @@ STORE_TRIES = 4
 _MAX_NAME_CHARACTERS = 100
 _UNSAFE = re.compile(r"[^\w.~-]+")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 _QUOTED = tuple("'" + sign for sign in _FORMULA)
 
 
@@ -120,7 +120,9 @@ class Saver:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # The mark at the start makes spreadsheets read it as UTF-8.
-            self._file = (folder / TABLE).open("w", encoding="utf-8-sig", newline="")
+            self._file = (folder / TABLE).open(
+                "w", encoding="utf-8-sig", errors="backslashreplace", newline=""
+            )
         except OSError as error:
             raise SavingError(f"{error.filename or folder}: {error.strerror}") from error
         self._store = store

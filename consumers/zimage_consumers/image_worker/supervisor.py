@@ -24,6 +24,7 @@ from zimage_stream import interrupt
 from zimage_stream.errors import SettingsError
 from zimage_stream.settings import Settings
 from zimage_stream.telemetry.federation import Federation, Member
+from zimage_stream.telemetry.logs import QUOTED
 from zimage_stream.telemetry.server import serve
 
 log = logging.getLogger(__name__)
@@ -207,7 +208,10 @@ class Supervisor:
             child.trouble = (
                 f"it died {LOOP_DEATHS} times within {LOOP_S:.0f} s, the last time by {describe(code)}"
             )
-            log.error("the worker in slot %s is in a crash loop; its last lines:\n%s", child.slot, last)
+            log.error(
+                "the worker in slot %s is in a crash loop; its last lines follow", child.slot,
+                extra={QUOTED: last},
+            )  # fmt: skip
 
     def _may_load(self) -> bool:
         loading = sum(child.loading for child in self._children)

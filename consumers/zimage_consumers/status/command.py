@@ -15,16 +15,9 @@ from zimage_consumers.status.rate import Rate, results_since
 from zimage_consumers.status.where import Phase, Unresolved, find_results, find_unresolved
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.registry import Registry
-from zimage_stream.printing import (
-    age,
-    as_json,
-    plain_fields,
-    print_table,
-    result_as_dict,
-    result_as_line,
-    table,
-)
+from zimage_stream.printing import age, plain_fields, print_table, say_json, say_result, table
 from zimage_stream.settings import Settings, load_settings
+from zimage_stream.terminal import say
 
 RATE_WINDOW = timedelta(seconds=60)
 
@@ -63,10 +56,10 @@ def _everything(settings: Settings, codec: Codec, all_: bool, json: bool) -> Non
     backlog, now = read_backlog(settings), datetime.now(UTC)
     rate = results_since(settings, codec, now - RATE_WINDOW)
     if json:
-        typer.echo(as_json(_as_dict(settings, backlog, rate, now)))
+        say_json(_as_dict(settings, backlog, rate, now))
         return
     for line in _summary(settings, backlog, rate, now):
-        typer.echo(line)
+        say(line)
     shown = [each for each in backlog.partitions if all_ or each.unresolved or each.lost or each.damaged]
     if shown:
         rows = table(
@@ -74,7 +67,7 @@ def _everything(settings: Settings, codec: Codec, all_: bool, json: bool) -> Non
         )
         for each in shown:
             rows.add_row(*_cells(each, now))
-        typer.echo()
+        say()
         print_table(rows)
 
 
@@ -149,11 +142,14 @@ def _one(settings: Settings, codec: Codec, request_id: str, tenant: str | None, 
     answered = {(result.source.partition, result.source.offset) for result in results}
     waiting = [each for each in waiting if (each.partition, each.offset) not in answered]
     for result in results:
-        typer.echo(as_json(result_as_dict(result)) if json else result_as_line(result))
+        say_result(result, json=json)
     for each in waiting:
-        typer.echo(as_json({"status": None, **plain_fields(each)}) if json else _line(each))
+        if json:
+            say_json({"status": None, **plain_fields(each)})
+        else:
+            say(_line(each))
     if not waiting and not results:
-        typer.echo(f"no request {request_id} waits, and no result of it is left", err=True)
+        say(f"no request {request_id} waits, and no result of it is left", err=True)
     return bool(waiting or results)
 
 

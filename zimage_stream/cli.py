@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from typer.core import TyperGroup
 from zimage_stream import interrupt
 from zimage_stream.errors import RequestError, SettingsError, ZImageError
 from zimage_stream.escaping import LineFormatter, escaped
+from zimage_stream.proxies import leave_out_this_machine
 from zimage_stream.terminal import complain, prepare_streams, say
 
 DONE, FAILED_WORK, WRONG_USE = 0, 1, 2
@@ -194,6 +196,7 @@ def _settings(context: typer.Context) -> Any:
 def main() -> None:
     """Run the command line: our own errors become one clear line, others keep their traceback."""
     prepare_streams()
+    leave_out_this_machine(os.environ)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LineFormatter("%(levelname)s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

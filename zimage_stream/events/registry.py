@@ -14,6 +14,7 @@ from fastavro.schema import SchemaParseException, UnknownType, parse_schema
 
 from zimage_stream.errors import RegistryUnavailableError, UnknownSchemaError, ZImageError
 from zimage_stream.events.schemas import Schema
+from zimage_stream.proxies import through_proxy
 from zimage_stream.settings import RegistrySettings
 
 TIMEOUT_S = 3.0
@@ -44,7 +45,7 @@ class Registry:
             config["basic.auth.user.info"] = f"{settings.username}:{password}"
         if settings.ssl_ca_location is not None:
             config["ssl.ca.location"] = str(settings.ssl_ca_location)
-        self._url = settings.url
+        self._url = settings.url + through_proxy(settings.url)
         self._auto_register = settings.auto_register
         self._client = SchemaRegistryClient(config)
         self._clock = clock

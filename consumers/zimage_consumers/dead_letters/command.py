@@ -26,8 +26,9 @@ from zimage_stream.events.image_result import Code
 from zimage_stream.events.registry import Registry
 from zimage_stream.events.rules import Limits, check_request
 from zimage_stream.events.texts import FIELDS, field_from_text
-from zimage_stream.printing import as_json, print_table
+from zimage_stream.printing import print_table, say_json
 from zimage_stream.settings import Settings, load_settings
+from zimage_stream.terminal import say
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -72,19 +73,23 @@ def list_(
             found += 1
             if wanted != Wanted() or limit is not None:
                 again = letter in replayed
-                typer.echo(_json(letter, again) if json else line_of(letter, now, replayed=again))
+                if json:
+                    _say_json(letter, again)
+                else:
+                    say(line_of(letter, now, replayed=again))
             else:
                 groups.setdefault(letter.code, Group.of(letter)).add(letter, letter in replayed)
             if found == limit:
                 break
     if json:
         for name, group in groups.items():
-            typer.echo(as_json({"code": name, **group.as_dict()}))
+            say_json({"code": name, **group.as_dict()})
     elif groups:
         print_table(groups_table(groups, now))
-        typer.echo("\none by one: zimage dead-letters list --code CODE", err=True)
+        say(err=True)
+        say("one by one: zimage dead-letters list --code CODE", err=True)
     elif not found:
-        typer.echo("there are no such dead letters" if wanted != Wanted() else "there are none", err=True)
+        say("there are no such dead letters" if wanted != Wanted() else "there are none", err=True)
 
 
 @app.command()
@@ -100,6 +105,11 @@ def show(
 
     Example: zimage dead-letters show 0:17
     """
+    if raw and sys.stdout.isatty():
+        raise typer.BadParameter(
+            "a terminal may obey what is in the value; write it to a file: … --raw > value",
+            param_hint="--raw",
+        )
     settings, now = _settings(context), datetime.now(UTC)
     places = {place for text in which if (place := _place(text)) is not None}
     ids = frozenset(text for text in which if _place(text) is None)
@@ -117,14 +127,16 @@ def show(
                 try:
                     sys.stdout.buffer.write(whole(settings.kafka, codec, letter).value or b"")
                 except NotMendableError as error:
-                    typer.echo(str(error), err=True)
+                    say(str(error), err=True)
                     raise typer.Exit(1) from error
             elif json:
-                typer.echo(_json(letter, letter in replayed))
+                _say_json(letter, letter in replayed)
             else:
-                typer.echo("\n" + "─" * 72 if shown else "", nl=bool(shown))
+                if shown:
+                    say()
+                    say("─" * 72)
                 for line in details(letter, now, replayed=letter in replayed):
-                    typer.echo(line)
+                    say(line)
             shown += 1
     _end_if_none(shown)
 
@@ -147,7 +159,7 @@ def export(
     with _codec(settings) as codec:
         letters = read_letters(settings, codec, _wanted(code, id_, tenant, at))
         for number, letter in enumerate(letters, 1):
-            typer.echo(_json(letter, letter in replayed))
+            _say_json(letter, letter in replayed)
             if number == limit:
                 break
 
@@ -237,9 +249,9 @@ def release(
     write_releases(settings, codes, until.timestamp())
     names = ", ".join(codes)
     if minutes:
-        typer.echo(f"{names}: nothing is held back until {until:%Y-%m-%d %H:%M:%S} UTC", err=True)
+        say(f"{names}: nothing is held back until {until:%Y-%m-%d %H:%M:%S} UTC", err=True)
     else:
-        typer.echo(f"{names}: workers hold back again what may be the deployment's fault", err=True)
+        say(f"{names}: workers hold back again what may be the deployment's fault", err=True)
 
 
 class _Mending:
@@ -284,7 +296,7 @@ class _Tally:
 
     def refuse(self, letter: DeadLetter, error: Exception | str) -> None:
         self._refused += 1
-        typer.echo(f"{letter.place} {letter.request_id or '-'} is not sent: {error}", err=True)
+        say(f"{letter.place} {letter.request_id or '-'} is not sent: {error}", err=True)
 
     def send(self, waiting: list[Replay], replayer: Replayer | None) -> None:
         """Send and forget them."""
@@ -308,7 +320,10 @@ class _Tally:
             }
             changed = "changed" if said["changed"] else "as it was"
             line = f"{letter.place!s:>8}  {letter.code:<17} {letter.request_id or '-'}  {changed}"
-            typer.echo(as_json(said) if self._json else line)
+            if self._json:
+                say_json(said)
+            else:
+                say(line)
         waiting.clear()
 
     def end(self) -> int:
@@ -319,7 +334,7 @@ class _Tally:
             parts.append(f"{self.skipped:,} left out: replayed before (--again sends them again)")
         if self._refused:
             parts.append(f"{self._refused:,} not sent")
-        typer.echo("; ".join(parts), err=True)
+        say("; ".join(parts), err=True)
         return 1 if self._refused or not (self.chosen or self.skipped) else 0
 
 
@@ -388,11 +403,11 @@ def _bytes_of(path: Path | None) -> bytes | None:
         raise typer.BadParameter(f"{path}: {error.strerror}", param_hint="--value") from error
 
 
-def _json(letter: DeadLetter, replayed: bool) -> str:
-    return as_json({**letter.as_dict(), "replayed": replayed})
+def _say_json(letter: DeadLetter, replayed: bool) -> None:
+    say_json({**letter.as_dict(), "replayed": replayed})
 
 
 def _end_if_none(count: int) -> None:
     if not count:
-        typer.echo("there are no such dead letters", err=True)
+        say("there are no such dead letters", err=True)
         raise typer.Exit(1)

@@ -16,16 +16,9 @@ from zimage_consumers.status.where import Phase, Unresolved, find_results, find_
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.registry import Registry
 from zimage_stream.kafka.offsets import Offsets
-from zimage_stream.printing import (
-    age,
-    as_json,
-    plain_fields,
-    print_table,
-    result_as_dict,
-    result_as_line,
-    table,
-)
+from zimage_stream.printing import age, plain_fields, print_table, say_json, say_result, table
 from zimage_stream.settings import Settings, load_settings
+from zimage_stream.terminal import say
 
 RATE_WINDOW = timedelta(seconds=60)
 
@@ -68,10 +61,10 @@ def _everything(settings: Settings, codec: Codec, all_: bool, json: bool) -> boo
     rate = results_since(settings, codec, now - RATE_WINDOW)
     whole = not (backlog.leaderless or rate.leaderless)
     if json:
-        typer.echo(as_json(_as_dict(settings, backlog, rate, now)))
+        say_json(_as_dict(settings, backlog, rate, now))
         return whole
     for line in _summary(settings, backlog, rate, now):
-        typer.echo(line)
+        say(line)
     shown = [each for each in backlog.partitions if all_ or each.is_remarkable]
     if shown:
         rows = table(
@@ -87,7 +80,7 @@ def _everything(settings: Settings, codec: Codec, all_: bool, json: bool) -> boo
         )
         for each in shown:
             rows.add_row(*_cells(each, now))
-        typer.echo()
+        say()
         print_table(rows)
     return whole
 
@@ -133,9 +126,10 @@ def _open_transaction(
     topic, servers = settings.topics.requests, settings.kafka.bootstrap_servers
     tool = f"kafka-transactions.sh --bootstrap-server {servers}"
     since = age(now - transaction.since)
+    source = transaction.source or "somebody who does not say (no header ce_source)"
     yield (
         f"OPEN        partition {number}: {transaction.waiting:,} records wait behind a transaction that was "
-        f"begun {since} ago at offset {transaction.offset} by {_printable(transaction.source)}. They are "
+        f"begun {since} ago at offset {transaction.offset} by {source}. They are "
         f"served once its producer ends it, or the broker after that producer's transaction.timeout.ms"
     )
     yield f"            whose: {tool} describe-producers --topic {topic} --partition {number}"
@@ -143,12 +137,6 @@ def _open_transaction(
         f"            abort: {tool} abort --topic {topic} --partition {number} "
         f"--start-offset {transaction.offset}"
     )
-
-
-def _printable(source: str | None) -> str:
-    if source is None:
-        return "somebody who does not say (no header ce_source)"
-    return source if source.isprintable() else repr(source)
 
 
 def _leaderless(settings: Settings, requests: list[int], results: list[int]) -> dict[str, list[int]]:
@@ -215,16 +203,17 @@ def _one(settings: Settings, codec: Codec, request_id: str, tenant: str | None, 
     answered = {(result.source.partition, result.source.offset) for result in results}
     waiting = [each for each in waiting if (each.partition, each.offset) not in answered]
     for result in results:
-        typer.echo(as_json(result_as_dict(result)) if json else result_as_line(result))
+        say_result(result, json=json)
     for each in waiting:
-        typer.echo(as_json({"status": None, **plain_fields(each)}) if json else _line(each))
+        if json:
+            say_json({"status": None, **plain_fields(each)})
+        else:
+            say(_line(each))
     if not waiting and not results:
-        typer.echo(f"no request {request_id} waits, and no result of it is left", err=True)
+        say(f"no request {request_id} waits, and no result of it is left", err=True)
     for topic, numbers in unseen.items():
         listed = ", ".join(map(str, numbers))
-        typer.echo(
-            f"{topic}: partition {listed} has no leader; what is there could not be looked at", err=True
-        )
+        say(f"{topic}: partition {listed} has no leader; what is there could not be looked at", err=True)
     return bool(waiting or results)
 
 

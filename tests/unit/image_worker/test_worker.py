@@ -83,13 +83,6 @@ def test_an_outage_that_no_request_waits_for_any_more_is_asked_about(worker: Wor
         time.sleep(0.01)
 
 
-def test_what_was_said_of_partitions_goes_with_them(worker: Worker, health: Health) -> None:
-    health.set_started()
-    health.hold("partition-3", "partition 3 is stopped", 3)
-    worker._drop({3})
-    assert health.ready() == (True, [])
-
-
 class Refusing(Gone):
     """A session whose clients refuse what is asked of them."""
 

@@ -96,6 +96,14 @@ def _typed(name: str, avro: Any, value: Any) -> Callable[[Register], bytes]:
     return lambda register: b"\x00" + register(text).to_bytes(4, "big") + out.getvalue()
 
 
+def _beside(extra: Any, body: bytes) -> Callable[[Register], bytes]:
+    """A request in a schema that has a field of this type first, which holds these bytes."""
+    schema = json.loads(current(PROMPT_REQUEST).text)
+    schema["fields"].insert(0, {"name": "extra", "type": extra})
+    text = json.dumps(schema)
+    return lambda register: b"\x00" + register(text).to_bytes(4, "big") + body + written()[HEADER_BYTES:]
+
+
 def _future_fingerprint() -> bytes:
     text, body = _future(default="print")
     canonical = fastavro.schema.to_parsing_canonical_form(json.loads(text))
@@ -167,6 +175,19 @@ CASES = (
     ),
     _unreadable("a date for a width", _typed("width", _DATE, 64), "width: got datetime.date"),
     _unreadable("a plain long beyond all years", _typed("created_at", "long", 2**62), "created_at: got 4611"),
+    _unreadable(
+        "4 quintillion nulls in an array",
+        _beside({"type": "array", "items": "null"}, b"\xfe" + b"\xff" * 7 + b"\x7f\x00"),
+        "items of its array can take no bytes",
+    ),
+    _unreadable(
+        "a type that holds itself, 100,000 levels deep",
+        _beside(
+            {"type": "record", "name": "Deep", "fields": [{"name": "deeper", "type": ["null", "Deep"]}]},
+            b"\x02" * 100_000 + b"\x00",
+        ),
+        "zimage.Deep holds itself",
+    ),
     _invalid(
         "a record of more than 1 MiB",
         "record: got '1,048",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,11 +14,13 @@ from confluent_kafka.admin import AdminClient
 
 from tests.commands import Run
 from tests.integration.answers import Answers
+from tests.unit.events.registries import AnyRegistry
 from zimage_consumers.image_worker.checkpoint import Checkpoint, Mark
 from zimage_stream import PromptClient, PromptRequest, Settings
 from zimage_stream.events import Codec
 from zimage_stream.events.headers import request_headers
 from zimage_stream.kafka.clients import producer_config, reader_config, transactional_config
+from zimage_stream.settings import environment_of
 
 
 def submit(settings: Settings, *ids: str, partition: int, age: timedelta = timedelta()) -> None:
@@ -182,3 +186,22 @@ def test_a_group_that_stands_past_the_end_of_the_log_says_so(zimage: Run, settin
     commit(settings, 2, Checkpoint(50))
     people = zimage("status").stdout
     assert "PAST END    partition 2: the group's offset is 50, and the log ends at 2" in people
+
+
+def test_a_record_whose_schema_is_not_to_be_had_is_no_obstacle(
+    settings: Settings,
+) -> None:
+    with AnyRegistry() as registry, Answers(settings), PromptClient(settings) as client:
+        client.submit(PromptRequest(prompt="fail", request_id="r"))
+        client.wait("r", 30)
+        registry.fail(7)
+        producer = Producer(producer_config(settings.kafka))
+        for topic in (settings.topics.results, settings.topics.requests):
+            producer.produce(topic, value=b"\x00\x00\x00\x00\x07r", partition=0)
+        assert producer.flush(30) == 0
+        words = [sys.executable, "-m", "zimage_stream"]
+        env = environment_of(settings) | {"ZIMAGE_REGISTRY__URL": registry.url}
+        for command in (["status", "--json"], ["status", "r"], ["results", "--json"]):
+            done = subprocess.run([*words, *command], env=env, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            assert done.stdout

@@ -29,7 +29,7 @@ MAX_REFERENCES = 32
 MAX_IDS = 10_000
 """Kept of each kind. Who invents more has the first ones asked for again."""
 _NOT_FOUND = 404
-_EVERYBODY_S = frozenset((401, 403, 407, 408, 425, 429))
+_OF_EVERY_ID = frozenset((401, 403, 407, 408, 425, 429))
 """Refusals that say nothing of the id: of credentials, of too many questions."""
 
 
@@ -251,7 +251,7 @@ def _is_refusal(error: RegistryUnavailableError) -> bool:
     cause = error.__cause__
     if not isinstance(cause, SchemaRegistryError):
         return False
-    return 400 <= cause.http_status_code < 500 and cause.http_status_code not in _EVERYBODY_S
+    return 400 <= cause.http_status_code < 500 and cause.http_status_code not in _OF_EVERY_ID
 
 
 def _keep(kept: dict[int, _T], schema_id: int, what: _T) -> None:

@@ -23,6 +23,7 @@ from zimage_stream.errors import BrokerUnavailableError, RegistryUnavailableErro
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.headers import Headers
 from zimage_stream.events.image_result import ImageResult
+from zimage_stream.events.registry import SchemaUnavailableError
 from zimage_stream.kafka.clients import CONTACT_TIMEOUT_S, Trouble, metadata_of, reader_config
 from zimage_stream.settings import KafkaSettings
 
@@ -200,9 +201,14 @@ class TopicReader:
 
 
 class ResultReader:
-    """Reads results; a record that is not one is skipped with a warning. Not thread-safe."""
+    """Reads results; a record that is not one is skipped with a warning. Not thread-safe.
 
-    def __init__(self, settings: KafkaSettings, topic: str, codec: Codec) -> None:
+    Args:
+        patient: wait for the schema of a single record, for which the registry has no answer; else skip it.
+    """
+
+    def __init__(self, settings: KafkaSettings, topic: str, codec: Codec, *, patient: bool = True) -> None:
+        self._patient = patient
         self.topic = TopicReader(settings, topic)
         self._codec = codec
         self._waiting: Message | None = None
@@ -230,15 +236,18 @@ class ResultReader:
             return None
         try:
             return self._codec.decode_result(message.value())
-        except RegistryUnavailableError:
-            self._waiting = message
-            raise
+        except RegistryUnavailableError as error:
+            if self._patient or not isinstance(error, SchemaUnavailableError):
+                self._waiting = message
+                raise
+            problem: Exception = error
         except WireError as error:
-            log.warning(
-                "a record of %s that is no result is skipped (partition %s, offset %s): %s",
-                message.topic(),
-                message.partition(),
-                message.offset(),
-                error,
-            )
-            return None
+            problem = error
+        log.warning(
+            "a record of %s that is no result is skipped (partition %s, offset %s): %s",
+            message.topic(),
+            message.partition(),
+            message.offset(),
+            problem,
+        )
+        return None

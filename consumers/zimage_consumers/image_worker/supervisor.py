@@ -39,9 +39,9 @@ LOOP_DEATHS, LOOP_S = 4, 300.0
 """So many deaths within so many seconds are a crash loop: waiting does not mend it."""
 LAST_LINES = 20
 PROBE_EVERY_S, PROBE_TIMEOUT_S = 5.0, 5.0
-SILENT_PROBES = 12
-"""A worker that is not alive at so many probes in a row is stopped, a minute after it was last. Counted, for
-a supervisor that was frozen itself knows nothing of the time meanwhile."""
+SILENT_PROBES = 6
+"""A worker that is not alive at so many probes in a row is stopped: after a minute where it answers nothing.
+Counted, for a supervisor that was frozen itself knows nothing of the time meanwhile."""
 STOP_S = 10.0
 """One that is stopped for its silence has so long to end by itself."""
 LOADED = b"loaded"

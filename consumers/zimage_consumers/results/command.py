@@ -85,6 +85,6 @@ def _read(
     settings: Settings, wanted: Wanted, earlier: bool, on: bool, timeout: float | None
 ) -> Iterator[ImageResult]:
     codec = Codec(Registry(settings.registry) if settings.registry.url else None)
-    with ResultReader(settings.kafka, settings.topics.results, codec) as reader:
+    with ResultReader(settings.kafka, settings.topics.results, codec, patient=False) as reader:
         reader.topic.start(None if earlier else reader.topic.end_offsets())
         yield from follow(reader, wanted, until_end=not on, timeout_s=timeout)

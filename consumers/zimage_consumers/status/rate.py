@@ -65,7 +65,7 @@ def results_since(settings: Settings, codec: Codec, since: datetime) -> Rate:
     logs = Offsets(settings.kafka).logs(settings.topics.results)
     rate = Rate(leaderless=[number for number, log in logs.items() if log is None])
     ends = {number: log.end for number, log in logs.items() if log is not None}
-    with ResultReader(settings.kafka, settings.topics.results, codec) as reader:
+    with ResultReader(settings.kafka, settings.topics.results, codec, patient=False) as reader:
         starts = _offsets_at(settings, list(ends), since)
         # A partition without a record that young is answered with its end, or with -1.
         starts = {number: at if at >= 0 else ends[number] for number, at in starts.items()}

@@ -15,6 +15,7 @@ from zimage_consumers.status.backlog import Backlog, resolved_below
 from zimage_stream.errors import RegistryUnavailableError, WireError
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.image_result import ImageResult
+from zimage_stream.events.registry import SchemaUnavailableError
 from zimage_stream.kafka.reader import TopicReader, record_time
 from zimage_stream.settings import Settings
 
@@ -113,7 +114,7 @@ def find_results(
             continue
         try:
             result = codec.decode_result(_bytes(value))
-        except WireError:
+        except (WireError, SchemaUnavailableError):
             continue
         if result.request_id == request_id and tenant in (None, result.tenant):
             yield result

@@ -118,7 +118,8 @@ class TransactionalPublisher:
         self._hung = False
         self._refused: str | None = None
         self._caller = Caller("transactions")
-        self._producer = Producer(transactional_config(settings, transactional_id))
+        self._config = transactional_config(settings, transactional_id)
+        self._producer = Producer(self._config)
 
     def start(self) -> None:
         """Take the transactional id: whoever had it is fenced and its open transaction ended.
@@ -159,6 +160,7 @@ class TransactionalPublisher:
             self._abort()
             self._producer.poll(0)
             if self._refused is not None:
+                self._renew()
                 raise RefusedRecordError(self._refused) from error
             raise
 
@@ -178,6 +180,13 @@ class TransactionalPublisher:
         self._caller.close()
         if not self._hung:
             self._producer.purge()
+
+    def _renew(self) -> None:
+        """Go on with a producer that has not met the record: seen with librdkafka 2.16, of one that has, what it
+        sends to the same partition next may never be acknowledged."""
+        self._producer.purge()
+        self._producer = Producer(self._config)
+        self._call("init_transactions", lambda: self._producer.init_transactions(CALL_TIMEOUT_S))
 
     def _note_delivery(self, problem: KafkaError | None, _: Any) -> None:
         if problem is not None and problem.code() in _REFUSED:

@@ -159,9 +159,10 @@ class TransactionalPublisher:
         except (PublishAbortedError, RefusedRecordError) as error:
             self._abort()
             self._producer.poll(0)
-            if self._refused is not None:
+            refusal = self._told_refusal()
+            if refusal is not None:
                 self._renew()
-                raise RefusedRecordError(self._refused) from error
+                raise RefusedRecordError(refusal) from error
             raise
 
     def commit(self, offsets: list[TopicPartition]) -> None:
@@ -180,6 +181,10 @@ class TransactionalPublisher:
         self._caller.close()
         if not self._hung:
             self._producer.purge()
+
+    def _told_refusal(self) -> str | None:
+        """What the brokers said of a record that they will never take, by the deliveries told so far."""
+        return self._refused
 
     def _renew(self) -> None:
         """Go on with a producer that has not met the record: seen with librdkafka 2.16, of one that has, what it

@@ -34,7 +34,7 @@ def status(cluster: KafkaCluster, topics: TopicSettings) -> tuple[int, dict[str,
         "ZIMAGE_TOPICS__DEAD_LETTERS": topics.dead_letters,
     }
     words = [sys.executable, "-m", "zimage_stream", "status", "--json"]
-    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, check=False, env=env, capture_output=True, text=True, timeout=120)
     return done.returncode, json.loads(done.stdout or "{}"), done.stderr
 
 

@@ -187,8 +187,8 @@ class TransactionalPublisher:
         return self._refused
 
     def _renew(self) -> None:
-        """Go on with a producer that has not met the record: seen with librdkafka 2.16, of one that has, what it
-        sends to the same partition next may never be acknowledged."""
+        """Go on with a producer that has not met the record. What one that has sends to the same partition next
+        may never be acknowledged, seen with librdkafka 2.16."""
         self._producer.purge()
         self._producer = Producer(self._config)
         self._call("init_transactions", lambda: self._producer.init_transactions(CALL_TIMEOUT_S))

@@ -187,7 +187,7 @@ class TransactionalPublisher:
         return self._refused
 
     def _renew(self) -> None:
-        """Go on with a producer that has not met the record. What one that has sends to the same partition next
+        """Go on with a producer that has not met the record. What one that has sends to that partition next
         may never be acknowledged, seen with librdkafka 2.16."""
         self._producer.purge()
         self._producer = Producer(self._config)

@@ -119,6 +119,23 @@ class TestASecondRequestOfTheSameId:
         codes = sorted(str(r["error"] and r["error"]["code"]) for (r,) in report.results.values())
         assert codes == ["ID_CONFLICT", "None"]
 
+    def test_in_another_format_is_a_conflict_too(self, arena: Arena, worker: WorkerProcess) -> None:
+        request = picture()
+        with PromptClient(arena.settings) as client:
+            others = [
+                replace(request, format="webp"),
+                replace(request, format="jpeg", prompt="something else"),
+            ]
+            results = [client.wait(client.submit(each), timeout=30) for each in (request, *others)]
+        codes = [result.error and result.error.code for result in results]
+        assert codes == [None, "ID_CONFLICT", "ID_CONFLICT"]
+        error = results[1].error
+        assert error is not None
+        assert f"{request.request_id}.png" in error.message
+        kept = arena.store.list_objects(bucket_name=arena.settings.store.bucket, recursive=True)
+        assert [item.object_name for item in kept] == [f"default/{request.request_id}.png"]
+        assert arena.fleet.generated()[request.request_id] == 1
+
 
 class TestARequestThatCannotBeServed:
     def test_because_it_expired_has_no_dead_letter(self, arena: Arena, worker: WorkerProcess) -> None:

@@ -22,7 +22,7 @@ from zimage_stream.errors import (
     UnavailableError,
 )
 from zimage_stream.events.image_result import StoredImage
-from zimage_stream.events.prompt_request import PromptRequest
+from zimage_stream.events.prompt_request import EXTENSIONS, PromptRequest
 from zimage_stream.imaging import Encoded, encode
 from zimage_stream.stores.base import ImageStore, StoredObject
 from zimage_stream.telemetry.health import Health
@@ -34,6 +34,8 @@ T = TypeVar("T")
 
 LOOK_UPS = 8
 """At a time: all of a batch, so that a store far away keeps no device waiting."""
+QUESTIONS = LOOK_UPS * len(EXTENSIONS)
+"""To the store in look-ups at a time: a request's id may have been used for a picture of another format."""
 _WAIT_S, _LONGEST_WAIT_S = 0.2, 5.0
 
 
@@ -65,6 +67,7 @@ class Delivery:
         self._encoders = ThreadPoolExecutor(encode_threads, "encode")
         self._uploaders = ThreadPoolExecutor(upload_threads, "upload")
         self._lookers = ThreadPoolExecutor(LOOK_UPS, "look-up")
+        self._askers = ThreadPoolExecutor(QUESTIONS - LOOK_UPS, "look-up-others")
         self._wanted = wanted
         self._report = report
         self._health = health
@@ -120,13 +123,14 @@ class Delivery:
         self._encoders.shutdown(wait=False, cancel_futures=True)
         self._uploaders.shutdown(wait=False, cancel_futures=True)
         self._lookers.shutdown(wait=False, cancel_futures=True)
+        self._askers.shutdown(wait=False, cancel_futures=True)
 
     def _look_up(self, batch_id: int, job: Job) -> None:
         request = job.decoded
         ended: Stored | Failed | None = None
         started = time.monotonic()
         try:
-            found = self._patiently(job, lambda: self._store.stat(request.object_key))
+            found = self._patiently(job, lambda: self._find(request))
             if found is not None:
                 ended = Stored(job, self._image_of(request, found), reused=True)
         except Exception as error:
@@ -135,6 +139,13 @@ class Delivery:
         job.stage("look up", elapsed)
         self._metrics.look_up_seconds.observe(elapsed)
         self._report(LookedUp(batch_id, job, ended))
+
+    def _find(self, request: PromptRequest) -> StoredObject | None:
+        """What is kept under the request's id, whatever its format; all are asked for at a time."""
+        others = [self._askers.submit(self._store.stat, key) for key in request.other_object_keys]
+        own = self._store.stat(request.object_key)
+        found = [other.result() for other in others]
+        return own or next(filter(None, found), None)
 
     def _guard(self, job: Job, stage: Callable[[], None]) -> None:
         try:

@@ -186,9 +186,8 @@ def test_numbers_that_are_none_are_an_error_and_no_black_picture(tmp_path: Path)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("side", [64, 1536])
 def test_numbers_that_break_in_the_decoder_are_an_error_of_their_pictures(
-    watched: tuple[ZImageEngine, Memory, Clock], value: float, side: int
+    watched: tuple[ZImageEngine, Memory, Clock], value: float
 ) -> None:
     engine, _, _ = watched
 
@@ -196,12 +195,12 @@ def test_numbers_that_break_in_the_decoder_are_an_error_of_their_pictures(
         decoded[-1, 0, 0, 0] = value
         return decoded
 
-    asked = [ImageSpec(prompt, side, side, 1, 0.0, 1) for prompt in PROMPTS[: 2 if side == 64 else 1]]
+    asked = specs(PROMPTS[:2], steps=1)
     hook = engine._pipeline.vae.decoder.register_forward_hook(break_second, prepend=True)
-    with pytest.raises(EngineError, match=rf"pictures \[{len(asked) - 1}\] of a batch are not finite"):
+    with pytest.raises(EngineError, match=r"pictures \[1\] of a batch are not finite"):
         engine.generate(asked)
     hook.remove()
-    assert len(engine.generate(asked)) == len(asked)
+    assert len(engine.generate(asked)) == 2
 
 
 def test_a_picture_that_does_not_fit_is_out_of_memory_and_frees_the_cache(

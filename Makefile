@@ -27,7 +27,7 @@ demo-native: $(VENV)/installed ## the same on real Kafka and MinIO, exactly once
 test: $(VENV)/installed ## all tests, on real services
 	$(BIN)/python -m pytest
 
-chaos: $(VENV)/installed ## the whole fault suite, half an hour; and its table in docs/reliability.md
+chaos: $(VENV)/installed ## the whole fault suite, three quarters of an hour; and its table in docs/reliability.md
 	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) --page docs/reliability.md --json chaos.json
 
 soak: $(VENV)/installed ## scenarios at random: make soak MINUTES=30 [SEED=n]

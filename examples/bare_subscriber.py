@@ -77,7 +77,8 @@ class Seen:
 
 def handle(result: dict[str, Any]) -> None:
     """What your service does with a result comes here."""
-    print(json.dumps(result, default=str, ensure_ascii=False), flush=True)
+    # ASCII alone: what others wrote may hold signs that a terminal obeys.
+    print(json.dumps(result, default=str), flush=True)
 
 
 def main() -> int:
@@ -128,7 +129,7 @@ def read(decoder: Decoder, message: Message) -> dict[str, Any] | None:
         return decoder.decode(value or b"")
     except (ValueError, EOFError) as error:
         place = f"{message.topic()}/{message.partition()}/{message.offset()}"
-        print(f"{place} is no result: {error}", file=sys.stderr)
+        print(f"{place} is no result: {error!r}", file=sys.stderr)
         return None
 
 

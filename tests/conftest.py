@@ -18,7 +18,16 @@ from confluent_kafka.admin import AdminClient
 from tests.chaos.run import open_services
 from tests.chaos.stage import Services
 from tests.fleet.arena import Arena, open_arena
-from tests.services import Kafka, KafkaAddress, Minio, MinioAddress, RegistryAddress, SecureKafka, sources
+from tests.services import (
+    Kafka,
+    KafkaAddress,
+    KafkaCluster,
+    Minio,
+    MinioAddress,
+    RegistryAddress,
+    SecureKafka,
+    sources,
+)
 from tests.services.addresses import wait_until_ready
 from tests.services.errors import ServiceError, ServiceMissingError
 from tests.services.native.cache import announce, cached, run_tool
@@ -103,6 +112,13 @@ def own_services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]
     """A broker and a MinIO for the tests of one module, which may do with them what they like."""
     with _or_skip(), open_services(tmp_path_factory.mktemp("services")) as services:
         yield services
+
+
+@pytest.fixture(scope="module")
+def own_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
+    """Three brokers for the tests of one module, which may do with them what they like."""
+    with _or_skip(), KafkaCluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.integration.bad_input import CASES
 from zimage_stream.events.schemas import IMAGE_RESULT, PROMPT_REQUEST, current
-from zimage_stream.kafka.topics import TopicSpec, replayed_topic, required_topics
+from zimage_stream.kafka.topics import TopicSpec, released_topic, replayed_topic, required_topics
 from zimage_stream.settings import TopicSettings
 
 PAGE = Path(__file__).parents[1] / "docs" / "wire.md"
@@ -83,6 +83,8 @@ def topics_table() -> str:
         for spec, key, note in zip(required_topics(names), keys, notes, strict=True)
     ]
     rows.append(_topic_row(replayed_topic(names), "`partition:offset`", "which dead letters were replayed"))
+    note = "until when requests that fail with the code are not held back"
+    rows.append(_topic_row(released_topic(names), "a code", note))
     return head + "".join(rows)
 
 

@@ -12,6 +12,9 @@ def main() -> None:
 
     try:
         run()
+    except SystemExit as ended:
+        interrupt.ends_now(ended.code)
+        raise
     finally:
         interrupt.ends_at_once()
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
+import os
 import sys
+import traceback
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -14,6 +18,9 @@ from typer.core import TyperGroup
 
 from zimage_stream import interrupt
 from zimage_stream.errors import RequestError, SettingsError, ZImageError
+from zimage_stream.escaping import LineFormatter, escaped
+from zimage_stream.proxies import leave_out_this_machine
+from zimage_stream.terminal import complain, prepare_streams, say
 
 DONE, FAILED_WORK, WRONG_USE = 0, 1, 2
 
@@ -46,8 +53,28 @@ class _LazyGroup(TyperGroup):
             self.commands[args[0]] = _load(args[0], place)
         return super().resolve_command(ctx, args)
 
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        with _escaped_errors():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _escaped_errors():
+            return super().invoke(ctx)
+
     def list_commands(self, ctx: Any) -> list[str]:
         return list(_COMMANDS)
+
+
+@contextlib.contextmanager
+def _escaped_errors() -> Iterator[None]:
+    """What is said of wrong use quotes arguments, and names in files."""
+    try:
+        yield
+    except Exception as error:
+        message = getattr(error, "message", None)
+        if isinstance(message, str) and hasattr(error, "format_message"):
+            error.message = escaped(message, keep="\n")  # type: ignore[attr-defined]
+        raise
 
 
 def _load(name: str, place: _Place) -> Any:
@@ -66,7 +93,7 @@ def _show_version(wanted: bool) -> None:
     if wanted:
         from zimage_stream import __version__
 
-        typer.echo(f"zimage {__version__}")
+        say(f"zimage {__version__}")
         raise typer.Exit
 
 
@@ -114,7 +141,7 @@ def topics_create(
     Example: zimage topics create --replication-factor 3
     """
     from zimage_stream.kafka.topics import create_topics
-    from zimage_stream.printing import as_json
+    from zimage_stream.printing import say_json
 
     settings = _settings(context)
     made = create_topics(
@@ -124,18 +151,23 @@ def topics_create(
         replication_factor=replication_factor,
     )
     for name, new in made.items():
-        typer.echo(as_json({"topic": name, "created": new}) if json else f"{name} {_said(new)}")
+        if json:
+            say_json({"topic": name, "created": new})
+        else:
+            say(f"{name} {_said(new)}")
 
 
 @topics.command("check")
 def topics_check(context: typer.Context, partitions: Partitions = 48, json: Json = False) -> None:
     """Compare the topics with what is needed; exit 1 where something differs.
 
+    A warning alone, as on a cluster of one broker, is no difference.
+
     Example: zimage topics check --partitions 12
     """
     from zimage_stream.kafka.oldest import oldest_unresolved
-    from zimage_stream.kafka.topics import check_topics, topic_exists
-    from zimage_stream.printing import as_json
+    from zimage_stream.kafka.topics import Severity, check_topics, topic_exists
+    from zimage_stream.printing import say_json
 
     settings = _settings(context)
     kafka, requests = settings.kafka, settings.topics.requests
@@ -143,11 +175,14 @@ def topics_check(context: typer.Context, partitions: Partitions = 48, json: Json
     oldest = oldest_unresolved(kafka, requests, settings.worker.group_id) if there else None
     findings = check_topics(kafka, settings.topics, request_partitions=partitions, oldest=oldest)
     for finding in findings:
-        typer.echo(as_json(asdict(finding)) if json else str(finding))
-    if findings:
+        if json:
+            say_json(asdict(finding))
+        else:
+            say(str(finding))
+    if any(finding.severity is Severity.ERROR for finding in findings):
         raise typer.Exit(FAILED_WORK)
     if not json:
-        typer.echo("the topics are as they must be")
+        say("the topics are as they must be")
 
 
 def _said(new: bool) -> str:
@@ -162,12 +197,19 @@ def _settings(context: typer.Context) -> Any:
 
 def main() -> None:
     """Run the command line: our own errors become one clear line, others keep their traceback."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+    prepare_streams()
+    leave_out_this_machine(os.environ)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LineFormatter("%(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     # What librdkafka says of a broker that is down comes as an error of ours as well.
     logging.getLogger("zimage_stream.kafka.librdkafka").setLevel(logging.CRITICAL)
     try:
         app(prog_name="zimage")
     except ZImageError as error:
-        typer.echo(f"zimage: {error}", err=True)
+        complain(f"zimage: {error}")
         wrong = isinstance(error, SettingsError | RequestError)
         sys.exit(WRONG_USE if wrong else FAILED_WORK)
+    except Exception:
+        complain(traceback.format_exc().rstrip())
+        sys.exit(FAILED_WORK)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json as json_module
 import os
-import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,12 +12,13 @@ from typing import Annotated, Any
 import typer
 from pydantic import SecretStr
 
-from zimage_stream.printing import as_json, print_table, table
-from zimage_stream.settings import CONFIG_VARIABLE, ENV_PREFIX, Settings, load_settings
+from zimage_stream.masking import MASK, is_secret, masked
+from zimage_stream.printing import print_table, say_json, table
+from zimage_stream.settings import CONFIG_VARIABLE, ENV_PREFIX, Settings, load_settings, read_toml
 
-MASK = "********"
-_SECRET = re.compile("password|secret|token|pem$|sasl.jaas", re.IGNORECASE)
-"""Options of librdkafka that nobody else should read."""
+DEFAULT = "default"
+_OF_URL = {("registry", "username"), ("registry", "password")}
+"""They may come with the URL."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="The settings in force.")
 
@@ -53,12 +52,12 @@ def show(
     path = given or (Path(named) if (named := os.environ.get(CONFIG_VARIABLE)) else None)
     shown = [
         each
-        for each in explain(settings, os.environ, _read(path), str(path))
-        if not changed or each.source != "default"
+        for each in explain(settings, os.environ, {} if path is None else read_toml(path), str(path))
+        if not changed or each.source != DEFAULT
     ]
     if json:
         for each in shown:
-            typer.echo(as_json(asdict(each)))
+            say_json(asdict(each))
         return
     rows = table("SETTING", "VALUE", "FROM")
     for each in shown:
@@ -76,23 +75,30 @@ def explain(
     Args:
         file: what the TOML file at ``path`` says; empty where there is none.
     """
-    variables = {name.upper() for name, value in environment.items() if value}
     for group in type(settings).model_fields:
         values = getattr(settings, group)
         for name in type(values).model_fields:
             value = getattr(values, name)
-            # A map can be given whole or by its keys, a group too.
-            variable = f"{ENV_PREFIX}{group}__{name}".upper()
-            whole = f"{ENV_PREFIX}{group}".upper()
-            by_key = sorted(given for given in variables if given.startswith(f"{variable}__"))
-            in_file = name in file.get(group, {})
-            if variable in variables or by_key:
-                source = variable if variable in variables else by_key[0]
-            elif whole in variables and name in _group_of(environment, whole):
-                source = whole
-            else:
-                source = path if in_file else "default"
+            source = _source(group, name, environment, file, path)
+            if source == DEFAULT and (group, name) in _OF_URL and value is not None:
+                source = _source(group, "url", environment, file, path)
             yield Shown(f"{group}.{name}", _plain(value), source)
+
+
+def _source(group: str, name: str, environment: Mapping[str, str], file: Mapping[str, Any], path: str) -> str:
+    """Who gave a setting."""
+    variables = {name.upper() for name, value in environment.items() if value}
+    # A map can be given whole or by its keys, a group too.
+    variable = f"{ENV_PREFIX}{group}__{name}".upper()
+    whole = f"{ENV_PREFIX}{group}".upper()
+    if variable in variables:
+        return variable
+    by_key = sorted(given for given in variables if given.startswith(f"{variable}__"))
+    if by_key:
+        return by_key[0]
+    if whole in variables and name in _group_of(environment, whole):
+        return whole
+    return path if name in file.get(group, {}) else DEFAULT
 
 
 def _group_of(environment: Mapping[str, str], variable: str) -> Any:
@@ -100,16 +106,14 @@ def _group_of(environment: Mapping[str, str], variable: str) -> Any:
     return json_module.loads(text)
 
 
-def _read(path: Path | None) -> dict[str, Any]:
-    return {} if path is None else tomllib.loads(path.read_text(encoding="utf-8"))
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, SecretStr):
         return MASK
     if isinstance(value, dict):
-        return {name: MASK if _SECRET.search(name) else each for name, each in value.items()}
-    return str(value) if isinstance(value, Path) else value
+        return {name: MASK if is_secret(name) else _plain(each) for name, each in value.items()}
+    if isinstance(value, Path | str):
+        return masked(str(value))
+    return value
 
 
 def _text(value: Any) -> str:

@@ -9,6 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from zimage_stream.escaping import escaped
+
 PAGE = "index.html"
 MAX_ROWS = 20_000
 """More would make a page that browsers open slowly."""
@@ -45,5 +47,10 @@ def write_gallery(folder: Path, title: str, rows: Iterable[Mapping[str, Any]], n
 
 
 def _json(value: Any) -> str:
+    shown = {name: _shown(each) for name, each in value.items()} if isinstance(value, dict) else _shown(value)
     # Inside a script element only this sequence could end it.
-    return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")
+    return json.dumps(shown, ensure_ascii=False).replace("<", "\\u003c")
+
+
+def _shown(value: Any) -> Any:
+    return escaped(value, keep="\n\t") if isinstance(value, str) else value

@@ -1,17 +1,33 @@
-"""Results as people and programs read them on a terminal."""
+"""Results, tables and times as people and programs read them."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
+import sys
 from datetime import datetime, timedelta
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from zimage_stream.escaping import escaped
 from zimage_stream.events.image_result import ImageResult
+from zimage_stream.terminal import is_utf8, say
+
+
+def say_json(record: dict[str, Any]) -> None:
+    """Print one JSON object as one line: UTF-8, or ASCII where stdout has another encoding."""
+    say(as_json(record, ascii_only=not is_utf8(sys.stdout)))
+
+
+def say_result(result: ImageResult, *, json: bool) -> None:
+    """Print what came of a request, for programs or for people."""
+    if json:
+        say_json(result_as_dict(result))
+    else:
+        say(result_as_line(result))
 
 
 def result_as_dict(result: ImageResult) -> dict[str, Any]:
@@ -33,9 +49,9 @@ def result_as_line(result: ImageResult) -> str:
     return f"{result.status:<9} {result.request_id}  {what}".rstrip()
 
 
-def as_json(record: dict[str, Any]) -> str:
-    """One line."""
-    return json.dumps(record, ensure_ascii=False)
+def as_json(record: dict[str, Any], *, ascii_only: bool = False) -> str:
+    """One line without anything harmful in it; what it says stays the same."""
+    return escaped(json.dumps(record, ensure_ascii=ascii_only))
 
 
 def age(passed: timedelta) -> str:
@@ -47,9 +63,14 @@ def age(passed: timedelta) -> str:
     return f"{seconds} s"
 
 
+class _Table(Table):
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        super().add_row(*(escaped(cell) if isinstance(cell, str) else cell for cell in cells), **options)
+
+
 def table(*headings: str) -> Table:
     """An empty table; a heading that begins with ``>`` has its column aligned to the right."""
-    made = Table(box=None, pad_edge=False, header_style="bold")
+    made = _Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
         right = heading.startswith(">")
         made.add_column(heading.removeprefix(">"), justify="right" if right else "left", overflow="fold")
@@ -58,10 +79,15 @@ def table(*headings: str) -> Table:
 
 def print_table(made: Table) -> None:
     """To stdout, as wide as the terminal; where there is none, as wide as it needs to be."""
-    console = Console()
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(width=200)
-    console.print(made, highlight=False)
+    shown = console()
+    if not shown.is_terminal and "COLUMNS" not in os.environ:
+        shown = console(width=200)
+    shown.print(made)
+
+
+def console(*, stderr: bool = False, width: int | None = None) -> Console:
+    """A console to which ``[red]`` and ``:star:`` in a text are that text."""
+    return Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
 
 
 def _plain(value: Any) -> Any:

@@ -9,9 +9,8 @@ import os
 import re
 import secrets
 import threading
-import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +46,13 @@ WAITING = 64
 """Results on their way to a thread; whoever saves faster than the store gives is held back."""
 
 STORE_TRIES = 4
+LAST_WAIT_S = 1.0
+"""For what is on its way when Ctrl-C comes; a store that answers needs no more."""
 
 _MAX_NAME_CHARACTERS = 100
 _UNSAFE = re.compile(r"[^\w.~-]+")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 _QUOTED = tuple("'" + sign for sign in _FORMULA)
 
 
@@ -101,8 +102,8 @@ def table_row(result: ImageResult, file: str, prompt: str = "") -> list[str]:
 
 
 class Saver:
-    """Saves results as they come. A context manager; leaving it waits for what is on its way, and
-    writes the page.
+    """Saves results as they come. A context manager; leaving it waits for what is on its way, unless it is
+    left by Ctrl-C, and writes the page.
 
     A picture that the folder already has under its name is not fetched again, so an interrupted run
     can be repeated. Another picture under that name stays, and ours gets a number.
@@ -120,13 +121,17 @@ class Saver:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # The mark at the start makes spreadsheets read it as UTF-8.
-            self._file = (folder / TABLE).open("w", encoding="utf-8-sig", newline="")
+            self._file = (folder / TABLE).open(
+                "w", encoding="utf-8-sig", errors="backslashreplace", newline=""
+            )
         except OSError as error:
             raise SavingError(f"{error.filename or folder}: {error.strerror}") from error
         self._store = store
         self._folder = folder
         self._title = title
         self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._running: set[Future[None]] = set()
         self._room = threading.BoundedSemaphore(WAITING)
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="zimage-save")
         self._table = csv.writer(self._file)
@@ -141,9 +146,20 @@ class Saver:
     def __enter__(self) -> Saver:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=True)
-        self._file.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is not KeyboardInterrupt:
+                self._pool.shutdown(wait=True)
+        finally:
+            # Ctrl-C, also while we waited: the store may not answer for minutes.
+            self._stopping.set()
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            wait(tuple(self._running), LAST_WAIT_S)
+            self._finish()
+
+    def _finish(self) -> None:
+        with self._lock:
+            self._file.close()
         try:
             write_gallery(self._folder, self._title, _rows(self._folder / TABLE))
         except OSError as error:
@@ -158,9 +174,11 @@ class Saver:
         """
         self._room.acquire()
         saving = self._pool.submit(self._save, result, name or result.request_id, prompt)
+        self._running.add(saving)
         saving.add_done_callback(self._make_room)
 
-    def _make_room(self, _: Future[None]) -> None:
+    def _make_room(self, saving: Future[None]) -> None:
+        self._running.discard(saving)
         self._room.release()
 
     def _save(self, result: ImageResult, name: str, prompt: str | None) -> None:
@@ -208,9 +226,8 @@ class Saver:
             try:
                 return self._store.get(key)
             except StoreUnavailableError:
-                if not left:
+                if not left or self._stopping.wait(2.0 ** (STORE_TRIES - left) / 10):
                     raise
-                time.sleep(2.0 ** (STORE_TRIES - left) / 10)
         raise AssertionError("the last try returns or raises")
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,21 +21,23 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    TomlConfigSettingsSource,
 )
 from pydantic_settings import (
     SettingsError as SourceError,
 )
 
 from zimage_stream.errors import SettingsError
+from zimage_stream.masking import is_secret, masked, without_credentials
 
 ENV_PREFIX = "ZIMAGE_"
 CONFIG_VARIABLE = "ZIMAGE_CONFIG"
@@ -48,6 +51,27 @@ class Group(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def text_is_trimmed(cls, value: Any, info: ValidationInfo) -> Any:
+        """What a mounted secret or a file ends with is no part of it, and nothing else would say so."""
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if kind in (str, str | None, SecretStr, SecretStr | None):
+            _check_trimmed(value.get_secret_value() if isinstance(value, SecretStr) else value)
+        return value
+
+
+def _check_trimmed(value: Any, name: str = "") -> None:
+    if not isinstance(value, str):
+        return
+    if value != value.strip():
+        problem = "it begins or ends with white space, such as the line break of a file; remove that"
+    elif any(ord(sign) < 32 or ord(sign) == 127 for sign in value):
+        problem = "it has a line break or another control character in it; remove that"
+    else:
+        return
+    raise PydanticCustomError("not_trimmed", "{problem}", {"problem": name + problem})
+
 
 class KafkaSettings(Group):
     bootstrap_servers: str = "localhost:9092"
@@ -60,8 +84,17 @@ class KafkaSettings(Group):
     ssl_key_location: Path | None = None
     ssl_key_password: SecretStr | None = None
     transactional_id_prefix: str = "zimage"
-    extra: dict[str, str] = {}
+    extra: Annotated[dict[str, str], Field(repr=False)] = {}
     """Passed to librdkafka as it is, for what has no setting of its own; it wins over our values."""
+
+    @field_validator("extra")
+    @classmethod
+    def secrets_are_trimmed(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, text in value.items():
+            # A key or a certificate in PEM has lines.
+            if is_secret(name) and not name.endswith("pem"):
+                _check_trimmed(text, f"{name}: ")
+        return value
 
     @model_validator(mode="after")
     def sasl_is_whole(self) -> KafkaSettings:
@@ -84,6 +117,25 @@ class RegistrySettings(Group):
     ssl_ca_location: Path | None = None
     auto_register: bool = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def credentials_leave_the_url(cls, data: Any) -> Any:
+        """They become ``username`` and ``password``: a URL is shown, in errors and by ``/readyz``."""
+        if not isinstance(data, dict) or not isinstance(data.get("url"), str):
+            return data
+        try:
+            url, username, password = without_credentials(data["url"])
+        except ValueError as error:
+            raise PydanticCustomError("url", "{problem}", {"problem": f"url: {error}"}) from None
+        if username is None:
+            return data
+        if data.get("username") is not None or data.get("password") is not None:
+            raise PydanticCustomError(
+                "url",
+                "a user and a password are in url, and in username and password too; give them once",
+            )
+        return {**data, "url": url, "username": username, "password": password}
+
 
 class StoreSettings(Group):
     kind: Literal["minio", "directory"] = "minio"
@@ -98,6 +150,23 @@ class StoreSettings(Group):
     prefix: str = ""
     path: Path = Path("zimage-images")
     public_base_url: str | None = None
+
+    @field_validator("endpoint")
+    @classmethod
+    def endpoint_is_an_address(cls, value: str) -> str:
+        scheme, separator, rest = value.rpartition("://")
+        address = rest.rpartition("@")[2].rstrip("/")
+        if not separator and "@" not in value:
+            return value
+        keys = "; keys go to store.access_key and store.secret_key" if "@" in value else ""
+        raise PydanticCustomError(
+            "endpoint",
+            "{problem}",
+            {
+                "problem": f"takes HOST:PORT without a scheme: store.endpoint is {address!r} and "
+                f"store.secure {str(scheme.lower() == 'https').lower()}{keys}"
+            },
+        )
 
 
 class EngineSettings(Group):
@@ -208,8 +277,7 @@ def load_settings(config: Path | None = None, overrides: Mapping[str, Any] | Non
         SettingsError: a value is wrong, a name unknown, or the file unreadable.
     """
     path = config or (Path(named) if (named := os.environ.get(CONFIG_VARIABLE)) else None)
-    if path is not None and not path.is_file():
-        raise SettingsError(f"config file {path}: there is no such file")
+    in_file = {} if path is None else read_toml(path)
 
     class Sourced(Settings):
         @classmethod
@@ -221,15 +289,36 @@ def load_settings(config: Path | None = None, overrides: Mapping[str, Any] | Non
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            sources: tuple[PydanticBaseSettingsSource, ...] = (init_settings, env_settings)
-            return sources if path is None else (*sources, TomlConfigSettingsSource(settings_cls, path))
+            return init_settings, env_settings, InitSettingsSource(settings_cls, in_file)
 
+    # The causes hold what was given, secrets too.
     try:
         return Sourced(**dict(overrides or {}))
     except ValidationError as error:
         raise SettingsError("\n".join(_explain(problem) for problem in error.errors())) from None
     except (SourceError, ValueError) as error:
-        raise SettingsError(f"settings cannot be read: {error}") from error
+        raise SettingsError(f"settings cannot be read: {masked(str(error))}") from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """What a settings file says. A byte order mark, as editors on Windows write it, is passed over.
+
+    Raises:
+        SettingsError: it cannot be read, or is no TOML in UTF-8.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise SettingsError(f"config file {path}: there is no such file") from None
+    except OSError as error:
+        raise SettingsError(f"config file {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise SettingsError(
+            f"config file {path}: it is not UTF-8 (byte 0x{error.object[error.start]:02x} at {error.start}); "
+            "save it as UTF-8"
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"config file {path}: it is no TOML: {error}") from None
 
 
 def environment_of(settings: Settings) -> dict[str, str]:
@@ -248,8 +337,20 @@ def environment_of(settings: Settings) -> dict[str, str]:
 
 
 def _explain(problem: Any) -> str:
-    name = ENV_PREFIX + "__".join(str(step).upper() for step in problem["loc"])
+    place = [str(step) for step in problem["loc"]]
+    name = ENV_PREFIX + "__".join(place).upper()
     if problem["type"] == "extra_forbidden":
         return f"{name}: there is no such setting"
-    got = "" if isinstance(problem["input"], dict) else f" got {problem['input']!r};"
-    return f"{name}:{got} {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+    message = problem["msg"][:1].lower() + problem["msg"][1:]
+    return f"{name}:{_got(place, problem['input'])} {message}"
+
+
+def _got(place: Sequence[str], value: Any) -> str:
+    """What was given, unless a secret may be in it: a whole group, all options of librdkafka, a list."""
+    if len(place) < 2 or place[-1] == "extra" or any(map(is_secret, place)):
+        return ""
+    if not isinstance(value, str | int | float):
+        return ""
+    shown = masked(repr(value))
+    # USER:PASSWORD@HOST without a scheme is no URL, and as secret.
+    return "" if "@" in shown and shown == repr(value) else f" got {shown};"

@@ -13,8 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
-from tests.chaos.run import open_services, play
-from tests.chaos.scenarios import SCENARIOS
+from tests.chaos.run import SCENARIOS, open_services, play
 from tests.chaos.stage import Row
 from tests.chaos.tables import write_table
 from tests.chaos.workloads import WORKLOADS
@@ -49,8 +48,7 @@ def main() -> int:
                 except Exception as error:
                     broke = {"runs that broke off": [f"{type(error).__name__}: {error}"]}
                     row = Row(scenario, 0, 0, {}, [], broke)
-                    services.kafka.start()
-                    services.minio.start()
+                    services.reset()
                 rows.append(row)
                 sys.stdout.write(f"{row}\n")
                 sys.stdout.flush()

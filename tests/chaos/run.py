@@ -9,29 +9,33 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.chaos.scenarios import SCENARIOS, SESSION_S
+from tests.chaos import broker_scenarios, scenarios
+from tests.chaos.broker_scenarios import RECOVERY_S, BrokerScenario
+from tests.chaos.scenarios import SESSION_S
 from tests.chaos.stage import Row, Services, open_stage
 from tests.chaos.workloads import WORKLOADS
 from tests.fleet.arena import open_arena
+from tests.services.native.cluster import COPIES, KafkaCluster
 from tests.services.native.kafka import Kafka
 from tests.services.native.minio import Minio
-from tests.services.native.process import launch_all, stop_all
 from zimage_stream.kafka.topics import create_topics
 from zimage_stream.settings import StoreSettings, TopicSettings
 
 PARTITIONS = 12
+SCENARIOS = scenarios.SCENARIOS | broker_scenarios.SCENARIOS
 
 
 @contextmanager
 def open_services(folder: Path) -> Iterator[Services]:
-    """A broker and a store that runs may kill."""
-    services = Services(Kafka(folder / "kafka"), Minio(folder / "minio"))
-    both = (services.kafka, services.minio)
-    launch_all(both)
+    """A store, and the broker or the three brokers that runs ask for, all of which they may kill."""
+    services = Services(Kafka(folder / "kafka"), Minio(folder / "minio"), KafkaCluster(folder / "cluster"))
     try:
+        services.minio.start()
         yield services
     finally:
-        stop_all(both)
+        services.cluster.stop()
+        services.kafka.stop()
+        services.minio.stop()
 
 
 def play(
@@ -46,7 +50,18 @@ def play(
     folder.mkdir(parents=True, exist_ok=True)
     name = f"chaos-{uuid.uuid4().hex[:8]}"
     topics = TopicSettings(requests=name, results=f"{name}.results", dead_letters=f"{name}.dead-letters")
-    create_topics(services.kafka.settings, topics, request_partitions=PARTITIONS, replication_factor=1)
+    chosen = SCENARIOS[scenario]
+    on_cluster = isinstance(chosen, BrokerScenario)
+    broker = services.cluster if on_cluster else services.kafka
+    services.use(broker)
+    if isinstance(chosen, BrokerScenario) and chosen.copies:
+        services.cluster.make_topic(name, chosen.copies, chosen.config)
+    create_topics(
+        broker.settings,
+        topics,
+        request_partitions=PARTITIONS,
+        replication_factor=COPIES if on_cluster else 1,
+    )
     kafka = {
         "extra": {
             "session.timeout.ms": str(int(SESSION_S * 1e3)),
@@ -55,11 +70,10 @@ def play(
             "topic.metadata.refresh.interval.ms": "1000",
         }
     }
-    chosen = SCENARIOS[scenario]
     store = services.minio.address.settings(name)
     if chosen.directory:
         store = StoreSettings(kind="directory", path=folder / "objects")
-    arena = open_arena(services.kafka.settings, store, topics, folder, {"kafka": kafka})
+    arena = open_arena(broker.settings, store, topics, folder, {"kafka": kafka})
     if not chosen.directory:
         arena.store.make_bucket(name)
     with (
@@ -74,4 +88,5 @@ def play(
         finally:
             stage.playing.clear()
         working.result(60)
-        return stage.close(scenario if workload == "steady" else f"{scenario}, {workload}")
+        title = scenario if workload == "steady" else f"{scenario}, {workload}"
+        return stage.close(title, RECOVERY_S if on_cluster else None)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from confluent_kafka.cimpl import NewPartitions
 
 from tests.fleet.arena import Arena, client_config
 from tests.fleet.workers import WorkerProcess, until
+from tests.services.native.cluster import KafkaCluster
 from tests.services.native.kafka import Kafka
 from tests.services.native.minio import Minio
 from zimage_stream import PromptRequest
@@ -35,10 +36,28 @@ SUCCEEDED = ("SUCCEEDED",)
 
 @dataclass(frozen=True)
 class Services:
-    """Servers that a scenario may kill, pause and start again."""
+    """Servers that a scenario may kill, pause and start again.
+
+    Attributes:
+        kafka: one broker.
+        cluster: three of them.
+    """
 
     kafka: Kafka
     minio: Minio
+    cluster: KafkaCluster
+
+    def use(self, chosen: Kafka | KafkaCluster) -> None:
+        """Start one of the two and stop the other, which keeps its data: memory need not hold both."""
+        (self.kafka if chosen is self.cluster else self.cluster).stop()
+        chosen.start()
+
+    def reset(self) -> None:
+        """After a run that broke off: whatever was killed or frozen serves the next one."""
+        self.kafka.stop()
+        self.cluster.stop()
+        self.minio.stop()
+        self.minio.start()
 
 
 @dataclass(frozen=True)
@@ -87,7 +106,9 @@ class Stage:
         seed: int,
     ) -> None:
         self.arena = arena
+        self.began = time.time()
         self.kafka = services.kafka
+        self.cluster = services.cluster
         self.minio = services.minio
         self.partitions = partitions
         self.rng = random.Random(seed)
@@ -104,19 +125,12 @@ class Stage:
         """What workers run; another module may be the same under other circumstances."""
         self._faults: list[float] = []
         self._codec = Codec()
-        self._producer = Producer(
-            {
-                **client_config(arena.settings.kafka),
-                "enable.idempotence": True,
-                "linger.ms": 2,
-                "message.max.bytes": 2 << 20,
-                # A broker that is away is part of the play.
-                "log_level": 0,
-            }
-        )
+        self._producer = self._new_producer()
+        self._sending = threading.Lock()
         self._accepted_file = (folder / "accepted").open("w", buffering=1)
         self._lock = threading.Lock()
         self._accepted: dict[tuple[int, int], float] = {}
+        self._stopped: frozenset[int] = frozenset()
         self._sent = 0
         self._over = threading.Event()
         self._resting: set[WorkerProcess] = set()
@@ -125,8 +139,12 @@ class Stage:
 
     # -- workers
 
-    def start_workers(self, count: int = 3) -> None:
-        """Start workers that are started again whenever they end, and wait until all serve."""
+    def start_workers(self, count: int = 3, *, wait: bool = True) -> None:
+        """Start workers that are started again whenever they end, and wait until all serve.
+
+        Args:
+            wait: off where they cannot serve everything yet.
+        """
         for number in range(count):
             # Other bytes for equal specs: should one ever overwrite another's object, its digest tells.
             salt = {"ZIMAGE_ENGINE__SIMULATED_SALT": str(number)}
@@ -136,16 +154,16 @@ class Stage:
             self.crew.append(worker)
         if not self._keeper.is_alive():
             self._keeper.start()
-        for worker in self.crew:
+        for worker in self.crew if wait else ():
             until(lambda worker=worker: worker.ready()[0], 60, f"{worker.name} is ready")  # type: ignore[misc]
 
     def wait_told(self, words: str) -> None:
         """Until a worker's ``/readyz`` says so."""
-        until(
-            lambda: any(words in reason for worker in self.crew for reason in worker.ready()[1]),
-            60,
-            f"/readyz says {words!r}",
-        )
+        until(lambda: any(words in reason for reason in self.told()), 60, f"/readyz says {words!r}")
+
+    def told(self) -> list[str]:
+        """All reasons that the workers give now for not being ready."""
+        return [reason for worker in self.crew for reason in worker.ready()[1]]
 
     def rest(self, worker: WorkerProcess) -> None:
         """Do not start this one again when it ends."""
@@ -190,16 +208,17 @@ class Stage:
         """Produce a value as it is."""
         line = {"request_id": None, "tenant": None, "attributes": None, **(known or {})}
         line |= {"sha256": hashlib.sha256(value).hexdigest(), "allowed": list(allowed)}
-        partition = self._sent % self.partitions
-        self._sent += 1
 
         def delivered(error: Any, message: Any) -> None:
             assert error is None, f"the workload could not be sent: {error}"
             self.accept(message.partition(), message.offset(), line)
 
         topic = self.arena.settings.topics.requests
-        self._producer.produce(topic, value, b"key", partition, on_delivery=delivered)
-        self._producer.poll(0)
+        with self._sending:
+            partition = self._sent % self.partitions
+            self._sent += 1
+            self._producer.produce(topic, value, b"key", partition, on_delivery=delivered)
+            self._producer.poll(0)
 
     def accept(self, partition: int, offset: int, line: Mapping[str, Any]) -> None:
         """Note a record that is safely in the topic."""
@@ -224,10 +243,37 @@ class Stage:
         left = self._producer.flush(120)
         assert left == 0, f"{left} records could not be sent"
 
+    @contextmanager
+    def silence(self) -> Iterator[None]:
+        """Nothing is sent while the context is open, and before it all that was sent is answered."""
+        with self._sending:
+            self.wait_answered()
+            yield
+            # The old one goes on where it was, which is an error where the log was cut behind its back.
+            self._producer = self._new_producer()
+
+    def log_was_cut(self, stopped: Collection[int]) -> None:
+        """Tell the judge that Kafka lost accepted requests.
+
+        Args:
+            stopped: partitions of which the workers say that they serve them no more, and why.
+        """
+        self._stopped = frozenset(stopped)
+        (self.folder / "cut").write_text(json.dumps(sorted(stopped)))
+
     def unanswered(self) -> int:
-        """Accepted records that the judge has seen no answer to yet."""
+        """Accepted records that the judge has seen no answer to yet, less those that wait in a partition
+        that was stopped."""
         with self._lock:
-            return len(self._accepted.keys() - self._answers().keys())
+            open_ = self._accepted.keys() - self._answers().keys()
+        return sum(partition not in self._stopped for partition, _ in open_)
+
+    def wait_served(self, partitions: Collection[int], timeout_s: float) -> None:
+        """Until each record that these partitions have by now is answered."""
+        with self._lock:
+            due = {place for place in self._accepted if place[0] in partitions}
+        assert due, f"nothing was accepted in {partitions}"
+        until(lambda: due <= self._answers().keys(), timeout_s, f"partitions {partitions} are served")
 
     def wait_answered(self) -> None:
         """Until each accepted record is answered."""
@@ -246,8 +292,12 @@ class Stage:
 
     # -- judgement
 
-    def close(self, name: str) -> Row:
-        """Wait for all answers, stop the workers, and have the run judged."""
+    def close(self, name: str, recovery_s: float | None = None) -> Row:
+        """Wait for all answers, stop the workers, and have the run judged.
+
+        Args:
+            recovery_s: the last fault may take so long; ``None`` for any time.
+        """
         self.wait_answered()
         self.stop_workers()
         self._over.set()
@@ -256,14 +306,11 @@ class Stage:
         self._judge.stdin.close()
         assert self._judge.wait(300) == 0, (self.folder / "judge.log").read_text()[-3000:]
         report = json.loads((self.folder / "report").read_text())
-        return Row(
-            name,
-            len(self._faults),
-            report["accepted"],
-            report["outcomes"],
-            [self._recovery(at) for at in self._faults],
-            report["problems"],
-        )
+        recoveries = [self._recovery(at) for at in self._faults]
+        problems = dict(report["problems"])
+        if recovery_s is not None and recoveries and recoveries[-1] > recovery_s:
+            problems["slow recovery"] = [f"{recoveries[-1]:.1f} s, at most {recovery_s:g} s"]
+        return Row(name, len(self._faults), report["accepted"], report["outcomes"], recoveries, problems)
 
     def abandon(self) -> None:
         """After a failure: nothing may outlive the test."""
@@ -292,6 +339,18 @@ class Stage:
                     out.setdefault((event["place"][0], event["place"][1]), event["t"])
         return out
 
+    def _new_producer(self) -> Producer:
+        return Producer(
+            {
+                **client_config(self.arena.settings.kafka),
+                "enable.idempotence": True,
+                "linger.ms": 2,
+                "message.max.bytes": 2 << 20,
+                # A broker that is away is part of the play.
+                "log_level": 0,
+            }
+        )
+
     def _start_judge(self) -> subprocess.Popen[bytes]:
         settings = self.arena.settings
         store = settings.store
@@ -306,7 +365,7 @@ class Stage:
             "store": {"path": str(store.path)}
             if store.kind == "directory"
             else {**keys, "bucket": store.bucket},
-            **{name: str(self.folder / name) for name in ("accepted", "events", "report")},
+            **{name: str(self.folder / name) for name in ("accepted", "cut", "events", "report")},
         }
         (self.folder / "plan").write_text(json.dumps(plan))
         with (self.folder / "judge.log").open("wb") as log:

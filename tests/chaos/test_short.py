@@ -1,4 +1,4 @@
-"""The short form of the fault suite: each scenario once, on a broker and a store of their own.
+"""The short form of the fault suite: each scenario once, on brokers and a store of their own.
 
 The long form is ``make chaos``.
 """
@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.run import play
-from tests.chaos.scenarios import SCENARIOS
+from tests.chaos.run import SCENARIOS, play
 from tests.chaos.stage import Services
 
 SHORT = [name for name, scenario in SCENARIOS.items() if scenario.short]

@@ -9,6 +9,11 @@ the group has committed and whether a transaction is open.
 The plan names the topics, the group, the store, what was accepted (a file of lines that ``stage.py``
 writes) and where the report goes. A line of what was accepted says what may become of it: ``SUCCEEDED``,
 ``FAILED/<code>``, or ``dead/<code>`` for what nobody can decode.
+
+Where the plan's file ``cut`` is there, Kafka has lost accepted requests and given their offsets to others.
+Then the judge reads the requests, too, and asks for no more than can be had: what is in the log is answered
+once, what was lost at most once. The file names the partitions that workers have stopped and said so; there
+alone may requests wait, and each partition of which an answered request was lost must be among them.
 """
 
 from __future__ import annotations
@@ -68,9 +73,9 @@ class Report:
 
 
 class Reader:
-    """Reads both topics, read_committed, from their beginnings."""
+    """Reads results and dead letters, or the topics given, read_committed, from their beginnings."""
 
-    def __init__(self, plan: dict[str, Any]) -> None:
+    def __init__(self, plan: dict[str, Any], *topics: str) -> None:
         self._dead = plan["dead_letters"]
         self._consumer = Consumer(
             {
@@ -84,7 +89,7 @@ class Reader:
         )
         places = [
             TopicPartition(topic, number, 0)
-            for topic in (plan["results"], plan["dead_letters"])
+            for topic in topics or (plan["results"], plan["dead_letters"])
             for number in self._consumer.list_topics(topic, timeout=60).topics[topic].partitions
         ]
         self._open = {(place.topic, place.partition) for place in places}
@@ -92,6 +97,11 @@ class Reader:
 
     def events(self, stop: threading.Event | None = None) -> Iterator[Event]:
         """Events as they come: until ``stop``, or without it to the end of what is there."""
+        for topic, at, message in self.messages(stop):
+            yield self._event(topic, at, message)
+
+    def messages(self, stop: threading.Event | None = None) -> Iterator[tuple[str, Place, Any]]:
+        """Each record with its topic and its place there; until when as :meth:`events`."""
         ended: set[tuple[str, int]] = set()
         while not (stop.is_set() if stop else ended == self._open):
             message = self._consumer.poll(0.2)
@@ -103,7 +113,7 @@ class Reader:
                 if (topic, number) in self._open:
                     ended.add((topic, number))
                 continue
-            yield self._event(topic, (number, message.offset() or 0), message)
+            yield topic, (number, message.offset() or 0), message
         self._consumer.close()
 
     def _event(self, topic: str, at: Place, message: Any) -> Event:
@@ -143,11 +153,14 @@ def _wait_for_end(stop: threading.Event) -> None:
 
 def judge(plan: dict[str, Any], first: list[Event], second: list[Event]) -> Report:
     """Compare what came out with what went in."""
-    accepted = {
-        (line["partition"], line["offset"]): line
-        for line in map(json.loads, Path(plan["accepted"]).read_text().splitlines())
-    }
-    report = Report(len(accepted))
+    lines = [json.loads(line) for line in Path(plan["accepted"]).read_text().splitlines()]
+    report = Report(len(lines))
+    vanished = {(event.topic, event.at) for event in first} - {(event.topic, event.at) for event in second}
+    for one in vanished:
+        report.note("events seen during the run and gone after it", one)
+    if Path(plan["cut"]).exists():
+        lines, second = _judge_cut(report, plan, lines, second)
+    accepted = {(line["partition"], line["offset"]): line for line in lines}
     results: dict[Place, list[Event]] = defaultdict(list)
     dead: dict[Place, list[Event]] = defaultdict(list)
     for event in second:
@@ -157,12 +170,50 @@ def judge(plan: dict[str, Any], first: list[Event], second: list[Event]) -> Repo
     for place in (results.keys() | dead.keys()) - accepted.keys():
         if results[place] or dead[place]:
             report.note("answers to what nobody sent", place)
-    vanished = {(event.topic, event.at) for event in first} - {(event.topic, event.at) for event in second}
-    for one in vanished:
-        report.note("events seen during the run and gone after it", one)
     _judge_objects(report, plan, [event for found in results.values() for event in found])
     _judge_group(report, plan, accepted)
     return report
+
+
+def _judge_cut(
+    report: Report, plan: dict[str, Any], lines: list[dict[str, Any]], events: list[Event]
+) -> tuple[list[dict[str, Any]], list[Event]]:
+    """Judge the lines that the log has lost and those that wait in a stopped partition; gives the other
+    lines, and the events that are about them."""
+    stopped = set(json.loads(Path(plan["cut"]).read_text()))
+    log = {
+        at: hashlib.sha256(message.value() or b"").hexdigest()
+        for _, at, message in Reader(plan, plan["requests"]).messages()
+    }
+    kept, left, went_back = [], list(events), set()
+    for line in lines:
+        place = line["partition"], line["offset"]
+        if log.get(place) == line["sha256"]:
+            kept.append(line)
+            continue
+        own = [event for event in events if event.place == place and _is_about(event, line)]
+        left = [event for event in left if event not in own]
+        report.outcomes["lost by Kafka"] += 1
+        if max(Counter(event.topic for event in own).values(), default=0) > 1:
+            report.note("duplicates", f"{place}: {[event.outcome for event in own]}, lost by Kafka")
+        if own:
+            went_back.add(place[0])
+    for partition in went_back - stopped:
+        report.note("partitions whose offsets went back and nobody said so", partition)
+    answered = {event.place for event in left}
+    due = [
+        line
+        for line in kept
+        if (line["partition"], line["offset"]) in answered or line["partition"] not in stopped
+    ]
+    return due, left
+
+
+def _is_about(event: Event, line: dict[str, Any]) -> bool:
+    """Whether it answers this request, and not another that had its offset before or after it."""
+    if event.status == "dead":
+        return bool(event.body["sha256"] == line["sha256"])
+    return bool(event.body["request_id"] == line["request_id"])
 
 
 def _judge_one(

@@ -73,7 +73,7 @@ def checkpoint(data: bytes) -> None:
     except ValueError:
         return
     assert decoded.base == offset
-    take_over(decoded, owner=1)
+    take_over(decoded, owner=1, died=True)
 
 
 def sealed(data: bytes) -> None:

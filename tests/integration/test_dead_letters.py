@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 from confluent_kafka import Message, Producer, TopicPartition
@@ -16,11 +19,16 @@ from confluent_kafka.admin import AdminClient
 
 from tests.commands import Run, Start
 from tests.fleet.wire import RawHeader, RawProducer
+from tests.fleet.workers import until
+from zimage_consumers.dead_letters.release import read_releases
+from zimage_consumers.image_worker.verdict import OURS
 from zimage_stream import PromptRequest, Settings
 from zimage_stream.events import Codec
 from zimage_stream.events.headers import Header, dead_letter_headers, without_reasons
+from zimage_stream.events.image_result import Code
 from zimage_stream.kafka.clients import producer_config
 from zimage_stream.kafka.reader import TopicReader, record_headers
+from zimage_stream.kafka.topics import create_topics, make_topics, released_topic, replayed_topic
 
 GARBAGE = b"\x00\x01\xffno avro\n"
 OWN: list[Header] = [("mine", b"\xff\x00"), ("mine", b"twice"), ("nothing", None)]
@@ -185,6 +193,74 @@ def test_a_replay_is_the_record_as_it_was_and_happens_once(
     assert len(sent(settings)) == 4
 
 
+@pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once"])
+def test_a_letter_that_has_no_room_for_the_headers_of_a_replay_stops_no_other(
+    zimage: Run, settings: Settings, undertaker: Undertaker, tmp_path: Path, guarantee: str
+) -> None:
+    config = tmp_path / "zimage.toml"
+    config.write_text(f'[worker]\nguarantee = "{guarantee}"\n')
+    replay = ("--config", str(config), "dead-letters", "replay", "--all")
+    for name in ("a", "b"):
+        undertaker.bury_request(wide(name))
+    # It came within the limit of the requests topic; bytes of chance are not made smaller by compression.
+    huge = os.urandom((1 << 20) - 150)
+    producer = Producer(producer_config(settings.kafka))
+    headers: list[tuple[str, str | bytes | None]] = list(OWN)
+    producer.produce(settings.topics.requests, key=b"huge", value=huge, partition=0, headers=headers)
+    assert producer.flush(30) == 0
+    assert [record.key() for record in sent(settings)] == [b"huge"]
+    undertaker.bury(b"huge", huge, "UNDECODABLE")
+    for name in ("c", "d"):
+        undertaker.bury_request(wide(name))
+
+    done = zimage(*replay)
+    assert done.returncode == 1
+    assert "0:2 huge is not sent: the brokers refuse it" in done.stderr
+    assert done.stderr.splitlines()[-1] == "4 replayed; 1 not sent"
+    assert [record.key() for record in sent(settings)] == [b"a", b"b", b"c", b"d", b"huge"]
+    again = zimage(*replay)
+    assert "4 left out" in again.stderr
+    assert len(sent(settings)) == 5
+
+
+def remake(settings: Settings, topic: str) -> None:
+    """Delete a topic and make it again."""
+    admin = AdminClient({"bootstrap.servers": settings.kafka.bootstrap_servers})
+    admin.delete_topics([topic])[topic].result(30)
+    until(lambda: topic not in admin.list_topics(timeout=10).topics, 30, "the topic is gone")
+    create_topics(settings.kafka, settings.topics, request_partitions=4, replication_factor=1)
+
+
+def test_after_the_topic_was_made_anew_new_letters_have_not_been_replayed(
+    zimage: Run, settings: Settings, undertaker: Undertaker
+) -> None:
+    undertaker.bury_request(wide("a"))
+    assert zimage("dead-letters", "replay", "--all").returncode == 0
+    remake(settings, settings.topics.dead_letters)
+    undertaker.bury_request(wide("b"))
+    done = zimage("dead-letters", "replay", "--all")
+    assert done.stderr.splitlines()[-1] == "1 replayed"
+    assert [record.key() for record in sent(settings)] == [b"a", b"b"]
+    assert "1 left out" in zimage("dead-letters", "replay", "--all").stderr
+
+
+def test_notes_of_earlier_versions_count_for_letters_older_than_they_are(
+    zimage: Run, settings: Settings, undertaker: Undertaker
+) -> None:
+    notes = replayed_topic(settings.topics)
+    make_topics(settings.kafka, [notes], 1)
+    producer = Producer(producer_config(settings.kafka))
+    hour_ago = round((time.time() - 3_600) * 1000)
+    producer.produce(notes.name, key=b"0:0", value=b"replayed")
+    producer.produce(notes.name, key=b"0:1", value=b"replayed", timestamp=hour_ago)
+    producer.produce(notes.name, key=b"no place", value=b"replayed")
+    assert producer.flush(30) == 0
+    for name in ("a", "b"):
+        undertaker.bury_request(wide(name))
+    listed = lines(zimage("dead-letters", "list", "--limit", "9", "--json").stdout)
+    assert [letter["replayed"] for letter in listed] == [True, False]
+
+
 def test_fields_are_mended_and_an_expiry_cleared(
     zimage: Run, settings: Settings, undertaker: Undertaker
 ) -> None:
@@ -255,6 +331,33 @@ def value_of(record: Message) -> bytes:
     value = record.value()
     assert isinstance(value, bytes)
     return value
+
+
+class TestReleasing:
+    def test_is_read_by_workers_until_it_ends(self, settings: Settings, zimage: Run) -> None:
+        assert read_releases(settings) == {}
+        before = time.time()
+        done = zimage("dead-letters", "release", "--code", "unknown_schema", "--minutes", "10")
+        assert done.returncode == 0, done.stderr
+        assert "UNKNOWN_SCHEMA: nothing is held back until" in done.stderr
+        found = read_releases(settings)
+        assert found.keys() == {Code.UNKNOWN_SCHEMA}
+        assert before + 600 <= found[Code.UNKNOWN_SCHEMA] <= time.time() + 600
+        # A note that is none stops nobody.
+        producer = Producer(producer_config(settings.kafka))
+        for key, value in ((b"GENERATION_FAILED", b"{}"), (b"\xff", b"{"), (None, None)):
+            producer.produce(released_topic(settings.topics).name, value, key or b"none")
+        assert producer.flush(30) == 0
+        assert read_releases(settings) == found
+        assert zimage("dead-letters", "release", "--minutes", "0").returncode == 0
+        found = read_releases(settings)
+        assert found.keys() == set(OURS)
+        assert max(found.values()) <= time.time()
+
+    def test_takes_no_code_that_is_never_held_back(self, zimage: Run) -> None:
+        done = zimage("dead-letters", "release", "--code", "INVALID_REQUEST")
+        assert done.returncode == 2
+        assert "is never held back" in done.stderr
 
 
 class TestALetterThatDoesNotHaveAllOfItsRecord:

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fleet.arena import Arena, client_config
 from tests.fleet.checker import check
 from tests.fleet.workers import WorkerProcess, until
-from tests.services.addresses import KafkaAddress
+from tests.services.addresses import KafkaAddress, MinioAddress
 from tests.services.native.minio import Minio
 from zimage_stream import PromptClient, PromptRequest
 from zimage_stream.events.codec import Codec
@@ -146,3 +147,45 @@ def test_no_result_vouches_for_a_picture_that_is_not_stored_yet(
     report = arena.wait_answered(40)
     arena.assert_exactly_once(report)
     assert report.statuses() == {"SUCCEEDED": 1}
+
+
+def test_a_worker_that_starts_before_its_store_waits_for_it(
+    make_arena: Callable[..., Arena], kafka: KafkaAddress, own_minio: Minio
+) -> None:
+    arena = make_arena(kafka, own_minio)
+    own_minio.kill()
+    worker = arena.fleet.start("worker", ZIMAGE_ENGINE__SIMULATED_MS="0")
+    until(lambda: any("store has been down" in r for r in worker.ready()[1]), 60, "/readyz names the store")
+    assert worker.exit_code() is None
+    own_minio.start()
+    worker.wait_ready()
+
+
+def test_what_is_said_of_a_partition_goes_with_it_to_whoever_has_it_next(
+    make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress
+) -> None:
+    arena = make_arena(kafka, minio, partitions=2)
+    config, topic = client_config(arena.settings.kafka), arena.settings.topics.requests
+    places = [TopicPartition(topic, number, 0) for number in (0, 1)]
+    producer = Producer(config)
+    for place in places:
+        producer.produce(topic, b"deleted before it is served", partition=place.partition)
+    assert producer.flush(30) == 0
+    # The group has begun, and retention was faster.
+    group = Consumer(config | {"group.id": arena.settings.worker.group_id})
+    group.commit(offsets=places, asynchronous=False)
+    group.close()
+    admin = AdminClient({**config})
+    deleted = admin.delete_records([TopicPartition(topic, number, 1) for number in (0, 1)])
+    for answer in deleted.values():
+        answer.result(30)
+
+    def stopped(worker: WorkerProcess) -> list[str]:
+        return [reason.split(" is stopped")[0] for reason in worker.ready()[1] if " is stopped" in reason]
+
+    first = arena.fleet.start("first", ZIMAGE_ENGINE__SIMULATED_MS="0")
+    until(lambda: len(stopped(first)) == 2, 60, "it names both")
+    second = arena.fleet.start("second", ZIMAGE_ENGINE__SIMULATED_MS="0")
+    until(lambda: len(stopped(second)) == 1, 60, "the other names the one that it was given")
+    until(lambda: len(stopped(first)) == 1, 60, "it names the one that it has left")
+    assert {*stopped(first), *stopped(second)} == {"partition 0", "partition 1"}

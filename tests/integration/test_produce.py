@@ -145,9 +145,16 @@ def test_following_gives_up_when_told_to(zimage: Run) -> None:
 def test_topics_are_checked(zimage: Run) -> None:
     done = zimage("topics", "check", "--json")
     assert done.returncode == 1
-    assert [json.loads(line)["setting"] for line in done.stdout.splitlines()] == ["partitions"]
+    said = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(one["severity"], one["setting"]) for one in said] == [
+        ("error", "partitions"),
+        ("warning", "brokers"),
+    ]
     done = zimage("topics", "check", "--partitions", "4")
-    assert (done.returncode, done.stdout) == (0, "the topics are as they must be\n")
+    assert done.returncode == 0
+    warning, verdict = done.stdout.splitlines()
+    assert warning.startswith("warning: the cluster: brokers is 1")
+    assert verdict == "the topics are as they must be"
     assert [line.split()[1:] for line in zimage("topics", "create").stdout.splitlines()] == [
         ["was", "there"]
     ] * 3

@@ -6,22 +6,31 @@ import time
 from collections.abc import Callable, Collection
 
 import pytest
-from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 from prometheus_client import CollectorRegistry
 
 from tests.fleet.workers import until
 from tests.integration.mock_cluster import MockCluster, Request
 from tests.services.addresses import KafkaAddress
-from zimage_consumers.image_worker import session as module
+from zimage_consumers.image_worker import roster
+from zimage_consumers.image_worker.checkpoint import Checkpoint, Mark, Taken
 from zimage_consumers.image_worker.publish import ClientsLostError
+from zimage_consumers.image_worker.roster import draw_nonce
 from zimage_consumers.image_worker.session import Session
-from zimage_stream.kafka.clients import producer_config, transactional_config, worker_consumer_config
+from zimage_stream.kafka.clients import (
+    common_config,
+    producer_config,
+    transactional_config,
+    worker_consumer_config,
+)
 from zimage_stream.settings import KafkaSettings, Settings, TopicSettings
 from zimage_stream.telemetry.health import Health
 from zimage_stream.telemetry.metrics import Metrics
 
 ALL = {0, 1, 2, 3}
 """Partitions of the topic."""
+ME = draw_nonce("slot")
 
 
 @pytest.fixture
@@ -29,15 +38,16 @@ def make_session(kafka: KafkaAddress, topics: TopicSettings) -> Callable[..., Se
     def nothing(partitions: Collection[int]) -> None:
         return
 
-    def make(address: KafkaSettings = kafka.settings) -> Session:
+    def make(address: KafkaSettings = kafka.settings, slot: str = "slot", owner: int = ME) -> Session:
         return Session(
             Settings(
                 kafka=address,
                 topics=topics,
                 worker={"group_id": topics.requests},  # type: ignore[arg-type]
             ),
-            slot="slot",
-            owner=1,
+            AdminClient(common_config(address)),
+            slot=slot,
+            owner=owner,
             first_epoch=1,
             give_up=lambda: False,
             on_revoke=nothing,
@@ -63,26 +73,18 @@ def poll_for(session: Session, seconds: float) -> set[int]:
 
 
 def test_while_no_checkpoint_can_be_read_nothing_is_held_and_leaving_is_clean(
-    make_session: Callable[[], Session], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    make_session: Callable[..., Session], topics: TopicSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # No broker answers within no time: as one that is paused does not in any.
-    monkeypatch.setattr(module, "TAKE_OVER_TIMEOUT_S", 0.0)
-    monkeypatch.setattr(module, "TAKE_OVER_SHARE", 0.0)
-    impatient = make_session()
-    impatient.join()
-    until(lambda: polled(impatient) or "can be read yet" in caplog.text, 30, "it has asked")
-    assert poll_for(impatient, 2.0) == set()
-    assert caplog.text.count("can be read yet") == 1
-    impatient.abandon()
-    assert impatient.clean
-
-    monkeypatch.undo()
-    session = make_session()
-    session.join()
-    assert until(lambda: polled(session), 30, "the next one has partitions") == ALL
-    session.claim()
-    session.close()
-    assert session.clean
+    with MockCluster() as cluster:
+        cluster.create_topic(topics.requests)
+        session = make_session(KafkaSettings(bootstrap_servers=cluster.bootstrap_servers))
+        session.join()
+        cluster.answer(Request.OFFSET_FETCH, [KafkaError.UNSTABLE_OFFSET_COMMIT] * 1_000)
+        until(lambda: polled(session) or "cannot be read yet" in caplog.text, 30, "it has asked")
+        assert poll_for(session, 2.0) == set()
+        assert caplog.text.count("cannot be read yet") == 1
+        session.abandon()
+        assert session.clean
 
 
 def test_what_is_dropped_without_being_released_is_not_clean(make_session: Callable[[], Session]) -> None:
@@ -153,15 +155,6 @@ def test_partitions_that_left_while_they_were_paused_deliver_when_they_come_back
     session.close()
 
 
-@pytest.mark.parametrize(
-    ("waited_s", "patience_s"), [(0.0, 0.25), (2.0, 0.25), (10.0, 1.0), (20.0, 2.0), (3_600.0, 2.0)]
-)
-def test_the_longer_checkpoints_are_held_up_the_more_patient_it_is_up_to_a_most(
-    waited_s: float, patience_s: float
-) -> None:
-    assert module.patience_s(waited_s) == patience_s
-
-
 def test_a_group_that_it_may_not_read_ends_the_session(
     make_session: Callable[..., Session], topics: TopicSettings
 ) -> None:
@@ -174,3 +167,171 @@ def test_a_group_that_it_may_not_read_ends_the_session(
             until(lambda: polled(session), 30, "it has partitions")
         assert session.held == {}
         session.abandon()
+
+
+def poll_until(session: Session, condition: Callable[[], object], what: str) -> None:
+    def met() -> object:
+        polled(session)
+        return condition()
+
+    until(met, 30, what)
+
+
+def leave_marks_open(session: Session, kafka: KafkaAddress, topics: TopicSettings) -> None:
+    """Take the partitions, with a request of each running alone, and end without a word."""
+    session.join()
+    poll_until(session, lambda: session.held.keys() == ALL, "it holds all partitions")
+    session.claim()
+    produce(kafka, topics, ALL)
+    while not all(held.ledger.next for held in session.held.values()):
+        message = session.poll(1.0)
+        if message is not None:
+            assert session.held[number_of(message)].ledger.take(0) is Taken.NEW
+    session.mark({number: {0: Mark(1, open=True, alone=True)} for number in ALL})
+    session.abandon()
+
+
+def number_of(message: Message) -> int:
+    number = message.partition()
+    assert number is not None
+    return number
+
+
+def produce(kafka: KafkaAddress, topics: TopicSettings, partitions: Collection[int]) -> None:
+    producer = Producer(producer_config(kafka.settings))
+    for number in partitions:
+        producer.produce(topics.requests, b"request", partition=number)
+    assert producer.flush(30) == 0
+
+
+class TestWhatAnotherProcessLeftOpen:
+    def test_accuses_nobody_if_that_process_is_back_in_the_group(
+        self, kafka: KafkaAddress, topics: TopicSettings, make_session: Callable[..., Session]
+    ) -> None:
+        theirs = draw_nonce("other")
+        leave_marks_open(make_session(slot="other", owner=theirs), kafka, topics)
+        session, again = make_session(), make_session(slot="other", owner=theirs)
+        session.join()
+        # The other one needs its time to come back; until then nothing that it held is judged.
+        poll_for(session, 1.0)
+        again.join()
+
+        def shared() -> bool:
+            return bool(polled(session)) and polled(session) | polled(again) == ALL
+
+        until(shared, 30, "both have partitions")
+        marks = {held.ledger.mark(0) for held in session.held.values()}
+        assert marks == {Mark(1)}
+        again.abandon()
+        session.abandon()
+
+    def test_is_charged_once_nobody_is_left_who_could_be_that_process(
+        self,
+        kafka: KafkaAddress,
+        topics: TopicSettings,
+        make_session: Callable[..., Session],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(roster, "GRACE_S", 0.5)
+        leave_marks_open(make_session(slot="other", owner=draw_nonce("other")), kafka, topics)
+        session = make_session()
+        session.join()
+        poll_until(session, lambda: session.held.keys() == ALL, "it holds all partitions")
+        assert {held.ledger.mark(0) for held in session.held.values()} == {Mark(2, suspect=True)}
+        session.abandon()
+
+    def test_is_charged_at_once_if_its_slot_has_another_process(
+        self,
+        kafka: KafkaAddress,
+        topics: TopicSettings,
+        make_session: Callable[..., Session],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(roster, "GRACE_S", 3_600.0)
+        leave_marks_open(make_session(owner=ME), kafka, topics)
+        session = make_session(owner=ME ^ 1 if ME & 0xFFFF != 1 else ME + 1)
+        session.join()
+        poll_until(session, lambda: session.held.keys() == ALL, "it holds all partitions")
+        assert {held.ledger.mark(0) for held in session.held.values()} == {Mark(2, suspect=True)}
+        session.abandon()
+
+
+def test_a_marker_at_the_end_of_the_log_is_committed_as_passed(
+    kafka: KafkaAddress, topics: TopicSettings, make_session: Callable[..., Session]
+) -> None:
+    producer = Producer(transactional_config(kafka.settings, f"{topics.requests}-upstream"))
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    producer.produce(topics.requests, b"request", partition=0)
+    producer.commit_transaction(30)
+    session = make_session()
+    session.join()
+    delivered: list[int | None] = []
+
+    def served() -> bool:
+        message = session.poll(0.1)
+        session.claim()
+        if message is not None:
+            held = session.held[number_of(message)]
+            held.ledger.take(0)
+            delivered.append(message.offset())
+            # What it comes to does not matter here.
+            session.publish([], {0: held.ledger.after([0])})
+        return bool(delivered) and committed(kafka, topics) == 2
+
+    # Offset 0 is the request, offset 1 the transaction's marker.
+    until(served, 30, "the offset behind the marker is committed")
+    assert delivered == [0]
+    session.close()
+
+
+def committed(kafka: KafkaAddress, topics: TopicSettings) -> int:
+    tool = Consumer({**common_config(kafka.settings), "group.id": topics.requests})
+    try:
+        (found,) = tool.committed([TopicPartition(topics.requests, 0)], timeout=30)
+        return int(found.offset)
+    finally:
+        tool.close()
+
+
+class TestALogThatWentBack:
+    def test_a_topic_that_was_made_again_is_not_served_from_the_old_ones_offsets(
+        self, kafka: KafkaAddress, topics: TopicSettings, make_session: Callable[..., Session]
+    ) -> None:
+        session = make_session()
+        session.join()
+        poll_until(session, lambda: session.held.keys() == ALL, "it holds all partitions")
+        session.claim()
+        poll_for(session, 1.0)
+        admin = AdminClient(common_config(kafka.settings))
+        admin.delete_topics([topics.requests])[topics.requests].result(30)
+
+        def made() -> bool:
+            try:
+                admin.create_topics([NewTopic(topics.requests, len(ALL), 1)])[topics.requests].result(30)
+            except KafkaException:
+                return False
+            return True
+
+        until(made, 30, "the topic is made again")
+        poll_until(session, lambda: not session.held, "nothing of it is held")
+        ready, reasons = session.health.ready()
+        assert not ready
+        assert any("deleted and made again" in reason for reason in reasons)
+        session.close()
+
+    def test_a_checkpoint_that_knows_more_than_the_log_stops_its_partition_alone(
+        self, kafka: KafkaAddress, topics: TopicSettings, make_session: Callable[..., Session]
+    ) -> None:
+        produce(kafka, topics, [0, 1])
+        tool = Consumer(worker_consumer_config(kafka.settings, topics.requests, "tool"))
+        ahead = Checkpoint(0, resolved=0b110)
+        tool.commit(offsets=[TopicPartition(topics.requests, 0, 0, ahead.encode())], asynchronous=False)
+        tool.close()
+        session = make_session()
+        session.join()
+        poll_until(session, lambda: session.held.keys() == ALL, "it holds all partitions")
+        assert [number for number, held in session.held.items() if held.stopped] == [0]
+        assert any("partition 0 is stopped" in reason for reason in session.health.ready()[1])
+        session.close()
+        assert not any("partition 0" in reason for reason in session.health.ready()[1])

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from confluent_kafka import Consumer, Producer, TopicPartition
@@ -18,7 +18,8 @@ from tests.unit.events.registries import AnyRegistry
 from zimage_consumers.image_worker.checkpoint import Checkpoint, Mark
 from zimage_stream import PromptClient, PromptRequest, Settings
 from zimage_stream.events import Codec
-from zimage_stream.kafka.clients import producer_config, reader_config
+from zimage_stream.events.headers import request_headers
+from zimage_stream.kafka.clients import producer_config, reader_config, transactional_config
 from zimage_stream.settings import environment_of
 
 
@@ -118,6 +119,73 @@ def test_a_partition_that_lost_requests_says_so(zimage: Run, settings: Settings)
         answer.result(30)
     commit(settings, 0, Checkpoint(0, resolved=0b10))
     assert "LOST        partition 0: 1 requests were deleted" in zimage("status").stdout
+
+
+def open_transaction(settings: Settings, *ids: str, partition: int) -> Producer:
+    """A producer that has sent these requests in a transaction and has not ended it."""
+    name = f"{settings.topics.requests}-{partition}"
+    producer = Producer({**producer_config(settings.kafka), "transactional.id": name})
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    for request_id in ids:
+        request = PromptRequest(prompt="fail", request_id=request_id)
+        headers: list[tuple[str, str | bytes | None]] = list(request_headers(request, "/catalogue/importer"))
+        value = Codec().encode_request(request, "t")
+        producer.produce(
+            settings.topics.requests, key=request_id, value=value, partition=partition, headers=headers
+        )
+    assert producer.flush(30) == 0
+    return producer
+
+
+def test_requests_behind_an_open_transaction_are_told_and_whose_it_is(
+    zimage: Run, settings: Settings
+) -> None:
+    submit(settings, "a", partition=1)
+    upstream = open_transaction(settings, "t", partition=1)
+    submit(settings, "b", "c", partition=1)
+    topic = settings.topics.requests
+
+    found = overview(zimage)
+    assert (found["unresolved"], found["behind_transactions"]) == (1, 3)
+    one = found["partitions"][1]
+    assert (one["end"], one["high"]) == (1, 4)
+    assert (one["transaction"]["offset"], one["transaction"]["waiting"]) == (1, 3)
+    assert one["transaction"]["source"] == "/catalogue/importer"
+    assert datetime.fromisoformat(one["transaction"]["since"]) <= datetime.now(UTC)
+    people = zimage("status").stdout
+    assert "partition 1: 3 records wait behind a transaction" in people
+    assert "/catalogue/importer" in people
+    assert f"abort --topic {topic} --partition 1 --start-offset 1" in people
+    assert "waits behind a producer's open transaction" in zimage("status", "c").stdout
+
+    upstream.abort_transaction(30)
+    found = overview(zimage)
+    assert (found["behind_transactions"], found["partitions"][1]["transaction"]) == (0, None)
+
+
+def test_a_worker_that_died_in_the_middle_of_a_commit_does_not_hold_up_the_answer(
+    zimage: Run, settings: Settings
+) -> None:
+    submit(settings, "a", partition=0)
+    commit(settings, 0, Checkpoint(0))
+    dead = Producer(transactional_config(settings.kafka, settings.topics.requests))
+    dead.init_transactions(30)
+    dead.begin_transaction()
+    tool = Consumer({**reader_config(settings.kafka), "group.id": settings.worker.group_id})
+    offsets = [TopicPartition(settings.topics.requests, 0, 1)]
+    dead.send_offsets_to_transaction(offsets, tool.consumer_group_metadata(), 30)
+    tool.close()
+    assert overview(zimage)["partitions"][0]["base"] == 0
+    dead.abort_transaction(30)
+
+
+def test_a_group_that_stands_past_the_end_of_the_log_says_so(zimage: Run, settings: Settings) -> None:
+    # As after the topic was deleted and made again under running workers.
+    submit(settings, *"ab", partition=2)
+    commit(settings, 2, Checkpoint(50))
+    people = zimage("status").stdout
+    assert "PAST END    partition 2: the group's offset is 50, and the log ends at 2" in people
 
 
 def test_a_record_whose_schema_is_not_to_be_had_is_no_obstacle(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -12,6 +15,8 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.schema_registry import Schema as RegistrySchema
+from confluent_kafka.schema_registry import SchemaRegistryClient
 from PIL import Image
 
 from tests.fleet.arena import Arena, client_config
@@ -20,7 +25,9 @@ from tests.integration.test_health import samples
 from tests.services import KafkaAddress, MinioAddress, RegistryAddress, SecureKafka
 from zimage_stream import PromptClient, PromptRequest
 from zimage_stream.events.codec import Codec
+from zimage_stream.events.schemas import IMAGE_RESULT, PROMPT_REQUEST, current
 from zimage_stream.imaging import read_text
+from zimage_stream.settings import environment_of
 
 SIDE = 64
 
@@ -112,6 +119,23 @@ class TestASecondRequestOfTheSameId:
         codes = sorted(str(r["error"] and r["error"]["code"]) for (r,) in report.results.values())
         assert codes == ["ID_CONFLICT", "None"]
 
+    def test_in_another_format_is_a_conflict_too(self, arena: Arena, worker: WorkerProcess) -> None:
+        request = picture()
+        with PromptClient(arena.settings) as client:
+            others = [
+                replace(request, format="webp"),
+                replace(request, format="jpeg", prompt="something else"),
+            ]
+            results = [client.wait(client.submit(each), timeout=30) for each in (request, *others)]
+        codes = [result.error and result.error.code for result in results]
+        assert codes == [None, "ID_CONFLICT", "ID_CONFLICT"]
+        error = results[1].error
+        assert error is not None
+        assert f"{request.request_id}.png" in error.message
+        kept = arena.store.list_objects(bucket_name=arena.settings.store.bucket, recursive=True)
+        assert [item.object_name for item in kept] == [f"default/{request.request_id}.png"]
+        assert arena.fleet.generated()[request.request_id] == 1
+
 
 class TestARequestThatCannotBeServed:
     def test_because_it_expired_has_no_dead_letter(self, arena: Arena, worker: WorkerProcess) -> None:
@@ -193,13 +217,67 @@ def test_a_sick_engine_gives_its_requests_back(arena: Arena) -> None:
     assert {result["attempts"] for result in report.by_request().values()} == {1}
 
 
-def test_too_many_dead_letters_that_may_be_our_fault_stop_the_worker(arena: Arena) -> None:
-    worker = arena.fleet.start("worker", ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
-    for _ in range(150):
-        publish(arena, b"\x00\x00\x00\x00\x07 of a registry that this worker does not know")
-    reasons = until(lambda: worker.ready()[1], 30, "not ready")
-    assert "UNKNOWN_SCHEMA" in reasons[0]
-    assert len(arena.report().dead) < 100
+def flood(arena: Arena, count: int) -> None:
+    """So many records of a schema that nobody knows, by one producer, into one partition."""
+    producer = Producer(client_config(arena.settings.kafka))
+
+    def delivered(error: object, message: Any) -> None:
+        assert error is None
+        arena.accepted[message.partition(), message.offset()] = "flood"
+
+    for number in range(count):
+        value = b"\x00\x00\x00\x00\x07 of a registry that this worker does not know, %d" % number
+        producer.produce(arena.settings.topics.requests, value, key=b"one producer", on_delivery=delivered)
+        producer.poll(0)
+    assert producer.flush(30) == 0
+
+
+def release(arena: Arena) -> None:
+    """What an operator does at night, on any machine."""
+    words = ["dead-letters", "release", "--code", "unknown_schema"]
+    done = subprocess.run(
+        [sys.executable, "-m", "zimage_stream", *words],
+        env={**os.environ, **environment_of(arena.settings)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+class TestRequestsThatFailForReasonsThatMayBeOurs:
+    def test_are_held_back_where_nothing_succeeds_until_an_operator_lets_them_go(self, arena: Arena) -> None:
+        worker = arena.fleet.start("worker", ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
+        flood(arena, 300)
+
+        def held() -> bool:
+            return any(
+                reason.startswith("250 requests are held back") and "UNKNOWN_SCHEMA" in reason
+                for reason in worker.ready()[1]
+            )
+
+        until(held, 60, "all but a few are held back")
+        until(lambda: len(arena.report().dead) == 50, 60, "the few are dead letters")
+        release(arena)
+        report = arena.wait_answered(60)
+        assert len(report.dead) == 300
+        assert report.duplicates == []
+        worker.wait_ready()
+
+    def test_of_one_producer_stop_nobody_else(self, arena: Arena) -> None:
+        flood(arena, 1_500)
+        worker = arena.fleet.start("worker", ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
+        until(
+            lambda: any("held back" in reason for reason in worker.ready()[1]), 60, "the flood is held back"
+        )
+        arena.send([picture(f"{i}", tenant=f"tenant-{i}") for i in range(40)])
+        # Others succeed, so that the fault is not the deployment's, and the flood ends too.
+        report = arena.wait_answered(60)
+        assert report.statuses() == {"SUCCEEDED": 40}
+        assert len(report.dead) == 1_500
+        assert report.duplicates == []
+        worker.wait_ready()
 
 
 def test_at_least_once_answers_everything_too(
@@ -225,6 +303,31 @@ def test_with_a_schema_registry(
     assert result.succeeded
     (record,) = read(arena, arena.settings.topics.results)
     assert record.value()[0] == 0
+
+
+def test_where_the_results_schema_is_not_registered_a_worker_waits_and_charges_nobody(
+    make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress, registry: RegistryAddress
+) -> None:
+    arena = make_arena(kafka, minio, registry={"url": registry.url})
+    topics = arena.settings.topics
+    with SchemaRegistryClient({"url": registry.url, "timeout": 10}) as schemas:
+
+        def register(name: str, topic: str) -> None:
+            schemas.register_schema(f"{topic}-value", RegistrySchema(current(name).text, "AVRO"))
+
+        register(PROMPT_REQUEST, topics.requests)
+        worker = arena.fleet.start("worker", ZIMAGE_ENGINE__SIMULATED_MS="0")
+        sent = arena.send([picture(f"{i}") for i in range(10)])
+        missing = f"not registered under subject {topics.results}-value"
+        until(
+            lambda: any(missing in reason for reason in worker.ready()[1]), 30, "/readyz says what is missing"
+        )
+        assert worker.exit_code() is None
+        register(IMAGE_RESULT, topics.results)
+        worker.wait_ready()
+    with PromptClient(arena.settings) as client:
+        results = list(client.results(sent, timeout=40))
+    assert {(result.succeeded, result.attempts) for result in results} == {(True, 1)}
 
 
 def test_client_and_worker_over_sasl_ssl(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from tests.services.addresses import KafkaAddress, MinioAddress, RegistryAddress
 from tests.services.errors import ServiceError, ServiceMissingError
+from tests.services.native.cluster import KafkaCluster
 from tests.services.native.kafka import Kafka, SecureKafka
 from tests.services.native.minio import Minio
 from tests.services.native.registry import Registry
@@ -16,6 +17,7 @@ from tests.services.native.registry import Registry
 __all__ = [
     "Kafka",
     "KafkaAddress",
+    "KafkaCluster",
     "Minio",
     "MinioAddress",
     "Registry",

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import minio
 import urllib3
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, ClusterMetadata  # type: ignore[attr-defined]
 from pydantic import SecretStr
 
 from tests.services.errors import ServiceError
@@ -44,15 +44,23 @@ class KafkaAddress:
         Raises:
             ServiceError: not ready yet.
         """
-        config: dict[str, Any] = {**common_config(self.settings), **self.settings.extra, "logger": _SILENT}
-        admin = AdminClient(config)
-        try:
-            cluster = admin.list_topics(timeout=_PROBE_S)
-        except KafkaException as error:
-            raise ServiceError(error.args[0].str()) from error
+        cluster = self.metadata()
         partitions = [p for topic in cluster.topics.values() for p in topic.partitions.values()]
         if not cluster.brokers or any(partition.leader < 0 for partition in partitions):
             raise ServiceError("partitions without a leader")
+
+    def metadata(self, topic: str | None = None) -> ClusterMetadata:
+        """What the brokers say of themselves and of all topics, or of one.
+
+        Raises:
+            ServiceError: none answers.
+        """
+        config: dict[str, Any] = {**common_config(self.settings), **self.settings.extra, "logger": _SILENT}
+        admin = AdminClient(config)
+        try:
+            return admin.list_topics(topic, timeout=_PROBE_S)
+        except KafkaException as error:
+            raise ServiceError(error.args[0].str()) from error
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,14 @@ def show(
     config = tmp_path / "z.toml"
     config.write_text(
         '[kafka]\nsasl_password = "hunter2"\nbootstrap_servers = "file:9092"\n'
-        '[kafka.extra]\n"ssl.key.pem" = "hunter2"\n"fetch.min.bytes" = "1"\n[worker]\nwindow = 5\n',
-        encoding="utf-8",
+        '[kafka.extra]\n"ssl.key.pem" = "hunter2"\n"fetch.min.bytes" = "1"\n[worker]\nwindow = 5\n'
+        '[store]\npublic_base_url = "https://me:hunter2@cdn/pictures"\n',
+        encoding="utf-8-sig",
     )
     monkeypatch.setenv("ZIMAGE_CONFIG", str(config))
     monkeypatch.setenv("ZIMAGE_KAFKA__BOOTSTRAP_SERVERS", "variable:9092")
     monkeypatch.setenv("ZIMAGE_SCHEDULER__TENANT_WEIGHTS__ACME", "2")
+    monkeypatch.setenv("ZIMAGE_REGISTRY__URL", "http://me:hunter2@registry:8081")
     monkeypatch.setenv("ZIMAGE_TOPICS", '{"results": "other"}')
     monkeypatch.setattr(sys, "argv", ["zimage", "config", "show", "--json"])
     with pytest.raises(SystemExit) as ended:
@@ -55,3 +57,13 @@ def test_secrets_are_masked(show: dict[str, dict[str, object]]) -> None:
     assert show["kafka.sasl_password"]["value"] == "********"
     assert show["kafka.extra"]["value"] == {"ssl.key.pem": "********", "fetch.min.bytes": "1"}
     assert show["store.secret_key"]["value"] is None
+
+
+def test_a_url_has_no_password_and_where_it_came_from_is_said(show: dict[str, dict[str, object]]) -> None:
+    assert show["store.public_base_url"]["value"] == "https://********@cdn/pictures"
+    assert show["registry.url"]["value"] == "http://registry:8081"
+    assert show["registry.username"]["value"] == "me"
+    assert show["registry.password"]["value"] == "********"
+    assert {show[f"registry.{name}"]["source"] for name in ("url", "username", "password")} == {
+        "ZIMAGE_REGISTRY__URL"
+    }

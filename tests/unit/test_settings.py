@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pydantic
 import pytest
 
 from zimage_stream.errors import SettingsError
-from zimage_stream.settings import Settings, environment_of, load_settings
+from zimage_stream.settings import KafkaSettings, RegistrySettings, Settings, environment_of, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -98,3 +99,155 @@ def test_they_are_frozen() -> None:
 def test_nothing_is_read_at_import() -> None:
     code = "import os; os.environ['ZIMAGE_WORKER__WINDOW'] = 'wrong'; import zimage_stream.settings"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+SECRET = "hunter2"
+PEM = f"-----BEGIN {SECRET}-----\nMII\n-----END-----\n"
+
+
+class TestSecretsAreNotShown:
+    @pytest.mark.parametrize(
+        "toml",
+        [
+            "[store]\naccess_key = 'k'\nsecret_key = 1234567",
+            "[store]\nsecret_key = ['1234567']",
+            "[store]\nsecret_key = {a = '1234567'}",
+            "[store]\nsecret_key = 1234567.5",
+            "[store]\naccess_key = 1234567",
+            "[kafka]\nsasl_password = 1234567\nsasl_mechanism = 'nosuch'",
+            "[kafka]\nssl_key_password = true\nsasl_password = '1234567\\n'",
+            "[kafka]\nextra = '1234567'",
+            "[kafka.extra]\n'ssl.key.password' = 1234567",
+            "[kafka.extra]\n'sasl.oauthbearer.assertion.private.key.passphrase' = [1234567]",
+            "[kafka.extra]\n'sasl.password' = ' 1234567'",
+            "kafka = '1234567'",
+            "registry = ['http://u:1234567@r']",
+            "[kafka]\nsecurity_protocol = 'SASL_SSL'\nsasl_password = '1234567'",
+            "[registry]\npassword = 1234567\nurl = 'http://u:1234567@r'",
+            "[registry]\nurl = ['http://u:1234567@r']",
+            "[registry]\nurl = 'http://u:1234567@r:port'",
+            "[registry]\nurl = 'http://u:1234567/8@r'",
+            "[registry]\nurl = 'ftp://u:1234567@r'",
+            "[registry]\nurl = 'u:1234567@r'",
+            "[registry]\nurl = 'http://u:1234567@r'\nusername = 'v'",
+            "[registry]\nurl = 'http://u:1234567@r,http://v:1234567@s'",
+            "[store]\nendpoint = 'http://u:1234567@minio:9000'",
+            "[store]\nendpoint = 'u:1234567@minio:9000'",
+            "[store]\nkind = 'https://u:1234567@minio'",
+            "[store]\nsecret_key = '1234567",
+        ],
+    )
+    def test_in_an_error(self, tmp_path: Path, toml: str) -> None:
+        file = tmp_path / "zimage.toml"
+        file.write_text(toml, encoding="utf-8")
+        with pytest.raises(SettingsError) as caught:
+            load_settings(file)
+        assert "1234567" not in "".join(traceback.format_exception(caught.value))
+
+    @pytest.mark.parametrize(
+        "value", ['{"sasl_password": "1234567",}', '"1234567"', '["1234567"]', "1234567"]
+    )
+    @pytest.mark.parametrize("name", ["ZIMAGE_KAFKA", "ZIMAGE_KAFKA__EXTRA"])
+    def test_of_a_whole_group(self, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+        monkeypatch.setenv(name, value)
+        with pytest.raises(SettingsError) as caught:
+            load_settings()
+        assert "1234567" not in "".join(traceback.format_exception(caught.value))
+
+    def test_in_what_represents_them(self) -> None:
+        extra = {"ssl.key.pem": PEM, "sasl.oauthbearer.client.secret": SECRET}
+        settings = load_settings(
+            overrides={
+                "kafka": {"extra": extra, "sasl_password": SECRET},
+                "registry": {"url": f"http://me:{SECRET}@registry"},
+            }
+        )
+        for text in (repr(settings), str(settings), f"{settings.kafka}", repr(settings.registry)):
+            assert SECRET not in text
+        assert settings.kafka.extra == extra
+
+
+class TestTheRegistrysUrl:
+    def test_has_no_user_and_password_once_it_is_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("ZIMAGE_REGISTRY__URL", "https://me%40home:p%2Fw%3A@registry:8081/api")
+        registry = load_settings().registry
+        assert registry.url == "https://registry:8081/api"
+        assert registry.username == "me@home"
+        assert registry.password is not None
+        assert registry.password.get_secret_value() == "p/w:"
+        for name, value in environment_of(load_settings()).items():
+            monkeypatch.setenv(name, value)
+        assert load_settings().registry == registry
+
+    def test_may_be_several(self) -> None:
+        registry = RegistrySettings(url="http://u:p@a:1, http://b:2")
+        assert (registry.url, registry.username) == ("http://a:1,http://b:2", "u")
+
+    def test_stays_as_it_is_without_them(self) -> None:
+        for url in ("http://a:1/x/", "http://a,https://b", "http://[::1]:8081"):
+            registry = RegistrySettings(url=url)
+            assert (registry.url, registry.username, registry.password) == (url, None, None)
+
+
+class TestMisleadingValues:
+    @pytest.mark.parametrize("value", ["hunter2\n", " hunter2", "hunter2\r\n", "hun\nter2", "hunter2\u00a0"])
+    @pytest.mark.parametrize(
+        "name", ["STORE__SECRET_KEY", "STORE__ACCESS_KEY", "KAFKA__SASL_PASSWORD", "REGISTRY__PASSWORD"]
+    )
+    def test_white_space_in_a_secret_is_told_and_the_secret_is_not(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+    ) -> None:
+        monkeypatch.setenv(f"ZIMAGE_{name}", value)
+        with pytest.raises(SettingsError, match=rf"^ZIMAGE_{name}: it (begins or ends|has)") as caught:
+            load_settings()
+        assert "hun" not in str(caught.value)
+        assert "line break" in str(caught.value)
+
+    def test_white_space_around_a_name_is_told_and_shown(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("ZIMAGE_STORE__BUCKET", "pictures\n")
+        with pytest.raises(
+            SettingsError, match=r"ZIMAGE_STORE__BUCKET: got 'pictures\\n'; it begins or ends"
+        ):
+            load_settings()
+
+    def test_a_secret_among_the_options_of_librdkafka_too_but_a_pem_has_lines(self) -> None:
+        assert KafkaSettings(extra={"ssl.key.pem": PEM}).extra == {"ssl.key.pem": PEM}
+        with pytest.raises(SettingsError, match=r"ZIMAGE_KAFKA__EXTRA: ssl.key.password: it begins or ends"):
+            load_settings(overrides={"kafka": {"extra": {"ssl.key.password": "a\n"}}})
+
+    @pytest.mark.parametrize(
+        ("given", "says"),
+        [
+            ("http://minio:9000", "store.endpoint is 'minio:9000' and store.secure false"),
+            ("HTTPS://minio:9000/", "store.endpoint is 'minio:9000' and store.secure true"),
+            ("https://k:s@minio", "'minio' and store.secure true; keys go to store.access_key"),
+        ],
+    )
+    def test_a_scheme_before_the_stores_address_says_what_to_write(self, given: str, says: str) -> None:
+        with pytest.raises(SettingsError) as caught:
+            load_settings(overrides={"store": {"endpoint": given}})
+        assert str(caught.value).startswith("ZIMAGE_STORE__ENDPOINT: got ")
+        assert "HOST:PORT without a scheme" in str(caught.value)
+        assert says in str(caught.value)
+
+    def test_a_byte_order_mark_is_passed_over(self, tmp_path: Path) -> None:
+        file = tmp_path / "zimage.toml"
+        file.write_bytes(b"\xef\xbb\xbf[worker]\r\nmax_attempts = 5\r\n")
+        assert load_settings(file).worker.max_attempts == 5
+
+    @pytest.mark.parametrize(
+        ("data", "says"),
+        [
+            ("[worker]".encode("utf-16"), "it is not UTF-8 (byte 0xff at 0); save it as UTF-8"),
+            (b"[worker]\nmodel = '\xe9'", "it is not UTF-8 (byte 0xe9 at 18)"),
+            (b"[worker", "it is no TOML: "),
+        ],
+    )
+    def test_a_file_that_cannot_be_read_says_why(self, tmp_path: Path, data: bytes, says: str) -> None:
+        file = tmp_path / "zimage.toml"
+        file.write_bytes(data)
+        with pytest.raises(SettingsError) as caught:
+            load_settings(file)
+        assert says in str(caught.value)
+        with pytest.raises(SettingsError, match="directory"):
+            load_settings(tmp_path)

@@ -63,6 +63,7 @@ class ZImageEngine:
         self._memory = memory_of(self._device) if memory is None else memory
         self._clock = clock
         self._pipeline: Any = None
+        self._decoded = DecodedCheck()
         self._tokenizer: Any = None
         self._tokenizing = threading.Lock()
         self._away = False
@@ -82,6 +83,7 @@ class ZImageEngine:
         pipeline.set_progress_bar_config(disable=True)
         # The pipeline's own is used by the engine's thread; tokenizers are not safe to share.
         self._tokenizer = copy.deepcopy(pipeline.tokenizer)
+        pipeline.vae.decoder.register_forward_hook(self._decoded.note)
         self._pipeline = pipeline
         self._place()
         self._switch()
@@ -157,6 +159,7 @@ class ZImageEngine:
             self._pipeline.vae.enable_tiling()
         else:
             self._pipeline.vae.disable_tiling()
+        self._decoded.clear()
         with torch.inference_mode():
             decoded = self._pipeline(
                 prompt=[spec.prompt for spec in specs],  # a new list: encode_prompt writes into it
@@ -170,6 +173,7 @@ class ZImageEngine:
                 callback_on_step_end=_between_steps(first.steps, cancelled),
                 output_type="pt",
             ).images
+            self._decoded.check()
             images = pictures_of(decoded)
         self._used = self._clock()
         return images
@@ -255,6 +259,38 @@ class ZImageEngine:
             raise SettingsError(f"{names}: the first picture failed with it: {error}") from error
 
 
+class DecodedCheck:
+    """Sees what the decoder makes before it is cut to the range of a picture: infinity is white then, and
+    NaN black, as good as any pixel. Nothing waits for the device before :meth:`check`."""
+
+    def __init__(self) -> None:
+        self._finite: list[torch.Tensor] = []
+
+    def clear(self) -> None:
+        """A batch begins."""
+        self._finite.clear()
+
+    def note(self, _: torch.nn.Module, __: Any, decoded: torch.Tensor) -> None:
+        """A hook on the decoder, which decodes a large picture in tiles.
+
+        Args:
+            decoded: of shape (pictures, 3, height, width).
+        """
+        self._finite.append(torch.isfinite(decoded).flatten(1).all(1))
+
+    def check(self) -> None:
+        """Raise EngineError where a picture has NaN or infinity in it."""
+        _check_finite(torch.stack(self._finite).all(0))
+        self._finite.clear()
+
+
+def _check_finite(finite: torch.Tensor) -> None:
+    """Raise EngineError unless all pictures are finite; of shape (pictures,). Waits for the device."""
+    broken = (~finite).nonzero().flatten().tolist()
+    if broken:
+        raise EngineError(f"pictures {broken} of a batch are not finite numbers")
+
+
 def pictures_of(decoded: torch.Tensor) -> list[Image]:
     """Pillow's pictures of what the decoder made, the same bytes as diffusers makes.
 
@@ -279,9 +315,7 @@ def _between_steps(steps: int, cancelled: Callable[[], bool]) -> Callable[..., d
             raise GenerationCancelledError("the pictures are not wanted any more")
         # Once, since it waits for the device.
         if step == steps - 1:
-            broken = (~torch.isfinite(tensors["latents"])).flatten(1).any(1).nonzero().flatten().tolist()
-            if broken:
-                raise EngineError(f"pictures {broken} of a batch are not finite numbers")
+            _check_finite(torch.isfinite(tensors["latents"]).flatten(1).all(1))
         return {}
 
     return check

@@ -47,6 +47,15 @@ class Codec:
         if self._registry is not None:
             self._registry.close()
 
+    def prepare_results(self, topic: str) -> None:
+        """Have all that :meth:`encode_result` needs; once it is had, nobody is asked again.
+
+        Raises:
+            RegistryUnavailableError, SchemaMissingError: the schema's id cannot be had.
+        """
+        if self._registry is not None:
+            self._registry.schema_id(topic, current(IMAGE_RESULT))
+
     def encode_request(self, request: PromptRequest, topic: str) -> bytes:
         """The request as a record's value.
 
@@ -153,6 +162,13 @@ class Codec:
             f"it starts with {data[:2].hex(' ')}, which is neither Confluent framing (00) nor Avro "
             f"single-object framing (c3 01)"
         )
+
+
+def schema_mark(data: bytes | None) -> bytes:
+    """The bytes by which a record names its schema, whether anybody knows it or not. Pure."""
+    data = data or b""
+    length = len(SINGLE_OBJECT) + _FINGERPRINT_BYTES if data.startswith(SINGLE_OBJECT) else 1 + _ID.size
+    return data[:length]
 
 
 def _fields(event: Any) -> dict[str, Any]:

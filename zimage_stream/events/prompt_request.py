@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+EXTENSIONS = {"png": "png", "webp": "webp", "jpeg": "jpg"}
+"""Of the key that a picture is kept under, by its format."""
 SEED_BITS = 53
 """Derived seeds stay exact in JavaScript numbers and in spreadsheets."""
 
@@ -79,5 +81,12 @@ class PromptRequest:
     @property
     def object_key(self) -> str:
         """Where the picture is kept, the same for every attempt and every resend."""
-        extension = {"jpeg": "jpg"}.get(self.format, self.format)
+        return self._key(EXTENSIONS.get(self.format, self.format))
+
+    @property
+    def other_object_keys(self) -> tuple[str, ...]:
+        """Where the picture of a request with this id is kept that asked for another format."""
+        return tuple(self._key(extension) for name, extension in EXTENSIONS.items() if name != self.format)
+
+    def _key(self, extension: str) -> str:
         return f"{self.tenant}/{self.request_id}.{extension}"

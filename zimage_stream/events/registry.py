@@ -15,6 +15,7 @@ from confluent_kafka.schema_registry import SchemaRegistryClient, SchemaRegistry
 from zimage_stream.errors import RegistryUnavailableError, UnknownSchemaError, WireError, ZImageError
 from zimage_stream.events.schemas import Schema, published
 from zimage_stream.events.untrusted import RefusedSchemaError, Writer, admit
+from zimage_stream.proxies import through_proxy
 from zimage_stream.settings import RegistrySettings
 
 TIMEOUT_S = 3.0
@@ -71,7 +72,7 @@ class Registry:
             config["basic.auth.user.info"] = f"{settings.username}:{password}"
         if settings.ssl_ca_location is not None:
             config["ssl.ca.location"] = str(settings.ssl_ca_location)
-        self._url = settings.url
+        self._url = settings.url + through_proxy(settings.url)
         self._auto_register = settings.auto_register
         self._client = SchemaRegistryClient(config)
         self._clock = clock

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from zimage_stream.errors import RequestError, UnsupportedSizeError
-from zimage_stream.events.prompt_request import PromptRequest
+from zimage_stream.events.prompt_request import EXTENSIONS, PromptRequest
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
 NAME_RULE = "1 to 128 of A-Z a-z 0-9 . _ ~ -, the first a letter or digit"
-FORMATS = ("png", "webp", "jpeg")
+FORMATS = tuple(EXTENSIONS)
 MAX_PROMPT_CHARACTERS = 2_000
 MAX_RECORD_BYTES = 1 << 20
 MAX_ATTRIBUTES = 32

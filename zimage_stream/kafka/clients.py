@@ -127,6 +127,21 @@ def transactional_config(settings: KafkaSettings, transactional_id: str) -> dict
     }
 
 
+def transactional_id(settings: KafkaSettings, *names: str) -> str:
+    """The transactional id of one user of transactions, different for different names. Pure.
+
+    Names may contain the hyphens that join them: ``prod`` and ``eu-x`` read like ``prod-eu`` and ``x``. So
+    the lengths of all but the last follow, and say where each ends: ``zimage-prod-eu-x@6.4``. The id begins
+    with the prefix from the settings, as the brokers' access rules need.
+
+    Args:
+        names: the group and the slot of a worker; the group and more than one word for anybody else.
+    """
+    parts = (settings.transactional_id_prefix, *names)
+    lengths = ".".join(str(len(part)) for part in parts[:-1])
+    return f"{'-'.join(parts)}@{lengths}"
+
+
 def worker_consumer_config(settings: KafkaSettings, group_id: str, slot: str) -> dict[str, Any]:
     """The worker's consumer: commits by hand, and an offset that is not there is an error to decide on.
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
-from confluent_kafka import OFFSET_INVALID, Consumer, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_INVALID, Message
 
-from zimage_stream.kafka.clients import CONTACT_TIMEOUT_S, Trouble, metadata_of, reader_config
-from zimage_stream.kafka.reader import TopicMissingError, TopicReader, record_time
+from zimage_stream.kafka.offsets import standings
+from zimage_stream.kafka.reader import TopicReader, record_time
 from zimage_stream.settings import KafkaSettings
 
 _POLL_S = 0.2
@@ -16,48 +16,43 @@ _POLL_S = 0.2
 
 def oldest_unresolved(kafka: KafkaSettings, topic: str, group_id: str) -> timedelta | None:
     """Age of the record at the lowest offset that a group has not passed; ``None`` where there is none.
+    Partitions without a leader are not looked at.
 
     Raises:
         BrokerUnavailableError: no broker answers.
         TopicMissingError: there is no such topic.
     """
     bases = {}
-    for committed, low, end in read_committed_offsets(kafka, topic, group_id):
-        base = low if committed.offset == OFFSET_INVALID else committed.offset
-        if base < end:
-            bases[committed.partition] = base
+    for each in standings(kafka, topic, group_id):
+        if each.log is None:
+            continue
+        base = each.log.low if each.committed.offset == OFFSET_INVALID else each.committed.offset
+        if base < each.log.end:
+            bases[each.committed.partition] = base
     written = first_written(kafka, topic, bases)
     return datetime.now(UTC) - min(written.values()) if written else None
-
-
-def read_committed_offsets(
-    kafka: KafkaSettings, topic: str, group_id: str
-) -> list[tuple[TopicPartition, int, int]]:
-    """For each partition what the group committed, and where the log begins and ends; asked by somebody
-    who is no member. Raises as :func:`oldest_unresolved`."""
-    trouble = Trouble(kafka)
-    consumer = Consumer({**reader_config(kafka), "group.id": group_id, "error_cb": trouble})
-    try:
-        found = metadata_of(consumer, trouble, topic).topics[topic]
-        if found.error is not None:
-            raise TopicMissingError(topic, found.error.str())
-        asked = [TopicPartition(topic, number) for number in sorted(found.partitions)]
-        committed = consumer.committed(asked, timeout=CONTACT_TIMEOUT_S)
-        marks = [consumer.get_watermark_offsets(each, timeout=CONTACT_TIMEOUT_S) for each in asked]
-    except KafkaException as error:
-        raise trouble.explain(error.args[0]) from error
-    finally:
-        consumer.close()
-    return [(each, low, end) for each, (low, end) in zip(committed, marks, strict=True)]
 
 
 def first_written(kafka: KafkaSettings, topic: str, starts: Mapping[int, int]) -> dict[int, datetime]:
     """When the first record from each of these offsets on was written. A partition that has none there,
     but markers of transactions at most, is left out. Raises as :func:`oldest_unresolved`."""
-    found: dict[int, datetime] = {}
+    return {number: record_time(message) for number, message in first_records(kafka, topic, starts).items()}
+
+
+def first_records(
+    kafka: KafkaSettings, topic: str, starts: Mapping[int, int], *, uncommitted: bool = False
+) -> dict[int, Message]:
+    """The first record from each of these offsets on, where there is one.
+
+    Args:
+        uncommitted: also records of transactions that are open or were aborted.
+
+    Raises as :func:`oldest_unresolved`.
+    """
+    found: dict[int, Message] = {}
     if not starts:
         return found
-    with TopicReader(kafka, topic) as reader:
+    with TopicReader(kafka, topic, uncommitted=uncommitted) as reader:
         reader.start(starts)
         while reader.unfinished - found.keys():
             message = reader.poll(_POLL_S)
@@ -67,5 +62,5 @@ def first_written(kafka: KafkaSettings, topic: str, starts: Mapping[int, int]) -
                 continue
             number = message.partition()
             assert number is not None
-            found.setdefault(number, record_time(message))
+            found.setdefault(number, message)
     return found

@@ -87,16 +87,20 @@ class TopicReader:
     """One reader of one topic. Not thread-safe, and a context manager.
 
     Nothing is read before :meth:`start`. Partitions added to the topic later are not seen.
+
+    Args:
+        uncommitted: read records of transactions that are open or were aborted, too.
     """
 
-    def __init__(self, settings: KafkaSettings, topic: str) -> None:
+    def __init__(self, settings: KafkaSettings, topic: str, *, uncommitted: bool = False) -> None:
         self._topic = topic
         self._trouble = Trouble(settings)
         self._positions: dict[int, int] = {}
         self._unfinished: set[int] = set()
-        self._consumer = Consumer(
-            {**reader_config(settings), "enable.partition.eof": True, "error_cb": self._trouble}
-        )
+        config = {**reader_config(settings), "enable.partition.eof": True, "error_cb": self._trouble}
+        if uncommitted:
+            config["isolation.level"] = "read_uncommitted"
+        self._consumer = Consumer(config)
 
     def __enter__(self) -> TopicReader:
         return self

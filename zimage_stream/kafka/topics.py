@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from enum import StrEnum
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
+    AlterConfigOpType,
+    ClusterMetadata,
+    ConfigEntry,
     ConfigResource,
     NewTopic,
     ResourceType,
@@ -20,11 +25,20 @@ from zimage_stream.events.rules import MAX_RECORD_BYTES
 from zimage_stream.kafka.clients import MAX_MESSAGE_BYTES, Trouble, common_config, metadata_of
 from zimage_stream.settings import KafkaSettings, TopicSettings
 
+log = logging.getLogger(__name__)
+
 REQUEST_PARTITIONS = 48
 """Divides evenly over 1, 2, 3, 4, 6, 8, 12 and 16 workers."""
 
 RESULT_PARTITIONS = 12
 DEAD_LETTER_PARTITIONS = 1
+
+REPLICAS = 3
+MIN_INSYNC = 2
+"""With so many copies, of which so many acknowledge, a broker may be lost and nothing else is."""
+
+INTERNAL = ("__consumer_offsets", "__transaction_state")
+"""Kafka's own topics that hold checkpoints and transactions; some clusters do not show them."""
 
 TIMEOUT_S = 10.0
 
@@ -62,6 +76,17 @@ class TopicState:
 
     partitions: int
     config: Mapping[str, str]
+    replication_factor: int = 1
+    """Copies of the partition that has the fewest."""
+    leaderless: tuple[int, ...] = ()
+    """Partitions that nobody can read or write now."""
+
+
+class Severity(StrEnum):
+    """Whether a promise is broken, or only cannot be kept on a cluster so small."""
+
+    ERROR = "error"
+    WARNING = "warning"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +98,11 @@ class Finding:
     got: str
     needs: str
     remedy: str
+    severity: Severity = Severity.ERROR
 
     def __str__(self) -> str:
-        return f"{self.topic}: {self.setting} is {self.got}, needs {self.needs}. {self.remedy}"
+        kind = "" if self.severity is Severity.ERROR else f"{self.severity}: "
+        return f"{kind}{self.topic}: {self.setting} is {self.got}, needs {self.needs}. {self.remedy}"
 
 
 def required_topics(names: TopicSettings, request_partitions: int = REQUEST_PARTITIONS) -> list[TopicSpec]:
@@ -99,12 +126,20 @@ def required_topics(names: TopicSettings, request_partitions: int = REQUEST_PART
         TopicSpec(
             names.results,
             RESULT_PARTITIONS,
-            {"max.message.bytes": MAX_MESSAGE_BYTES, "retention.ms": 7 * _DAY_MS},
+            {
+                "max.message.bytes": MAX_MESSAGE_BYTES,
+                "retention.ms": 7 * _DAY_MS,
+                "retention.bytes": _UNLIMITED,
+            },
         ),
         TopicSpec(
             names.dead_letters,
             DEAD_LETTER_PARTITIONS,
-            {"max.message.bytes": MAX_MESSAGE_BYTES, "retention.ms": 30 * _DAY_MS},
+            {
+                "max.message.bytes": MAX_MESSAGE_BYTES,
+                "retention.ms": 30 * _DAY_MS,
+                "retention.bytes": _UNLIMITED,
+            },
         ),
     ]
 
@@ -113,6 +148,12 @@ def replayed_topic(names: TopicSettings) -> TopicSpec:
     """Where ``zimage dead-letters replay`` notes what it has replayed: a key for each dead letter, kept
     as long as the topic is. It is made at the first replay."""
     return TopicSpec(f"{names.dead_letters}.replayed", 1, {}, {"cleanup.policy": "compact"})
+
+
+def released_topic(names: TopicSettings) -> TopicSpec:
+    """Where ``zimage dead-letters release`` notes what workers are to hold back no more: a key for each
+    code. It is made at the first release."""
+    return TopicSpec(f"{names.dead_letters}.released", 1, {}, {"cleanup.policy": "compact"})
 
 
 def compare(spec: TopicSpec, state: TopicState | None) -> Iterator[Finding]:
@@ -143,6 +184,42 @@ def compare(spec: TopicSpec, state: TopicState | None) -> Iterator[Finding]:
             yield Finding(spec.name, name, had, value, _alter(spec.name, name, value))
 
 
+def compare_durability(name: str, state: TopicState, brokers: int) -> Iterator[Finding]:
+    """What would lose acknowledged records with a broker, or refuses records now, worst first. Pure.
+
+    Args:
+        brokers: how many the cluster has; what so few cannot do is not asked of the topic.
+    """
+    replicas, insync = state.replication_factor, int(state.config.get("min.insync.replicas", 1))
+    if state.leaderless:
+        numbers = ", ".join(map(str, state.leaderless))
+        remedy = "Start the brokers that hold it; nobody can read or write it before"
+        yield Finding(name, "leader", f"none for partition {numbers}", "one for each", remedy)
+    if insync > replicas:
+        remedy = _alter(name, "min.insync.replicas", str(min(replicas, MIN_INSYNC)))
+        needs = f"at most {replicas}, the number of replicas, or nobody can write"
+        yield Finding(name, "min.insync.replicas", str(insync), needs, remedy)
+    if state.config.get("unclean.leader.election.enable") == "true":
+        setting = "unclean.leader.election.enable"
+        yield Finding(name, setting, "true", "false", _alter(name, setting, "false"))
+    if brokers < REPLICAS:
+        return
+    if replicas < REPLICAS:
+        remedy = "Run: kafka-reassign-partitions --execute, with a plan of so many replicas a partition"
+        yield Finding(name, "replication factor", str(replicas), f"at least {REPLICAS}", remedy)
+    if insync < MIN_INSYNC <= replicas:
+        remedy = _alter(name, "min.insync.replicas", str(MIN_INSYNC))
+        yield Finding(name, "min.insync.replicas", str(insync), f"at least {MIN_INSYNC}", remedy)
+
+
+def compare_cluster(brokers: int) -> Iterator[Finding]:
+    """What a cluster of so few brokers cannot promise: a warning, for development needs no more. Pure."""
+    if brokers < REPLICAS:
+        remedy = "Enough for development; a broker that is lost takes acknowledged requests with it"
+        needs = f"at least {REPLICAS} for production"
+        yield Finding("the cluster", "brokers", str(brokers), needs, remedy, Severity.WARNING)
+
+
 def compare_age(spec: TopicSpec, state: TopicState, oldest: timedelta) -> Iterator[Finding]:
     """What is wrong with a topic whose oldest unresolved record is so old. Pure."""
     retention_ms = int(state.config.get("retention.ms", _UNLIMITED))
@@ -166,6 +243,9 @@ def create_topics(
     replication_factor: int = _BROKER_DEFAULT,
 ) -> dict[str, bool]:
     """Make the topics that are not there; those that are stay as they are.
+
+    Where they have three replicas or more, two must be in sync for a write, also if the brokers' default
+    asks for fewer.
 
     Args:
         replication_factor: copies of each partition; -1 takes the broker's default.
@@ -202,6 +282,7 @@ def make_topics(
                 raise TopicError(f"topic {name} could not be made: {error.args[0].str()}") from error
             made[name] = False
     _wait_until_known(trouble, admin, made)
+    _raise_min_insync(trouble, admin, [name for name, new in made.items() if new])
     return made
 
 
@@ -234,9 +315,19 @@ def check_topics(
     """
     trouble = Trouble(kafka)
     admin = AdminClient(common_config(kafka) | kafka.extra | {"error_cb": trouble})
-    specs = required_topics(names, request_partitions)
-    states = _states(trouble, admin, [spec.name for spec in specs])
+    specs, notes = required_topics(names, request_partitions), replayed_topic(names)
+    metadata = metadata_of(admin, trouble)
+    states = _states(metadata, admin, [spec.name for spec in specs])
     findings = [finding for spec in specs for finding in compare(spec, states.get(spec.name))]
+    brokers = _count_brokers(metadata)
+    # These come with their first use.
+    states |= _states(metadata, admin, [notes.name])
+    if notes.name in states:
+        findings += compare(notes, states[notes.name])
+    states |= _visible(metadata, admin, INTERNAL)
+    for name, state in states.items():
+        findings += compare_durability(name, state, brokers)
+    findings += compare_cluster(brokers)
     requests = states.get(names.requests)
     if oldest is not None and requests is not None:
         findings += compare_age(specs[0], requests, oldest)
@@ -253,8 +344,45 @@ def _wait_until_known(trouble: Trouble, admin: AdminClient, names: Iterable[str]
         time.sleep(0.05)
 
 
-def _states(trouble: Trouble, admin: AdminClient, names: Sequence[str]) -> dict[str, TopicState]:
-    topics = metadata_of(admin, trouble).topics
+def _raise_min_insync(trouble: Trouble, admin: AdminClient, names: Sequence[str]) -> None:
+    """Have two replicas acknowledge a write to these topics, where there are three and fewer would do."""
+    states = _visible(metadata_of(admin, trouble), admin, names)
+    low = [
+        name
+        for name, state in states.items()
+        if state.replication_factor >= REPLICAS and int(state.config["min.insync.replicas"]) < MIN_INSYNC
+    ]
+    entry = ConfigEntry("min.insync.replicas", str(MIN_INSYNC), incremental_operation=AlterConfigOpType.SET)
+    resources = [ConfigResource(ResourceType.TOPIC, name, incremental_configs=[entry]) for name in low]
+    answers = admin.incremental_alter_configs(resources, request_timeout=TIMEOUT_S) if resources else {}
+    for resource, answer in answers.items():
+        try:
+            answer.result(TIMEOUT_S)
+        except KafkaException as error:
+            remedy = _alter(resource.name, entry.name, str(MIN_INSYNC))
+            reason = error.args[0].str()
+            log.warning("%s: %s could not be set: %s. %s", resource.name, entry.name, reason, remedy)
+
+
+def _count_brokers(metadata: ClusterMetadata) -> int:
+    """Those that are up, and those that are known to hold a replica."""
+    partitions = [each for topic in metadata.topics.values() for each in topic.partitions.values()]
+    return len(metadata.brokers.keys() | {number for each in partitions for number in each.replicas})
+
+
+def _visible(metadata: ClusterMetadata, admin: AdminClient, names: Iterable[str]) -> dict[str, TopicState]:
+    """Those that these credentials may look at."""
+    found: dict[str, TopicState] = {}
+    for name in names:
+        try:
+            found |= _states(metadata, admin, [name])
+        except TopicError as error:
+            log.info("not looked at: %s", error)
+    return found
+
+
+def _states(metadata: ClusterMetadata, admin: AdminClient, names: Sequence[str]) -> dict[str, TopicState]:
+    topics = metadata.topics
     there = [name for name in names if name in topics]
     resources = [ConfigResource(ResourceType.TOPIC, name) for name in there]
     answers = admin.describe_configs(resources, request_timeout=TIMEOUT_S) if resources else {}
@@ -266,7 +394,13 @@ def _states(trouble: Trouble, admin: AdminClient, names: Sequence[str]) -> dict[
             reason = error.args[0].str()
             raise TopicError(f"topic {resource.name} could not be described: {reason}") from error
         config = {name: entry.value for name, entry in entries.items() if entry.value is not None}
-        states[resource.name] = TopicState(len(topics[resource.name].partitions), config)
+        partitions = topics[resource.name].partitions
+        states[resource.name] = TopicState(
+            len(partitions),
+            config,
+            min((len(each.replicas) for each in partitions.values()), default=0),
+            tuple(number for number, each in sorted(partitions.items()) if each.leader < 0),
+        )
     return states
 
 

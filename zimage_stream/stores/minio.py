@@ -271,12 +271,19 @@ class _Found(Provider):
 
     def retrieve(self) -> Credentials:
         try:
-            return self._chain.retrieve()
+            found = self._chain.retrieve()
         except (ValueError, KeyError, OSError, urllib3.exceptions.HTTPError) as error:
             raise StoreMisconfiguredError(
                 "there are no credentials for the store: set ZIMAGE_STORE__ACCESS_KEY and "
                 f"ZIMAGE_STORE__SECRET_KEY, or the AWS_* or MINIO_* variables ({error})"
             ) from error
+        # The store would say that the signature does not match.
+        if any(key != key.strip() for key in (found.access_key, found.secret_key)):
+            raise StoreMisconfiguredError(
+                "the store's access key or secret key in the AWS_* or MINIO_* variables begins or ends with "
+                "white space, such as the line break of a file; remove that"
+            )
+        return found
 
 
 def _credentials(settings: StoreSettings) -> Provider:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,6 +20,12 @@ CALL_BOUND_S = 600.0
 class _Outage:
     reason: str
     since: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Hold:
+    reason: str
+    partition: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +48,7 @@ class Health:
         self._started = False
         self._beat = clock()
         self._dependencies: dict[str, _Outage | None] = {}
-        self._holds: dict[str, str] = {}
+        self._holds: dict[str, _Hold] = {}
         self._call: _Call | None = None
 
     def set_started(self) -> None:
@@ -88,15 +94,24 @@ class Health:
         with self._lock:
             return {name: name not in down for name in sorted({*self._dependencies, *down})}
 
-    def hold(self, key: str, reason: str) -> None:
-        """Something needs an operator; it stays until :meth:`release`."""
+    def hold(self, key: str, reason: str, partition: int | None = None) -> None:
+        """Something needs an operator; it stays until :meth:`release`.
+
+        Args:
+            partition: whose it is; with the partition it goes, for whoever has it next to say.
+        """
         with self._lock:
-            self._holds[key] = reason
+            self._holds[key] = _Hold(reason, partition)
 
     def release(self, key: str) -> None:
         """What needed an operator is mended."""
         with self._lock:
             self._holds.pop(key, None)
+
+    def release_partitions(self, partitions: Collection[int]) -> None:
+        """These partitions are not ours any more, and nothing that was said of them is."""
+        with self._lock:
+            self._holds = {k: hold for k, hold in self._holds.items() if hold.partition not in partitions}
 
     def alive(self) -> bool:
         """Whether the Kafka thread has turned lately, or waits for an answer.
@@ -114,7 +129,7 @@ class Health:
         for name, state in sorted(self._outages().items()):
             reasons.append(f"{name} has been down for {self._clock() - state.since:.0f} s: {state.reason}")
         with self._lock:
-            reasons += [self._holds[key] for key in sorted(self._holds)]
+            reasons += [self._holds[key].reason for key in sorted(self._holds)]
         return not reasons, reasons
 
     def _outages(self) -> dict[str, _Outage]:

@@ -9,10 +9,15 @@ from datetime import UTC, datetime
 from pythonjsonlogger.json import JsonFormatter
 
 from zimage_stream.errors import RequestError
+from zimage_stream.escaping import LineFormatter, escaped, escaped_lines
+from zimage_stream.masking import masked
 from zimage_stream.settings import TelemetrySettings
+from zimage_stream.terminal import is_utf8
 
 REQUEST_FIELDS = ("request_id", "tenant", "partition", "offset", "attempt")
 """On every line that concerns a request, beside the worker's ``slot``."""
+QUOTED = "quoted"
+"""The field with lines of another program."""
 
 
 class _Fields(logging.Filter):
@@ -44,11 +49,17 @@ class _Json(JsonFormatter):
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
         return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
 
-
-class _Console(logging.Formatter):
-    """Time, level, message, and which request it is about: id, tenant, partition:offset, attempt."""
-
     def format(self, record: logging.LogRecord) -> str:
+        return escaped(masked(super().format(record)))
+
+
+class _Console(LineFormatter):
+    """Time, level, message, and which request it is about: id, tenant, partition:offset, attempt.
+
+    What a line quotes of another program follows it, indented.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         request_id, tenant, partition, offset, attempt = (
             getattr(record, name, None) for name in REQUEST_FIELDS
         )
@@ -56,8 +67,10 @@ class _Console(logging.Formatter):
         tried = f"attempt {attempt}" if attempt not in (None, 0, 1) else None
         about = " ".join(str(each) for each in (request_id, tenant, place, tried) if each is not None)
         prompt = getattr(record, "prompt", None)
-        line = super().format(record) + (f" [{about}]" if about else "")
-        return line if prompt is None else f"{line} {prompt!r}"
+        quoted = getattr(record, QUOTED, None)
+        line = super().formatMessage(record) + escaped(f" [{about}]" if about else "")
+        line += "" if prompt is None else f" {prompt!r}"
+        return line if quoted is None else f"{line}\n  {escaped_lines(quoted.rstrip())}"
 
 
 def configure(settings: TelemetrySettings, slot: str) -> None:
@@ -76,7 +89,7 @@ def configure(settings: TelemetrySettings, slot: str) -> None:
             _Json(
                 "%(asctime)s %(levelname)s %(name)s %(message)s",
                 rename_fields=names,
-                json_ensure_ascii=False,
+                json_ensure_ascii=not is_utf8(sys.stderr),
             )
         )
     else:

@@ -14,6 +14,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from zimage_stream.errors import SettingsError
+from zimage_stream.escaping import escaped
+from zimage_stream.masking import masked
 
 log = logging.getLogger(__name__)
 
@@ -86,14 +88,16 @@ def serve(health: Probed, registry: CollectorRegistry, host: str, port: int) -> 
                 self._answer(200 if alive else 503, {"alive": alive})
             elif path == "/readyz":
                 ready, reasons = health.ready()
-                self._answer(200 if ready else 503, {"ready": ready, "reasons": reasons})
+                shown = [masked(reason) for reason in reasons]
+                self._answer(200 if ready else 503, {"ready": ready, "reasons": shown})
             elif path == "/metrics":
                 self._send(200, CONTENT_TYPE_LATEST, generate_latest(registry))
             else:
                 self._answer(404, {"error": "there are /healthz, /readyz and /metrics"})
 
         def _answer(self, status: int, body: dict[str, object]) -> None:
-            self._send(status, "application/json", json.dumps(body, ensure_ascii=False).encode() + b"\n")
+            text = escaped(json.dumps(body, ensure_ascii=False))
+            self._send(status, "application/json", text.encode() + b"\n")
 
         def _send(self, status: int, content_type: str, body: bytes) -> None:
             self.send_response(status)

@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 Stages = Mapping[str, tuple[float, float]]
 """When each stage began and ended, in seconds of the wall clock (UNIX time), by its name."""
 
+_LATEST_S = 9_223_372_036.0
+"""In the year 2262; collectors keep nanoseconds in 63 bits."""
+
 
 class Tracer(Protocol):
     """Takes requests that have ended. Called on the Kafka thread, so it must not wait."""
@@ -145,4 +148,5 @@ class OpenTelemetryTracer:
 
 
 def _ns(seconds: float) -> int:
-    return round(seconds * 1e9)
+    """Nanoseconds as OTLP can carry them: one span whose request says 1960 would lose its whole batch."""
+    return round(min(max(seconds, 0.0), _LATEST_S) * 1e9)

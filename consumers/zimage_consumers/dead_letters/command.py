@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,18 +13,22 @@ import typer
 
 from zimage_consumers.dead_letters.choose import Group, NotMendableError, Wanted, mended
 from zimage_consumers.dead_letters.letter import DeadLetter, Place
+from zimage_consumers.dead_letters.notes import read_notes
 from zimage_consumers.dead_letters.original import whole
 from zimage_consumers.dead_letters.read import read_letters
-from zimage_consumers.dead_letters.replay import AT_A_TIME, Replay, Replayer, read_replayed
+from zimage_consumers.dead_letters.release import write_releases
+from zimage_consumers.dead_letters.replay import AT_A_TIME, Replay, Replayer
 from zimage_consumers.dead_letters.show import details, groups_table, line_of
+from zimage_consumers.image_worker.verdict import OURS
 from zimage_stream.errors import RequestError
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.image_result import Code
 from zimage_stream.events.registry import Registry
 from zimage_stream.events.rules import Limits, check_request
 from zimage_stream.events.texts import FIELDS, field_from_text
-from zimage_stream.printing import as_json, print_table
+from zimage_stream.printing import print_table, say_json
 from zimage_stream.settings import Settings, load_settings
+from zimage_stream.terminal import say
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -61,27 +65,31 @@ def list_(
     """
     settings = _settings(context)
     wanted, now = _wanted(code, id_, tenant, at), datetime.now(UTC)
-    replayed = read_replayed(settings)
+    replayed = read_notes(settings)
     groups: dict[str, Group] = {}
     found = 0
     with _codec(settings) as codec:
         for letter in read_letters(settings, codec, wanted):
             found += 1
             if wanted != Wanted() or limit is not None:
-                again = letter.place in replayed
-                typer.echo(_json(letter, again) if json else line_of(letter, now, replayed=again))
+                again = letter in replayed
+                if json:
+                    _say_json(letter, again)
+                else:
+                    say(line_of(letter, now, replayed=again))
             else:
-                groups.setdefault(letter.code, Group.of(letter)).add(letter, letter.place in replayed)
+                groups.setdefault(letter.code, Group.of(letter)).add(letter, letter in replayed)
             if found == limit:
                 break
     if json:
         for name, group in groups.items():
-            typer.echo(as_json({"code": name, **group.as_dict()}))
+            say_json({"code": name, **group.as_dict()})
     elif groups:
         print_table(groups_table(groups, now))
-        typer.echo("\none by one: zimage dead-letters list --code CODE", err=True)
+        say(err=True)
+        say("one by one: zimage dead-letters list --code CODE", err=True)
     elif not found:
-        typer.echo("there are no such dead letters" if wanted != Wanted() else "there are none", err=True)
+        say("there are no such dead letters" if wanted != Wanted() else "there are none", err=True)
 
 
 @app.command()
@@ -97,10 +105,15 @@ def show(
 
     Example: zimage dead-letters show 0:17
     """
+    if raw and sys.stdout.isatty():
+        raise typer.BadParameter(
+            "a terminal may obey what is in the value; write it to a file: … --raw > value",
+            param_hint="--raw",
+        )
     settings, now = _settings(context), datetime.now(UTC)
     places = {place for text in which if (place := _place(text)) is not None}
     ids = frozenset(text for text in which if _place(text) is None)
-    replayed = read_replayed(settings)
+    replayed = read_notes(settings)
     shown = 0
     with _codec(settings) as codec:
         for letter in read_letters(settings, codec, Wanted()):
@@ -114,14 +127,16 @@ def show(
                 try:
                     sys.stdout.buffer.write(whole(settings.kafka, codec, letter).value or b"")
                 except NotMendableError as error:
-                    typer.echo(str(error), err=True)
+                    say(str(error), err=True)
                     raise typer.Exit(1) from error
             elif json:
-                typer.echo(_json(letter, letter.place in replayed))
+                _say_json(letter, letter in replayed)
             else:
-                typer.echo("\n" + "─" * 72 if shown else "", nl=bool(shown))
-                for line in details(letter, now, replayed=letter.place in replayed):
-                    typer.echo(line)
+                if shown:
+                    say()
+                    say("─" * 72)
+                for line in details(letter, now, replayed=letter in replayed):
+                    say(line)
             shown += 1
     _end_if_none(shown)
 
@@ -140,11 +155,11 @@ def export(
     Example: zimage dead-letters export > dead-letters.jsonl
     """
     settings = _settings(context)
-    replayed = read_replayed(settings)
+    replayed = read_notes(settings)
     with _codec(settings) as codec:
         letters = read_letters(settings, codec, _wanted(code, id_, tenant, at))
         for number, letter in enumerate(letters, 1):
-            typer.echo(_json(letter, letter.place in replayed))
+            _say_json(letter, letter in replayed)
             if number == limit:
                 break
 
@@ -173,7 +188,8 @@ def replay(
     """Send dead letters to the workers again, as they were or mended; each only once.
 
     A replayed dead letter stays where it is and is marked as replayed. Its
-    request keeps its id, so its result comes where it was waited for.
+    request keeps its id, so its result comes where it was waited for. Those
+    that the brokers refuse are named, and the others are sent: exit code 1.
 
     Example: zimage dead-letters replay --code INVALID_REQUEST --set width=1024
     """
@@ -183,12 +199,12 @@ def replay(
     if change and value:
         raise typer.BadParameter("give one of them", param_hint="--set, --value")
     mending = _Mending(settings, _changes(change or []), _bytes_of(value), keep_expiry)
-    tally = _Tally(json, dry_run)
+    tally = _Tally(settings, json, dry_run)
     with _codec(settings) as codec, _replayer(settings, dry_run) as replayer:
-        replayed = read_replayed(settings) if replayer is None else replayer.replayed
+        replayed = read_notes(settings) if replayer is None else replayer.replayed
         waiting: list[Replay] = []
         for letter in read_letters(settings, codec, wanted):
-            if letter.place in replayed and not again:
+            if letter in replayed and not again:
                 tally.skipped += 1
                 continue
             try:
@@ -205,6 +221,37 @@ def replay(
                 break
         tally.send(waiting, replayer)
     raise typer.Exit(tally.end())
+
+
+@app.command()
+def release(
+    context: typer.Context,
+    code: Codes = None,
+    minutes: Annotated[
+        float, typer.Option(min=0, help="For so long nothing is held back; 0: hold back again.")
+    ] = 60.0,
+) -> None:
+    """Let go what workers hold back since it may be the deployment's fault.
+
+    All workers of the group try it once more, within seconds: what is mended by
+    now is served, what fails again goes to the dead letters.
+
+    Example: zimage dead-letters release --code UNKNOWN_SCHEMA
+    """
+    settings = _settings(context)
+    codes = [Code(name) for name in sorted(_wanted(code, None, None, None).codes)] or list(OURS)
+    strange = [each for each in codes if each not in OURS]
+    if strange:
+        raise typer.BadParameter(
+            f"{strange[0]} is never held back, only {', '.join(OURS)} are", param_hint="--code"
+        )
+    until = datetime.now(UTC) + timedelta(minutes=minutes)
+    write_releases(settings, codes, until.timestamp())
+    names = ", ".join(codes)
+    if minutes:
+        say(f"{names}: nothing is held back until {until:%Y-%m-%d %H:%M:%S} UTC", err=True)
+    else:
+        say(f"{names}: workers hold back again what may be the deployment's fault", err=True)
 
 
 class _Mending:
@@ -240,20 +287,28 @@ class _Mending:
 class _Tally:
     """Says what is sent, and what is not."""
 
-    def __init__(self, json: bool, dry_run: bool) -> None:
+    def __init__(self, settings: Settings, json: bool, dry_run: bool) -> None:
+        self._requests = settings.topics.requests
         self._json = json
         self._dry_run = dry_run
         self.chosen = self.skipped = 0
         self._refused = 0
 
-    def refuse(self, letter: DeadLetter, error: Exception) -> None:
+    def refuse(self, letter: DeadLetter, error: Exception | str) -> None:
         self._refused += 1
-        typer.echo(f"{letter.place} {letter.request_id or '-'} is not sent: {error}", err=True)
+        say(f"{letter.place} {letter.request_id or '-'} is not sent: {error}", err=True)
 
     def send(self, waiting: list[Replay], replayer: Replayer | None) -> None:
         """Send and forget them."""
-        if replayer is not None:
-            replayer.send(waiting)
+        refusals = [] if replayer is None else replayer.send(waiting)
+        for refusal in refusals:
+            self.chosen -= 1
+            waiting.remove(refusal.replay)
+            self.refuse(
+                refusal.replay.letter,
+                f"the brokers refuse it ({refusal.reason}). A replay has two headers more than the record "
+                f"that died; raise max.message.bytes of {self._requests}, or mend it with --set or --value",
+            )
         for each in waiting:
             letter = each.letter
             said = {
@@ -265,7 +320,10 @@ class _Tally:
             }
             changed = "changed" if said["changed"] else "as it was"
             line = f"{letter.place!s:>8}  {letter.code:<17} {letter.request_id or '-'}  {changed}"
-            typer.echo(as_json(said) if self._json else line)
+            if self._json:
+                say_json(said)
+            else:
+                say(line)
         waiting.clear()
 
     def end(self) -> int:
@@ -276,7 +334,7 @@ class _Tally:
             parts.append(f"{self.skipped:,} left out: replayed before (--again sends them again)")
         if self._refused:
             parts.append(f"{self._refused:,} not sent")
-        typer.echo("; ".join(parts), err=True)
+        say("; ".join(parts), err=True)
         return 1 if self._refused or not (self.chosen or self.skipped) else 0
 
 
@@ -345,11 +403,11 @@ def _bytes_of(path: Path | None) -> bytes | None:
         raise typer.BadParameter(f"{path}: {error.strerror}", param_hint="--value") from error
 
 
-def _json(letter: DeadLetter, replayed: bool) -> str:
-    return as_json({**letter.as_dict(), "replayed": replayed})
+def _say_json(letter: DeadLetter, replayed: bool) -> None:
+    say_json({**letter.as_dict(), "replayed": replayed})
 
 
 def _end_if_none(count: int) -> None:
     if not count:
-        typer.echo("there are no such dead letters", err=True)
+        say("there are no such dead letters", err=True)
         raise typer.Exit(1)

@@ -6,23 +6,32 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from zimage_consumers.dead_letters.letter import DeadLetter, Place
+from zimage_consumers.dead_letters.letter import DeadLetter
+from zimage_consumers.dead_letters.notes import Note, Notes, key_of, read_notes, value_of
 from zimage_stream.errors import ZImageError
 from zimage_stream.events.headers import replay_headers
-from zimage_stream.kafka.clients import Trouble, metadata_of, producer_config, transactional_config
+from zimage_stream.kafka.clients import (
+    Trouble,
+    metadata_of,
+    producer_config,
+    transactional_config,
+    transactional_id,
+)
 from zimage_stream.kafka.partitions import walk
-from zimage_stream.kafka.reader import TopicMissingError, TopicReader
-from zimage_stream.kafka.topics import make_topics, replayed_topic, topic_exists
+from zimage_stream.kafka.reader import TopicMissingError
+from zimage_stream.kafka.topics import make_topics, replayed_topic
 from zimage_stream.settings import Settings
 
 AT_A_TIME = 200
 """Letters in one transaction."""
 _TIMEOUT_S = 30.0
-_POLL_S = 0.2
+_REFUSED = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE, KafkaError.INVALID_RECORD)
+"""What is said of a record that no broker will take, however often it is sent."""
 
 
 class ReplayError(ZImageError):
@@ -37,27 +46,29 @@ class Replay:
     value: bytes | None
 
 
-def read_replayed(settings: Settings) -> set[Place]:
-    """Which dead letters were replayed before; none where nothing ever was.
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A replay that no broker will take, and why."""
 
-    Raises:
-        BrokerUnavailableError: no broker answers.
-    """
-    topic, places = replayed_topic(settings.topics).name, set[Place]()
-    if not topic_exists(settings.kafka, topic):
-        return places
-    with TopicReader(settings.kafka, topic) as reader:
-        reader.start()
-        while not reader.caught_up:
-            message = reader.poll(_POLL_S)
-            if message is not None:
-                key = message.key()
-                text = key.decode(errors="replace") if isinstance(key, bytes) else str(key)
-                with suppress(ValueError):  # of somebody else's record
-                    places.add(Place.parse(text))
-            elif reader.trouble is not None:
-                raise reader.trouble
-    return places
+    replay: Replay
+    reason: str
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """What came of replays that were sent together, by their place among them."""
+
+    delivered: set[int] = field(default_factory=set)
+    refused: dict[int, str] = field(default_factory=dict)
+    failed: list[KafkaError] = field(default_factory=list)
+
+    def note(self, number: int, problem: KafkaError | None) -> None:
+        if problem is None:
+            self.delivered.add(number)
+        elif problem.code() in _REFUSED:
+            self.refused[number] = problem.str()
+        else:
+            self.failed.append(problem)
 
 
 class Replayer:
@@ -77,21 +88,14 @@ class Replayer:
         self._trouble = Trouble(settings.kafka)
         make_topics(settings.kafka, [replayed_topic(settings.topics)])
         self._transactional = settings.worker.guarantee == "exactly_once"
-        config = producer_config(settings.kafka)
-        if self._transactional:
-            prefix, group = settings.kafka.transactional_id_prefix, settings.worker.group_id
-            config = transactional_config(settings.kafka, f"{prefix}-{group}-replay")
-        self._producer = Producer({**config, "error_cb": self._trouble})
+        self._producer = self._new_producer()
         topic = settings.topics.requests
         found = metadata_of(self._producer, self._trouble, topic).topics[topic]
         if found.error is not None:
             raise TopicMissingError(topic, found.error.str())
         count = len(found.partitions)
         self._walk: Iterator[int] = walk(count, secrets.randbelow(count))
-        if self._transactional:
-            self._call(lambda: self._producer.init_transactions(_TIMEOUT_S))
-        # Only now: whoever was at work before us has ended or is fenced.
-        self.replayed = read_replayed(settings)
+        self.replayed = self._take_over()
         """Which were replayed before, this replayer's own among them."""
 
     def __enter__(self) -> Replayer:
@@ -100,32 +104,87 @@ class Replayer:
     def __exit__(self, *_: object) -> None:
         self._producer.purge()
 
-    def send(self, replays: Sequence[Replay]) -> None:
-        """Send them, all or (where there are transactions) none.
+    def send(self, replays: Sequence[Replay]) -> list[Refusal]:
+        """Send them, each with its note. Returns those that no broker will take; the others are sent.
 
         Raises:
-            ReplayError: they are not sent.
+            ReplayError: not all of them are sent.
         """
+        refusals = []
         for start in range(0, len(replays), AT_A_TIME):
-            self._send(replays[start : start + AT_A_TIME])
+            waiting = list(replays[start : start + AT_A_TIME])
+            while waiting:
+                refused = self._send(waiting)
+                refusals += [Refusal(waiting[number], reason) for number, reason in refused.items()]
+                if not refused:
+                    break
+                self._renew()
+                # In a transaction nothing else is sent either, and a few are refused at a time.
+                left = [replay for number, replay in enumerate(waiting) if number not in refused]
+                waiting = left if self._transactional else []
+        return refusals
 
-    def _send(self, replays: Sequence[Replay]) -> None:
+    def _new_producer(self) -> Producer:
+        kafka = self._settings.kafka
+        config = producer_config(kafka)
         if self._transactional:
-            self._call(self._producer.begin_transaction)
-        failures: list[KafkaError] = []
-        for replay in replays:
-            self._produce(replay, failures)
+            name = transactional_id(kafka, self._settings.worker.group_id, "dead-letters", "replay")
+            config = transactional_config(kafka, name)
+        # Records in one batch are refused together, for one that is too large.
+        return Producer({**config, "batch.num.messages": 1, "error_cb": self._trouble})
+
+    def _take_over(self) -> Notes:
+        """Be the only one at work, and know what was replayed up to now."""
+        if self._transactional:
+            self._call(lambda: self._producer.init_transactions(_TIMEOUT_S))
+        # Only now: whoever was at work before us has ended or is fenced.
+        return read_notes(self._settings)
+
+    def _renew(self) -> None:
+        """Replace the producer. After a record of its was refused, what it sends to the same partition is
+        out of order for the broker, and times out."""
+        self._producer.purge()
+        self._producer = self._new_producer()
+        notes = self._take_over()
+        if notes != self.replayed:
+            raise ReplayError("somebody else has replayed dead letters meanwhile; run it again")
+
+    def _send(self, group: Sequence[Replay]) -> dict[int, str]:
+        """Send these together: in a transaction all or, where one is refused, none; else those that are not
+        refused. Returns which were refused, and why."""
         if not self._transactional:
-            self._flush(failures)
-        for replay in replays:
-            self._note(replay.letter.place, failures)
-        if self._transactional:
-            self._call(lambda: self._producer.commit_transaction(_TIMEOUT_S))
-        else:
-            self._flush(failures)
-        self.replayed.update(replay.letter.place for replay in replays)
+            outcome = self._produce_all(group)
+            self._note([group[number].letter for number in outcome.delivered])
+            self._raise_unless_settled(outcome, len(group))
+            return outcome.refused
+        self._call(self._producer.begin_transaction)
+        try:
+            outcome = self._produce_all(group)
+            if outcome.refused:
+                self._call(lambda: self._producer.abort_transaction(_TIMEOUT_S))
+                return outcome.refused
+            self._raise_unless_settled(outcome, len(group))
+            self._note([replay.letter for replay in group])
+        except ZImageError:
+            # Left open, it would hold up the workers, and whoever replays next.
+            with suppress(KafkaException):
+                self._producer.abort_transaction(_TIMEOUT_S)
+            raise
+        return {}
 
-    def _produce(self, replay: Replay, failures: list[KafkaError]) -> None:
+    def _produce_all(self, group: Sequence[Replay]) -> _Outcome:
+        outcome = _Outcome()
+        for number, replay in enumerate(group):
+            try:
+                self._produce(replay, number, outcome)
+            except KafkaException as error:
+                outcome.note(number, error.args[0])
+                if outcome.failed:
+                    break
+        self._producer.flush(_TIMEOUT_S)
+        return outcome
+
+    def _produce(self, replay: Replay, number: int, outcome: _Outcome) -> None:
         letter = replay.letter
         headers = replay_headers(
             letter.headers,
@@ -133,42 +192,49 @@ class Replayer:
             partition=letter.place.partition,
             offset=letter.place.offset,
         )
-
-        def produce() -> None:
-            self._producer.produce(
-                self._settings.topics.requests,
-                key=letter.key,
-                value=replay.value,
-                headers=[(name, value) for name, value in headers],
-                partition=next(self._walk),
-                on_delivery=lambda error, _: failures.append(error) if error else None,
-            )
-
-        self._call(produce)
-
-    def _note(self, place: Place, failures: list[KafkaError]) -> None:
-        self._call(
-            lambda: self._producer.produce(
-                replayed_topic(self._settings.topics).name,
-                key=str(place).encode(),
-                value=b"replayed",
-                on_delivery=lambda error, _: failures.append(error) if error else None,
-            )
+        self._producer.produce(
+            self._settings.topics.requests,
+            key=letter.key,
+            value=replay.value,
+            headers=[(name, value) for name, value in headers],
+            partition=next(self._walk),
+            on_delivery=lambda error, _: outcome.note(number, error),
         )
 
-    def _flush(self, failures: list[KafkaError]) -> None:
-        left = self._producer.flush(_TIMEOUT_S)
-        if failures or left:
-            raise ReplayError(failures[0].str() if failures else "no broker acknowledged the replay in time")
+    def _note(self, letters: Sequence[DeadLetter]) -> None:
+        """Note that these are sent; in a transaction, end it."""
+        outcome, topic = _Outcome(), replayed_topic(self._settings.topics).name
+        for number, letter in enumerate(letters):
+
+            def produce(number: int = number, letter: DeadLetter = letter) -> None:
+                self._producer.produce(
+                    topic,
+                    key=key_of(letter),
+                    value=value_of(letter),
+                    on_delivery=lambda error, _: outcome.note(number, error),
+                )
+
+            self._call(produce)
+        if self._transactional:
+            self._call(lambda: self._producer.commit_transaction(_TIMEOUT_S))
+        self._producer.flush(_TIMEOUT_S)
+        self._raise_unless_settled(outcome, len(letters))
+        for letter in letters:
+            self.replayed.add(letter.place, Note(datetime.now(UTC), letter.fingerprint))
+
+    def _raise_unless_settled(self, outcome: _Outcome, count: int) -> None:
+        if outcome.failed:
+            raise self._error(outcome.failed[0])
+        if len(outcome.delivered) + len(outcome.refused) < count:
+            raise ReplayError("no broker acknowledged the replay in time")
 
     def _call(self, call: Callable[[], object]) -> None:
         try:
             call()
         except KafkaException as error:
-            problem = error.args[0]
-            if problem.code() == KafkaError._FATAL or problem.fatal():
-                raise ReplayError(f"somebody else replays dead letters now ({problem.str()})") from error
-            trouble = self._trouble.error
-            if trouble is not None:
-                raise trouble from error
-            raise ReplayError(f"the brokers did not take the replay: {problem.str()}") from error
+            raise self._error(error.args[0]) from error
+
+    def _error(self, problem: KafkaError) -> ZImageError:
+        if problem.code() == KafkaError._FATAL or problem.fatal():
+            return ReplayError(f"somebody else replays dead letters now ({problem.str()})")
+        return self._trouble.error or ReplayError(f"the brokers did not take the replay: {problem.str()}")

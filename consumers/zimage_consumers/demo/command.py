@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from zimage_stream.printing import console
 
 
 def demo(
@@ -22,4 +23,4 @@ def demo(
     """
     from zimage_consumers.demo.run import run_demo
 
-    raise typer.Exit(run_demo((context.obj or {}).get("config"), configured, out, Console(stderr=True)))
+    raise typer.Exit(run_demo((context.obj or {}).get("config"), configured, out, console(stderr=True)))

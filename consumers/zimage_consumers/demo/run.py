@@ -32,6 +32,7 @@ from rich.table import Table
 from zimage_consumers.demo.prompts import POISON, SIDE, requests
 from zimage_stream.client import PromptClient
 from zimage_stream.errors import ResultTimeoutError, StoreError, ZImageError
+from zimage_stream.escaping import escaped
 from zimage_stream.events.image_result import ImageResult
 from zimage_stream.events.prompt_request import PromptRequest
 from zimage_stream.gallery import write_gallery
@@ -204,7 +205,7 @@ def _serve(settings: Settings, asked: Sequence[PromptRequest], port: int, consol
                 results[result.request_id] = result
                 progress.advance(task)
         except ResultTimeoutError as error:
-            console.print(f"[red]{error}[/red]")
+            console.print(escaped(str(error)), style="red")
     first = min((r.started_at.timestamp() for r in results.values() if r.started_at), default=0.0)
     last = max((r.completed_at.timestamp() for r in results.values()), default=1.0)
     busy = (_busy_seconds(port) - busy_before) / max(last - first, 1e-9)
@@ -299,13 +300,11 @@ def _report(
     table.add_row("guarantee", settings.worker.guarantee)
     console.print(table)
     for line in outcome.dead_letters or ["none, although a poisonous record was sent"]:
-        console.print(f"dead letter: {line}", soft_wrap=True, highlight=False)
+        console.print(escaped(f"dead letter: {line}"), soft_wrap=True)
     for path in ("contact-sheet.png", "index.html"):
-        console.print(str(out / path), soft_wrap=True, highlight=False)
-    console.print("\nNext, on your own Kafka and store (README, «Against a real cluster»):", highlight=False)
-    console.print(
-        '  zimage produce "a red heart on a white background" --wait --out pictures', highlight=False
-    )
+        console.print(escaped(str(out / path)), soft_wrap=True)
+    console.print("\nNext, on your own Kafka and store (README, «Against a real cluster»):")
+    console.print('  zimage produce "a red heart on a white background" --wait --out pictures')
 
 
 def _free_port() -> int:

@@ -14,7 +14,7 @@ import base64
 import binascii
 import struct
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
@@ -23,7 +23,8 @@ from zimage_stream.errors import ZImageError
 MAX_METADATA_CHARACTERS = 3_800
 """The broker refuses 4,096 bytes; the rest is for its own header."""
 MAX_SPAN = 16_384
-"""Offsets between base and next. A bitmap of that many bits always fits beside MAX_MARKS marks."""
+"""Offsets between base and next, long gaps in the log not counted. A bitmap of that many bits always fits
+beside MAX_MARKS marks."""
 MAX_MARKS = 160
 MAX_ATTEMPTS = 15
 CAUTIOUS_DEATHS = 2
@@ -35,7 +36,14 @@ _MAX_GAP = 1 << 28
 """Bits in memory while a gap in the log is passed over; a damaged length must not ask for more."""
 _VERSION = 1
 _BITMAP, _RUNS = 0, 1
+_VERSION_OF_SEGMENTS = 2
+"""Written only where the other encodings do not fit; a reader that knows version 1 refuses it."""
+_SEGMENTS = 2
+_SEGMENT_BITS = 72
+"""What a segment costs at the most beside the bits in it: two numbers, what is left of its last byte, and the
+longer way to a mark behind it. A resolved run that is longer is worth one."""
 _HEADER = struct.Struct(">BQIBB")  # version, base, owner, deaths, encoding of the resolved set
+_MAX_BYTES = MAX_METADATA_CHARACTERS * 3 // 4 - 4  # base64, and a checksum
 
 
 class CheckpointOverflowError(ZImageError):
@@ -87,22 +95,26 @@ class Checkpoint:
         Raises:
             CheckpointOverflowError: it does not fit.
         """
-        bitmap = self.resolved.to_bytes((self.resolved.bit_length() + 7) // 8, "little")
-        runs = b"".join(_varint(run) for run in _runs(self.resolved))
-        encoding, body = (_BITMAP, bitmap) if len(bitmap) <= len(runs) else (_RUNS, runs)
-        parts = [
-            _HEADER.pack(_VERSION, self.base, self.owner, min(self.deaths, 255), encoding),
-            _varint(len(body)),
-            body,
-        ]
-        for offset, mark in sorted(self.marks.items()):
-            flags = mark.attempts << 3 | mark.suspect << 2 | mark.open << 1 | mark.alone
-            parts.append(_varint(offset - self.base) + bytes((flags,)))
-        raw = b"".join(parts)
+        version, encoding, body = _VERSION, *_shortest(self.resolved)
+        raw = self._packed(version, encoding, body)
+        if len(raw) > _MAX_BYTES:
+            raw = self._packed(_VERSION_OF_SEGMENTS, _SEGMENTS, _segments(self.resolved))
         text = base64.b64encode(raw + struct.pack(">I", zlib.crc32(raw))).decode().rstrip("=")
         if len(text) > MAX_METADATA_CHARACTERS:
             raise CheckpointOverflowError(f"a checkpoint of {len(text)} characters does not fit")
         return text
+
+    def _packed(self, version: int, encoding: int, body: bytes) -> bytes:
+        header = _HEADER.pack(version, self.base, self.owner, min(self.deaths, 255), encoding)
+        parts = [header, _varint(len(body)), body]
+        before = self.base
+        for offset, mark in sorted(self.marks.items()):
+            flags = mark.attempts << 3 | mark.suspect << 2 | mark.open << 1 | mark.alone
+            parts.append(_varint(offset - before) + bytes((flags,)))
+            if version == _VERSION_OF_SEGMENTS:
+                # Where gaps are long, so are offsets from the base.
+                before = offset
+        return b"".join(parts)
 
     @staticmethod
     def decode(metadata: str, committed: int) -> Checkpoint:
@@ -124,30 +136,35 @@ class Checkpoint:
             if struct.pack(">I", zlib.crc32(raw)) != crc:
                 raise ValueError("its checksum does not match")
             version, base, owner, deaths, encoding = _HEADER.unpack_from(raw)
-            if version != _VERSION:
-                raise ValueError(f"it has version {version}, known is {_VERSION}")
+            if version not in (_VERSION, _VERSION_OF_SEGMENTS):
+                raise ValueError(f"it has version {version}, known are {_VERSION} and {_VERSION_OF_SEGMENTS}")
             if base != committed:
                 raise ValueError(f"it was made for offset {base} and stands beside {committed}")
             reader = _Reader(raw, _HEADER.size)
             body = reader.take(reader.varint())
             marks: dict[int, Mark] = {}
+            before = base
             while not reader.done:
-                offset, flags = base + reader.varint(), reader.take(1)[0]
+                offset, flags = before + reader.varint(), reader.take(1)[0]
                 marks[offset] = Mark(flags >> 3 & 15, bool(flags & 4), bool(flags & 2), bool(flags & 1))
-            resolved = int.from_bytes(body, "little") if encoding == _BITMAP else _from_runs(body)
-        except (binascii.Error, struct.error, IndexError, UnicodeEncodeError) as error:
+                if version == _VERSION_OF_SEGMENTS:
+                    before = offset
+            resolved = _DECODERS[encoding](body)
+        except (binascii.Error, struct.error, LookupError, UnicodeEncodeError) as error:
             raise ValueError(f"it does not parse: {error}") from None
         return Checkpoint(base, resolved, marks, owner, deaths)
 
 
-def take_over(found: Checkpoint, owner: int) -> Checkpoint:
+def take_over(found: Checkpoint, owner: int, died: bool) -> Checkpoint:
     """The checkpoint as the process ``owner`` takes it over from whoever held it.
 
-    A holder that let go cleanly left owner 0, and our own former session did not die: their open
-    marks accuse nobody. Any other owner died with the partition in its hands: what it ran alone is
-    charged an attempt, what it ran in company is suspect and will run alone.
+    A holder that let go cleanly, and one that only lost its membership, accuse nobody by the marks they left
+    open. One that died does: what it ran alone is charged an attempt, what it ran in company is suspect and
+    will run alone.
+
+    Args:
+        died: the process that held it is gone, and did not let go.
     """
-    died = found.owner not in (0, owner)
     running = [mark for mark in found.marks.values() if mark.open]
     marks = {offset: _after_death(mark) if died else _closed(mark) for offset, mark in found.marks.items()}
     deaths = found.deaths + 1 if died and not running else 0 if died else found.deaths
@@ -188,6 +205,12 @@ class Ledger:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self.next = checkpoint.base
+        self._gaps = [
+            (checkpoint.base + start, checkpoint.base + end)
+            for start, end in _resolved_runs(checkpoint.resolved)
+            if end - start > _SEGMENT_BITS
+        ]
+        """Start and end of each run of resolved offsets above the base that is worth a segment."""
         self._in_doubt = checkpoint.deaths >= CAUTIOUS_DEATHS
         self._new = 0
 
@@ -199,7 +222,12 @@ class Ledger:
     @property
     def full(self) -> bool:
         """Whether fetching must stop until the oldest requests are resolved."""
-        return self.next - self.checkpoint.base >= MAX_SPAN
+        base = self.checkpoint.base
+        span = self.next - base
+        if span < MAX_SPAN:
+            return False
+        self._gaps = [(start, end) for start, end in self._gaps if start >= base]
+        return span - sum(end - start - _SEGMENT_BITS for start, end in self._gaps) >= MAX_SPAN
 
     def mark(self, offset: int) -> Mark:
         """The note on a request; a blank one where there is none."""
@@ -220,6 +248,11 @@ class Ledger:
             return Taken.RESOLVED
         self._new += 1
         return Taken.NEW
+
+    def reach(self, end: int) -> None:
+        """Note that the log has no more records before this offset."""
+        if end > self.next:
+            self._pass_over(self.next, end)
 
     def after(
         self, resolved: Iterable[int] = (), marks: Mapping[int, Mark | None] | None = None
@@ -254,6 +287,8 @@ class Ledger:
         gap = ((1 << (end - start)) - 1) << (start - held.base)
         marks = {offset: mark for offset, mark in held.marks.items() if not start <= offset < end}
         self.checkpoint = replace(held, resolved=held.resolved | gap, marks=marks)
+        if end - start > _SEGMENT_BITS:
+            self._gaps.append((start, end))
         # A gap at the base moves it at once, or a long one would make the bitmap as long.
         self.next = end
         self.checkpoint = self.after()
@@ -267,6 +302,55 @@ def _forget_surplus(marks: dict[int, Mark]) -> None:
         idle = [offset for offset, mark in sorted(marks.items()) if not mark.open and not mark.suspect]
         for offset in idle[:surplus]:
             del marks[offset]
+
+
+def _shortest(bits: int) -> tuple[int, bytes]:
+    """Encoding and body: as a bitmap or as lengths of runs."""
+    bitmap = bits.to_bytes((bits.bit_length() + 7) // 8, "little")
+    runs = b"".join(_varint(run) for run in _runs(bits))
+    return (_BITMAP, bitmap) if len(bitmap) <= len(runs) else (_RUNS, runs)
+
+
+def _segments(bits: int) -> bytes:
+    """A bitmap without its long runs of resolved offsets: for each the bytes before it, and its length."""
+    out = bytearray()
+    position = 0
+    for start, end in _resolved_runs(bits):
+        if end - start <= _SEGMENT_BITS:
+            continue
+        length = max(0, start - position + 7) // 8
+        out += _varint(length) + (bits >> position & (1 << 8 * length) - 1).to_bytes(length, "little")
+        position += 8 * length
+        out += _varint(end - position)
+        position = end
+    rest = bits >> position
+    length = (rest.bit_length() + 7) // 8
+    return bytes(out + _varint(length) + rest.to_bytes(length, "little"))
+
+
+def _from_segments(body: bytes) -> int:
+    reader = _Reader(body, 0)
+    bits = position = 0
+    while True:
+        chunk = reader.take(reader.varint())
+        bits |= int.from_bytes(chunk, "little") << position
+        position += 8 * len(chunk)
+        if reader.done:
+            return bits
+        length = reader.varint()
+        if position + length > _MAX_GAP:
+            raise ValueError("its runs are longer than any we write")
+        bits |= ((1 << length) - 1) << position
+        position += length
+
+
+def _resolved_runs(bits: int) -> Iterator[tuple[int, int]]:
+    """Start and end of each run of set bits, lowest first."""
+    position = 0
+    for number, length in enumerate(_runs(bits)):
+        if number % 2:
+            yield position, position + length
+        position += length
 
 
 def _runs(bits: int) -> list[int]:
@@ -294,6 +378,13 @@ def _from_runs(body: bytes) -> int:
         position += length
         value ^= 1
     return bits
+
+
+_DECODERS: Mapping[int, Callable[[bytes], int]] = {
+    _BITMAP: lambda body: int.from_bytes(body, "little"),
+    _RUNS: _from_runs,
+    _SEGMENTS: _from_segments,
+}
 
 
 def _varint(number: int) -> bytes:

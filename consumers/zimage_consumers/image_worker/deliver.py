@@ -22,7 +22,7 @@ from zimage_stream.errors import (
     UnavailableError,
 )
 from zimage_stream.events.image_result import StoredImage
-from zimage_stream.events.prompt_request import PromptRequest
+from zimage_stream.events.prompt_request import EXTENSIONS, PromptRequest
 from zimage_stream.imaging import Encoded, encode
 from zimage_stream.stores.base import ImageStore, StoredObject
 from zimage_stream.telemetry.health import Health
@@ -34,6 +34,8 @@ T = TypeVar("T")
 
 LOOK_UPS = 8
 """At a time: all of a batch, so that a store far away keeps no device waiting."""
+QUESTIONS = LOOK_UPS * len(EXTENSIONS)
+"""To the store in look-ups at a time: a request's id may have been used for a picture of another format."""
 _WAIT_S, _LONGEST_WAIT_S = 0.2, 5.0
 
 
@@ -65,10 +67,13 @@ class Delivery:
         self._encoders = ThreadPoolExecutor(encode_threads, "encode")
         self._uploaders = ThreadPoolExecutor(upload_threads, "upload")
         self._lookers = ThreadPoolExecutor(LOOK_UPS, "look-up")
+        self._askers = ThreadPoolExecutor(QUESTIONS - LOOK_UPS, "look-up-others")
         self._wanted = wanted
         self._report = report
         self._health = health
         self._metrics = metrics
+        self._asked: Future[None] | None = None
+        self._ask_at = 0.0
 
     def deliver(self, job: Job, image: Image) -> None:
         """Start a finished picture on its way; returns at once."""
@@ -84,18 +89,48 @@ class Delivery:
         """
         return self._lookers.submit(self._look_up, batch_id, job)
 
+    def store_answers(self) -> bool:
+        """Whether the store answers and takes objects; waits for it.
+
+        Raises:
+            StoreError: it answers, and takes none until an operator acts.
+        """
+        try:
+            self._store.check()
+        except UnavailableError as error:
+            log.warning("the store does not answer: %s", error)
+            self._health.down("store", str(error))
+            return False
+        self._health.up("store")
+        return True
+
+    def ask_again(self) -> None:
+        """Ask a store that was down whether it takes objects, where no request does; returns at once."""
+        if (self._asked is None or self._asked.done()) and time.monotonic() >= self._ask_at:
+            self._ask_at = time.monotonic() + _LONGEST_WAIT_S
+            self._asked = self._lookers.submit(self._ask)
+
+    def _ask(self) -> None:
+        try:
+            self._store.probe()
+        except Exception as error:
+            self._health.down("store", str(error))
+        else:
+            self._health.up("store")
+
     def close(self) -> None:
         """Take no more work. Uploads under way end with their jobs' partitions."""
         self._encoders.shutdown(wait=False, cancel_futures=True)
         self._uploaders.shutdown(wait=False, cancel_futures=True)
         self._lookers.shutdown(wait=False, cancel_futures=True)
+        self._askers.shutdown(wait=False, cancel_futures=True)
 
     def _look_up(self, batch_id: int, job: Job) -> None:
         request = job.decoded
         ended: Stored | Failed | None = None
         started = time.monotonic()
         try:
-            found = self._patiently(job, lambda: self._store.stat(request.object_key))
+            found = self._patiently(job, lambda: self._find(request))
             if found is not None:
                 ended = Stored(job, self._image_of(request, found), reused=True)
         except Exception as error:
@@ -104,6 +139,13 @@ class Delivery:
         job.stage("look up", elapsed)
         self._metrics.look_up_seconds.observe(elapsed)
         self._report(LookedUp(batch_id, job, ended))
+
+    def _find(self, request: PromptRequest) -> StoredObject | None:
+        """What is kept under the request's id, whatever its format; all are asked for at a time."""
+        others = [self._askers.submit(self._store.stat, key) for key in request.other_object_keys]
+        own = self._store.stat(request.object_key)
+        found = [other.result() for other in others]
+        return own or next(filter(None, found), None)
 
     def _guard(self, job: Job, stage: Callable[[], None]) -> None:
         try:
@@ -175,9 +217,9 @@ class Delivery:
                 self._health.up("store")
                 return answer
             refused_alone = False
-            self._health.down("store", str(reason))
             if not self._wanted(job):
                 raise reason
+            self._health.down("store", str(reason))
             log.warning("the store does not take objects, trying again: %s", reason, extra=job.log)
             time.sleep(wait * random.uniform(0.7, 1.3))
             wait = min(2 * wait, _LONGEST_WAIT_S)

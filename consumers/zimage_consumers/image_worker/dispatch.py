@@ -141,9 +141,15 @@ class Dispatcher:
         """Run a job again later; its mark is taken back with the next commit of marks."""
         self._started.discard(job)
         self._notes[job] = Mark(job.attempts, job.suspect)
-        job.started_at = job.generate_ms = job.encode_ms = job.upload_ms = None
-        job.not_before = time.monotonic() + wait_s
+        job.begin_anew(time.monotonic() + wait_s)
         self._scheduler.add(job)
+
+    def withhold(self, job: Job) -> None:
+        """Nothing will come of the job for now: no drain and no rebalance waits for it, and its mark is taken
+        back. A checkpoint has room for few, and who takes over tries it from the beginning."""
+        if job in self._started:
+            self._started.discard(job)
+            self._notes[job] = Mark(job.attempts, suspect=True) if job.suspect else Mark()
 
     def resolved(self, job: Job) -> None:
         """The job's terminal event is out, and its mark gone with it."""
@@ -219,6 +225,10 @@ class Dispatcher:
             job.marked = judged
             self.retry(job, REGISTRY_WAIT_S)
         except Exception as error:
+            # Only the reading was dangerous. What ends this process before the answer is out is no more of
+            # its doing: the next one could not read it any more, and would have no result for its author.
+            self._started.discard(job)
+            self._notes[job] = Mark(job.attempts, job.suspect)
             self._fail(job, error)
         else:
             batch = Batch(next(self._ids), (job,), probe=True)

@@ -58,6 +58,7 @@ class Job:
         attempts: charged to it so far.
         suspect: it was running when a process died, so it runs alone.
         cautious: processes died here before they could mark anything, so it is decoded under its own mark.
+        tried_again: it failed, was held back, and has its last chance now.
         cut: the brokers do not take its terminal event whole.
         arrival: its place in the order of arrival, given by the scheduler.
         marked: it was started before, here or by a predecessor; expiry was judged then.
@@ -73,6 +74,7 @@ class Job:
     suspect: bool = False
     cautious: bool = False
     marked: bool = False
+    tried_again: bool = False
     not_before: float = 0.0
     arrival: int | None = None
     cut: bool = False
@@ -87,6 +89,11 @@ class Job:
         """Note that a stage has just ended, and how long it took."""
         end = time.time()
         self.stages[name] = (end - elapsed_s, end)
+
+    def begin_anew(self, not_before: float) -> None:
+        """Forget the attempt that has failed; the next one starts at that monotonic time or later."""
+        self.started_at = self.generate_ms = self.encode_ms = self.upload_ms = None
+        self.not_before = not_before
 
     @property
     def alone(self) -> bool:

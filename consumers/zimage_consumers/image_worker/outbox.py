@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import defaultdict
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection
 
 from zimage_consumers.image_worker.checkpoint import Checkpoint, CheckpointOverflowError
+from zimage_consumers.image_worker.held_back import HeldBack
 from zimage_consumers.image_worker.jobs import Job, Resolution, now
 from zimage_consumers.image_worker.publish import ClientsLostError, PublishAbortedError, RefusedRecordError
 from zimage_consumers.image_worker.session import Session
 from zimage_consumers.image_worker.terminal import Identity, Outgoing, records_of
-from zimage_consumers.image_worker.verdict import Breaker
 from zimage_stream.errors import RegistryUnavailableError
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.image_result import Status
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 AT_ONCE = 500
 """Resolutions in one transaction; keeps it short after an outage."""
 WAIT_AFTER_ABORT_S = 0.1
+SCHEMA_WAIT_S = 1.0
 
 
 class Outbox:
@@ -34,7 +35,8 @@ class Outbox:
 
     Args:
         wanted: whether a job's partition is still held under the job's epoch.
-        withheld: told of each job whose terminal event will not come from this process.
+        withheld: told of each job whose terminal event does not come, unless it is tried again.
+        held_back: takes those that fail for reasons that may be ours.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Outbox:
         identity: Identity,
         wanted: Callable[[Job], bool],
         withheld: Callable[[Job], None],
+        held_back: HeldBack,
         health: Health,
         metrics: Metrics,
         tracer: Tracer,
@@ -56,16 +59,13 @@ class Outbox:
         self._report_withheld = withheld
         self._health = health
         self._metrics = metrics
-        self._breaker = Breaker()
+        self._held_back = held_back
         self._ready: list[Resolution] = []
         self._not_before = 0.0
         self._singly = 0
-        self._unregistered = False
-
-    @property
-    def tripped(self) -> bool:
-        """Whether too many requests would end for reasons that may be ours; nothing new is started then."""
-        return self._breaker.tripped
+        self._refused: Counter[int] = Counter()
+        self.waits_for_schema = False
+        """Whether the registry does not have what results are written with, or does not say."""
 
     def __len__(self) -> int:
         return len(self._ready)
@@ -76,17 +76,48 @@ class Outbox:
 
     def add(self, resolution: Resolution) -> None:
         """Take a job that has ended."""
-        if self._breaker.count(resolution.ours) and resolution.ours:
-            reason = (
-                f"half of the latest requests would go to the dead letters for reasons that may be this "
-                f"deployment's, the last one {resolution.code}: {resolution.cause}. They are held back; "
-                f"mend the reason and restart the worker"
-            )
-            log.error(reason, extra=resolution.job.log)
-            self._health.hold("dead-letters", reason)
+        if resolution.image is not None:
+            self._held_back.worked(resolution.job)
+        if resolution.ours and self._held_back.takes(resolution):
             self._report_withheld(resolution.job)
         else:
             self._ready.append(resolution)
+
+    def forget(self, partitions: Collection[int]) -> None:
+        """These partitions are not ours any more."""
+        self._ready = [each for each in self._ready if each.job.record.partition not in partitions]
+        for partition in partitions:
+            self._refused.pop(partition, None)
+
+    def can_encode(self) -> bool:
+        """Whether the registry has what results are written with; /readyz says so where it has not."""
+        try:
+            self._codec.prepare_results(self._topics.results)
+        except SchemaMissingError as error:
+            self._wait("no result can be written", error)
+            self._health.hold("results-schema", f"no result can be written: {error}")
+        except RegistryUnavailableError as error:
+            self._wait("results wait for the schema registry", error)
+            self._health.down("registry", str(error))
+            self._health.release("results-schema")
+        else:
+            if self.waits_for_schema:
+                log.info("results can be written again")
+                self._health.up("registry")
+                self._health.release("results-schema")
+            self.waits_for_schema = False
+        return not self.waits_for_schema
+
+    def ask_again(self) -> None:
+        """See whether results can be written by now, if it is time."""
+        if time.monotonic() >= self._not_before:
+            self.can_encode()
+
+    def _wait(self, what: str, error: Exception) -> None:
+        if not self.waits_for_schema:
+            log.error("%s, all that is finished is kept: %s", what, error)
+        self.waits_for_schema = True
+        self._not_before = time.monotonic() + SCHEMA_WAIT_S
 
     def publish(self, session: Session) -> list[Job]:
         """Publish what is ready, if it is time; returns the jobs whose terminal events are out.
@@ -95,31 +126,20 @@ class Outbox:
             CommitRefusedError, ClientsLostError: see :mod:`~zimage_consumers.image_worker.publish`.
         """
         self._ready = [resolution for resolution in self._ready if self._wanted(resolution.job)]
-        if not self._ready or time.monotonic() < self._not_before:
+        if not self._ready or time.monotonic() < self._not_before or not self.can_encode():
             return []
         batch, checkpoints = _fitting(self._ready[: 1 if self._singly else AT_ONCE], session)
         if not batch:
             return []
         at = now()
         records: list[Outgoing] = []
-        try:
-            for resolution in batch:
-                try:
-                    records += records_of(resolution, self._topics, self._codec, self._identity, at)
-                except (RegistryUnavailableError, SchemaMissingError):
-                    raise
-                except Exception as error:
-                    # A mistake of ours; one record must not stop the worker for it.
-                    self._isolate(resolution, error)
-                    return []
-        except RegistryUnavailableError as error:
-            self._health.down("registry", str(error))
-            self._unregistered = True
-            self._not_before = time.monotonic() + 1.0
-            return []
-        if self._unregistered:  # else it was not asked
-            self._unregistered = False
-            self._health.up("registry")
+        for resolution in batch:
+            try:
+                records += records_of(resolution, self._topics, self._codec, self._identity, at)
+            except Exception as error:
+                # A mistake of ours; one record must not stop the worker for it.
+                self._isolate(resolution, error)
+                return []
         started = time.monotonic()
         try:
             session.publish(records, checkpoints)
@@ -156,12 +176,19 @@ class Outbox:
         return [resolution.job for resolution in batch]
 
     def _isolate(self, resolution: Resolution, error: Exception) -> None:
+        record = resolution.job.record
+        self._refused[record.partition] += 1
         reason = (
-            f"the terminal event of offset {resolution.job.record.offset} in partition "
-            f"{resolution.job.record.partition} cannot be published: {error}"
+            f"the terminal event of offset {record.offset} in partition {record.partition} cannot be "
+            f"published: {error}"
         )
         log.error(reason, extra=resolution.job.log)
-        self._health.hold("refused-record", reason)
+        several = f" (one of {self._refused[record.partition]:,} there)"
+        self._health.hold(
+            f"refused-record-{record.partition}",
+            reason + several * (self._refused[record.partition] > 1),
+            record.partition,
+        )
         self._ready.remove(resolution)
         self._report_withheld(resolution.job)
 

@@ -14,8 +14,9 @@ from types import FrameType
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 
-from zimage_consumers.image_worker.deliver import LOOK_UPS
-from zimage_consumers.image_worker.worker import ExitCode, Worker
+from zimage_consumers.image_worker.deliver import QUESTIONS
+from zimage_consumers.image_worker.exits import ExitCode
+from zimage_consumers.image_worker.worker import Worker
 from zimage_stream import interrupt
 from zimage_stream.engines import Engine, create_engine
 from zimage_stream.events.codec import Codec
@@ -68,10 +69,9 @@ def run_worker(
     registry.register(HealthCollector(health))
     tracer = create_tracer(settings.telemetry.traces, slot)
     if store is None:
-        store = create_store(settings.store, connections=settings.worker.upload_threads + LOOK_UPS)
+        store = create_store(settings.store, connections=settings.worker.upload_threads + QUESTIONS)
     codec = Codec(Registry(settings.registry) if settings.registry.url else None)
     try:
-        store.check()
         if engine is None:
             engine = create_engine(settings.engine)
         metrics.build.info(

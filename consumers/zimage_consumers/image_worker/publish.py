@@ -118,7 +118,8 @@ class TransactionalPublisher:
         self._hung = False
         self._refused: str | None = None
         self._caller = Caller("transactions")
-        self._producer = Producer(transactional_config(settings, transactional_id))
+        self._config = transactional_config(settings, transactional_id)
+        self._producer = Producer(self._config)
 
     def start(self) -> None:
         """Take the transactional id: whoever had it is fenced and its open transaction ended.
@@ -158,8 +159,10 @@ class TransactionalPublisher:
         except (PublishAbortedError, RefusedRecordError) as error:
             self._abort()
             self._producer.poll(0)
-            if self._refused is not None:
-                raise RefusedRecordError(self._refused) from error
+            refusal = self._told_refusal()
+            if refusal is not None:
+                self._renew()
+                raise RefusedRecordError(refusal) from error
             raise
 
     def commit(self, offsets: list[TopicPartition]) -> None:
@@ -178,6 +181,17 @@ class TransactionalPublisher:
         self._caller.close()
         if not self._hung:
             self._producer.purge()
+
+    def _told_refusal(self) -> str | None:
+        """What the brokers said of a record that they will never take, by the deliveries told so far."""
+        return self._refused
+
+    def _renew(self) -> None:
+        """Go on with a producer that has not met the record. What one that has sends to that partition next
+        may never be acknowledged, seen with librdkafka 2.16."""
+        self._producer.purge()
+        self._producer = Producer(self._config)
+        self._call("init_transactions", lambda: self._producer.init_transactions(CALL_TIMEOUT_S))
 
     def _note_delivery(self, problem: KafkaError | None, _: Any) -> None:
         if problem is not None and problem.code() in _REFUSED:

@@ -9,14 +9,15 @@ checkpoints.
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka.admin import AdminClient
 
-from zimage_consumers.image_worker.checkpoint import Checkpoint, Ledger, Mark, release, take_over
+from zimage_consumers.image_worker.checkpoint import Checkpoint, Ledger, Mark, release
 from zimage_consumers.image_worker.publish import (
     ClientsLostError,
     CommitRefusedError,
@@ -24,30 +25,26 @@ from zimage_consumers.image_worker.publish import (
     Publisher,
     TransactionalPublisher,
 )
+from zimage_consumers.image_worker.roster import member_name
+from zimage_consumers.image_worker.takeover import TakeOver
 from zimage_consumers.image_worker.terminal import Outgoing
+from zimage_consumers.image_worker.topic_identity import TopicIdentity
 from zimage_stream.errors import ZImageError
-from zimage_stream.kafka.clients import worker_consumer_config
+from zimage_stream.kafka.clients import transactional_id, worker_consumer_config
 from zimage_stream.settings import Settings
 from zimage_stream.telemetry.health import Health
 from zimage_stream.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-TAKE_OVER_TIMEOUT_S = 0.25
-"""Of reading checkpoints, while which nothing else is done here."""
-TAKE_OVER_SHARE = 0.1
-"""Of the time that partitions have waited, where that is longer: the broker may be slow."""
-TAKE_OVER_MOST_S = 2.0
-"""However long: nobody feeds the device meanwhile, and what an open transaction holds up no wait will get."""
-TAKE_OVER_PAUSE_S = 1.0
+ARRIVING_POLL_S = 0.01
+"""Of a poll while partitions are to be taken over: their answers come meanwhile."""
 PROBE_TIMEOUT_S = 1.0
+SETTLE_S = 1.0
+"""After which a base that only gaps in the log have moved is committed: so long may more records follow."""
 _CONNECTIONS = frozenset((KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._RESOLVE))
-_NOT_YET = frozenset((KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._WAIT_COORD))
-
-
-def patience_s(waited_s: float) -> float:
-    """How long to wait for the answer about checkpoints that have been waited for so long."""
-    return min(max(TAKE_OVER_TIMEOUT_S, waited_s * TAKE_OVER_SHARE), TAKE_OVER_MOST_S)
+_LOG_GONE = frozenset((KafkaError._AUTO_OFFSET_RESET, KafkaError._LOG_TRUNCATION))
+"""The log does not have the next offset: it was deleted before it was served, or the log went back."""
 
 
 @dataclass(eq=False, slots=True)
@@ -59,6 +56,7 @@ class Held:
         count, size: requests of it in the window, and their bytes.
         roomy: the window has room for more of it.
         claimed: the broker knows that this process has it.
+        settle_at: monotonic time from which a base that gaps in the log have moved is to be committed.
         leaving: being revoked; nothing new is started.
         stopped: the log no longer has what is next; the operator decides.
     """
@@ -69,14 +67,26 @@ class Held:
     size: int = 0
     roomy: bool = True
     claimed: bool = False
+    settle_at: float = math.inf
     leaving: bool = False
     stopped: bool = False
+
+    def enters_window(self, size: int) -> None:
+        """A request of so many bytes is kept."""
+        self.count += 1
+        self.size += size
+
+    def leaves_window(self, size: int) -> None:
+        """It is kept no more."""
+        self.count -= 1
+        self.size -= size
 
 
 class Session:
     """See the module.
 
     Args:
+        admin: asked about the group and the topic; it outlives sessions.
         owner: nonce of this process, as checkpoints name it.
         first_epoch: above every epoch of former sessions.
         on_revoke: called with partitions that are to be given back, while they are still held.
@@ -86,6 +96,7 @@ class Session:
     def __init__(
         self,
         settings: Settings,
+        admin: AdminClient,
         *,
         slot: str,
         owner: int,
@@ -97,34 +108,36 @@ class Session:
         metrics: Metrics,
     ) -> None:
         self._topic = settings.topics.requests
-        self._owner = owner
         self.epoch = first_epoch
         self._on_revoke = on_revoke
         self._on_gone = on_gone
-        self._health = health
+        self.health = health
         self._metrics = metrics
         self.held: dict[int, Held] = {}
         self.clean = True
         """Nothing that it held was left without being released."""
-        self._arriving: deque[int] = deque()
-        self._arrived_at = 0.0
-        self._ask_at = 0.0
-        self._one_by_one = False
         self._give_up = give_up
         self._paused: set[int] = set()
         self._broken: Exception | None = None
         self._abandoned = False
         self._closed = False
         self._publishing = False
-        kafka = settings.kafka
+        kafka, group_id = settings.kafka, settings.worker.group_id
+        self._arriving = TakeOver(admin, group_id, self._topic, owner, health)
+        self._identity = TopicIdentity(admin, self._topic)
+        self._replaced = False
         self._consumer = Consumer(
-            {**worker_consumer_config(kafka, settings.worker.group_id, slot), "error_cb": self._on_error}
+            {
+                **worker_consumer_config(kafka, group_id, member_name(slot, owner)),
+                "enable.partition.eof": True,
+                "error_cb": self._on_error,
+            }
         )
         self._publisher: Publisher
         if settings.worker.guarantee == "exactly_once":
-            transactional_id = f"{kafka.transactional_id_prefix}-{settings.worker.group_id}-{slot}"
+            name = transactional_id(kafka, settings.worker.group_id, slot)
             self._publisher = TransactionalPublisher(
-                kafka, transactional_id, self._topic, self._consumer, give_up, health
+                kafka, name, self._topic, self._consumer, give_up, health
             )
         else:
             self._publisher = PlainPublisher(kafka, self._consumer, give_up, health)
@@ -150,28 +163,40 @@ class Session:
         Raises:
             ClientsLostError: this session is over.
         """
-        message = self._consumer.poll(timeout_s)
-        self._raise_broken()
-        self._take_over()
-        if message is None:
-            return None
-        problem = message.error()
-        if problem is None:
-            self._health.up("kafka")
-            return message
-        self._judge(problem, message.partition())
-        return None
+        if self._identity.changed():
+            self._stop_all()
+        if self._arriving:
+            timeout_s = min(timeout_s, ARRIVING_POLL_S)
+        while True:
+            message = self._consumer.poll(timeout_s)
+            self._raise_broken()
+            self._begin_arrived()
+            if message is None:
+                return None
+            problem = message.error()
+            if problem is None:
+                self.health.up("kafka")
+                return message
+            if problem.code() != KafkaError._PARTITION_EOF:
+                self._judge(problem, message.partition())
+                return None
+            self._at_end(message)
+            timeout_s = 0.0
 
     def claim(self) -> None:
-        """Let the broker know which partitions this process took over, before anything of theirs starts.
+        """Let the broker know which partitions this process took over, before anything of theirs starts; and
+        of bases that gaps in the log have moved.
 
         Raises:
             CommitRefusedError, ClientsLostError: see ``Publisher.commit``.
         """
-        new = {number: held for number, held in self.held.items() if not held.claimed}
-        if new:
-            self._commit({number: held.ledger.checkpoint for number, held in new.items()})
-            for held in new.values():
+        now = time.monotonic()
+        due = {
+            number: held for number, held in self.held.items() if not held.claimed or held.settle_at <= now
+        }
+        if due:
+            self._commit({number: held.ledger.checkpoint for number, held in due.items()})
+            for held in due.values():
                 held.claimed = True
 
     def mark(self, changes: Mapping[int, Mapping[int, Mark | None]]) -> None:
@@ -197,7 +222,7 @@ class Session:
 
     def regulate(self, stop: Callable[[Held], bool]) -> None:
         """Pause the partitions for which ``stop`` says so, and resume the others."""
-        wanted = {number for number, held in self.held.items() if held.leaving or stop(held)}
+        wanted = {number for number, held in self.held.items() if held.leaving or held.stopped or stop(held)}
         if wanted == self._paused:
             return
         pause, resume = wanted - self._paused, (self._paused - wanted) & self.held.keys()
@@ -224,9 +249,9 @@ class Session:
         try:
             self._consumer.list_topics(self._topic, timeout=PROBE_TIMEOUT_S)
         except KafkaException as error:
-            self._health.down("kafka", error.args[0].str())
+            self.health.down("kafka", error.args[0].str())
         else:
-            self._health.up("kafka")
+            self.health.up("kafka")
 
     def close(self) -> None:
         """Give every partition back and leave the group. Raises ClientsLostError where that failed."""
@@ -257,11 +282,12 @@ class Session:
     def _commit(self, checkpoints: Mapping[int, Checkpoint]) -> None:
         self._publisher.commit(self._offsets(checkpoints))
         self._adopt(checkpoints)
-        self._health.up("kafka")
+        self.health.up("kafka")
 
     def _adopt(self, checkpoints: Mapping[int, Checkpoint]) -> None:
         for number, checkpoint in checkpoints.items():
             self.held[number].ledger.adopt(checkpoint)
+            self.held[number].settle_at = math.inf
 
     def _offsets(self, checkpoints: Mapping[int, Checkpoint]) -> list[TopicPartition]:
         return [
@@ -271,71 +297,41 @@ class Session:
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._metrics.rebalances.labels("assigned").inc()
-        self._arriving.extend(partition.partition for partition in partitions)
-        self._arrived_at = self._ask_at = time.monotonic()
-        self._one_by_one = False
+        if not self._replaced:
+            self._arriving.add([partition.partition for partition in partitions])
         # Each is assigned once its checkpoint is read; until then nothing of it is fetched.
         consumer.incremental_assign([])
 
-    def _take_over(self) -> None:
+    def _begin_arrived(self) -> None:
         """Begin with the partitions that the group gave us, from where their checkpoints say.
 
-        A checkpoint cannot be read while a transaction is open that a dead predecessor began, up to 20 s.
-        What we hold goes on meanwhile, and so does what can be read.
-
         Raises:
-            ClientsLostError: the broker refuses to say.
+            ClientsLostError: the brokers refuse to say.
         """
-        at = time.monotonic()
-        if not self._arriving or at < self._ask_at or self._give_up():
+        if self._give_up():
             return
-        asked = [self._arriving[0]] if self._one_by_one else list(self._arriving)
-        try:
-            checkpoints = self._read_checkpoints(asked, patience_s(at - self._arrived_at))
-        except KafkaException as error:
-            problem = error.args[0]
-            if problem.code() not in _NOT_YET:
-                raise ClientsLostError(f"checkpoints of {asked} cannot be read: {problem.str()}") from error
-            if not self._one_by_one:
-                log.warning("partitions %s wait: not all of their checkpoints can be read yet", sorted(asked))
-            self._arriving.rotate(-len(asked))
-            self._one_by_one = True
-            self._ask_at = time.monotonic() + TAKE_OVER_PAUSE_S
+        begin = self._arriving.ready()
+        if not begin:
             return
-        for number, checkpoint in checkpoints.items():
-            self._arriving.remove(number)
+        for number, beginning in begin.items():
             self.epoch += 1
-            self.held[number] = Held(self.epoch, Ledger(take_over(checkpoint, self._owner)))
-        starts = [TopicPartition(self._topic, number, found.base) for number, found in checkpoints.items()]
+            held = self.held[number] = Held(self.epoch, Ledger(beginning.checkpoint))
+            if beginning.end is not None:
+                known = beginning.checkpoint.base + beginning.checkpoint.resolved.bit_length()
+                self._stop(
+                    number,
+                    held,
+                    f"its log went back: it ends at {beginning.end}, and was taken up to {known}",
+                )
+        starts = [
+            TopicPartition(self._topic, number, beginning.checkpoint.base)
+            for number, beginning in begin.items()
+        ]
         # The client keeps a pause through revocation and assignment, and we forgot it when they left us.
         # Of those that are not paused it does nothing. Done before they start, so that it meets no start.
         self._consumer.resume(starts)
         self._consumer.incremental_assign(starts)
-        log.info("took over partitions %s", sorted(checkpoints))
-
-    def _read_checkpoints(self, numbers: list[int], timeout_s: float) -> dict[int, Checkpoint]:
-        places = [TopicPartition(self._topic, number) for number in numbers]
-        checkpoints = {}
-        for found in self._consumer.committed(places, timeout=timeout_s):
-            if found.error is not None:
-                raise KafkaException(found.error)
-            checkpoints[found.partition] = self._read(found, timeout_s)
-        return checkpoints
-
-    def _read(self, found: TopicPartition, timeout_s: float) -> Checkpoint:
-        if found.offset == OFFSET_INVALID:
-            low, _ = self._consumer.get_watermark_offsets(found, timeout=timeout_s)
-            return Checkpoint(low)
-        if not found.metadata:
-            return Checkpoint(found.offset)
-        try:
-            return Checkpoint.decode(found.metadata, found.offset)
-        except ValueError as error:
-            log.warning(
-                "the checkpoint of partition %d is not used: %s", found.partition, error,
-                extra={"partition": found.partition, "offset": found.offset},
-            )  # fmt: skip
-            return Checkpoint(found.offset)
+        log.info("took over partitions %s", sorted(begin))
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         numbers = [partition.partition for partition in partitions]
@@ -365,24 +361,72 @@ class Session:
         for number in mine:
             del self.held[number]
         self._paused -= mine
-        self._arriving = deque(number for number in self._arriving if number not in numbers)
+        self.health.release_partitions(mine)
+        self._arriving.drop(numbers)
         self._on_gone(mine)
         return mine
 
     def _unassign(self, numbers: Collection[int]) -> None:
         self._consumer.incremental_unassign([TopicPartition(self._topic, number) for number in numbers])
 
+    def _at_end(self, message: Message) -> None:
+        """All that the log has is delivered. What lies between the last record and its end is none: markers
+        of transactions, aborted records. Left below the base they would look like lost requests once
+        retention deletes them."""
+        number, end = message.partition(), message.offset()
+        held = self.held.get(-1 if number is None else number)
+        if held is None or end is None:
+            return
+        before = held.ledger.checkpoint.base
+        held.ledger.reach(end)
+        if held.ledger.checkpoint.base > before:
+            held.settle_at = min(held.settle_at, time.monotonic() + SETTLE_S)
+
+    def _stop(self, number: int, held: Held, why: str) -> None:
+        """Serve nothing new of a partition until an operator has decided."""
+        held.stopped = True
+        reason = (
+            f"partition {number} is stopped: {why}. To go on with what the log has, stop the workers and "
+            f"reset the group's offset for this partition"
+        )
+        log.error(reason, extra={"partition": number, "offset": held.ledger.checkpoint.base})
+        self.health.hold(f"partition-{number}", reason, number)
+
+    def _stop_gone_back(self, number: int, held: Held, why: str) -> None:
+        """As :meth:`_stop`, and drop what was taken: its offsets may belong to other records now."""
+        self.epoch += 1
+        held.epoch, held.count, held.size = self.epoch, 0, 0
+        self._on_gone([number])
+        self._stop(
+            number,
+            held,
+            f"its log went back below offset {held.ledger.next}, which was taken already ({why})",
+        )
+
+    def _stop_all(self) -> None:
+        """The topic is another one now. Offsets of the old one mean nothing in it."""
+        self._replaced = True
+        reason = (
+            f"topic {self._topic} was deleted and made again while this worker ran, so nothing of it is "
+            f"served: stop all workers, reset the group's offsets to the earliest, and start them again"
+        )
+        log.error(reason)
+        self.health.hold("topic", reason)
+        self._arriving.drop(list(self._arriving.numbers))
+        self._unassign(self._forget(list(self.held)))
+
     def _judge(self, problem: KafkaError, partition: int | None) -> None:
-        if problem.code() == KafkaError._AUTO_OFFSET_RESET and partition in self.held:
-            self.held[partition].stopped = True
-            base = self.held[partition].ledger.checkpoint.base
-            reason = (
-                f"partition {partition} is stopped: its log does not have offset {base} any more "
-                f"({problem.str()}); requests were deleted before they were served. Reset the group's "
-                f"offset for this partition to go on without them"
-            )
-            log.error(reason, extra={"partition": partition, "offset": base})
-            self._health.hold(f"partition-{partition}", reason)
+        held = self.held.get(-1 if partition is None else partition)
+        if held is not None and partition is not None and problem.code() in _LOG_GONE:
+            if problem.code() == KafkaError._LOG_TRUNCATION:
+                self._stop_gone_back(partition, held, problem.str())
+            else:
+                self._stop(
+                    partition,
+                    held,
+                    f"its log does not have offset {held.ledger.next} ({problem.str()}): requests were "
+                    f"deleted before they were served, or the log went back",
+                )
         elif problem.fatal():
             raise ClientsLostError(f"the consumer failed: {problem.str()}")
         else:
@@ -393,7 +437,7 @@ class Session:
             # One of many brokers, or the same one again and again; when the last is gone we are told.
             log.debug("kafka: %s: %s", problem.name(), problem.str())
             return
-        if self._health.is_up("kafka"):
+        if self.health.is_up("kafka"):
             log.warning("kafka: %s: %s", problem.name(), problem.str())
         if problem.code() == KafkaError._ALL_BROKERS_DOWN or not problem.retriable():
-            self._health.down("kafka", problem.str())
+            self.health.down("kafka", problem.str())

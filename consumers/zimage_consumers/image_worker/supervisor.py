@@ -19,12 +19,13 @@ from types import FrameType
 
 from prometheus_client import CollectorRegistry
 
+from zimage_consumers.image_worker.exits import ExitCode
 from zimage_consumers.image_worker.loading import available_bytes, may_load, weights_bytes
-from zimage_consumers.image_worker.worker import ExitCode
 from zimage_stream import interrupt
 from zimage_stream.errors import SettingsError
 from zimage_stream.settings import Settings
 from zimage_stream.telemetry.federation import Federation, Member
+from zimage_stream.telemetry.logs import QUOTED
 from zimage_stream.telemetry.server import serve
 
 log = logging.getLogger(__name__)
@@ -218,7 +219,10 @@ class Supervisor:
             child.trouble = (
                 f"it died {LOOP_DEATHS} times within {LOOP_S:.0f} s, the last time by {describe(code)}"
             )
-            log.error("the worker in slot %s is in a crash loop; its last lines:\n%s", child.slot, last)
+            log.error(
+                "the worker in slot %s is in a crash loop; its last lines follow", child.slot,
+                extra={QUOTED: last},
+            )  # fmt: skip
 
     def _probe_all(self) -> None:
         """Ask every worker that has its model whether it is alive, again and again.

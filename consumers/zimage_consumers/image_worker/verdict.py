@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -69,6 +68,10 @@ _PERMANENT: tuple[tuple[type[Exception], Verdict], ...] = (
 )
 
 
+OURS = (Code.UNKNOWN_SCHEMA, Code.GENERATION_FAILED, Code.STORE_REJECTED)
+"""Codes whose reason may be this deployment's own."""
+
+
 def judge(error: Exception, attempts: int, max_attempts: int) -> Verdict:
     """What a request's error means.
 
@@ -88,23 +91,3 @@ def judge(error: Exception, attempts: int, max_attempts: int) -> Verdict:
 def backoff_s(attempts: int, base_s: float = 0.5, cap_s: float = 30.0) -> float:
     """Seconds to wait before the next attempt: doubled each time, up to the cap."""
     return float(min(cap_s, base_s * 2 ** (attempts - 1)))
-
-
-class Breaker:
-    """Stops a worker whose own fault is about to bury a backlog in the dead-letter topic.
-
-    It trips when half of the last ``size`` requests would end for reasons that may be ours: a wrong
-    registry, a broken model, a store that refuses everything. It stays tripped: only an operator
-    can know that the reason is gone, and a restart says so.
-    """
-
-    def __init__(self, size: int = 200) -> None:
-        self._recent: deque[bool] = deque(maxlen=size)
-        self._limit = size // 2
-        self.tripped = False
-
-    def count(self, ours: bool) -> bool:
-        """Note how one more request would end; returns whether the breaker is tripped."""
-        self._recent.append(ours)
-        self.tripped = self.tripped or sum(self._recent) >= self._limit
-        return self.tripped

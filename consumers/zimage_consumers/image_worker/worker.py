@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import logging
 import queue
-import secrets
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Collection
-from enum import IntEnum
 
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+from zimage_consumers.dead_letters.release import read_releases
+from zimage_consumers.image_worker.admission import Admission
 from zimage_consumers.image_worker.batching import BatchLimits
 from zimage_consumers.image_worker.checkpoint import RECORDS_A_TURN, Mark, Taken
 from zimage_consumers.image_worker.clock import ClockGuard
 from zimage_consumers.image_worker.deliver import Delivery
 from zimage_consumers.image_worker.dispatch import Dispatcher
+from zimage_consumers.image_worker.exits import EngineHungError, EngineLostError, ExitCode
 from zimage_consumers.image_worker.failpoints import failpoint
 from zimage_consumers.image_worker.gauges import Gauges
 from zimage_consumers.image_worker.generate import EngineThread
+from zimage_consumers.image_worker.held_back import HeldBack, Releases
 from zimage_consumers.image_worker.intake import Intake, record_of
 from zimage_consumers.image_worker.jobs import (
     BatchDone,
@@ -40,15 +44,15 @@ from zimage_consumers.image_worker.jobs import (
 )
 from zimage_consumers.image_worker.outbox import Outbox
 from zimage_consumers.image_worker.publish import ClientsLostError, CommitRefusedError, FencedError
+from zimage_consumers.image_worker.roster import draw_nonce
 from zimage_consumers.image_worker.schedule import Scheduler
 from zimage_consumers.image_worker.session import Held, Session
 from zimage_consumers.image_worker.terminal import Identity
 from zimage_consumers.image_worker.verdict import Action, backoff_s, judge
 from zimage_stream.engines.base import Engine
-from zimage_stream.errors import RegistryUnavailableError, ZImageError
 from zimage_stream.events.codec import Codec
-from zimage_stream.events.registry import SchemaUnavailableError
 from zimage_stream.events.rules import Limits
+from zimage_stream.kafka.clients import common_config
 from zimage_stream.settings import Settings
 from zimage_stream.stores.base import ImageStore
 from zimage_stream.telemetry.health import Health
@@ -59,33 +63,19 @@ log = logging.getLogger(__name__)
 
 BUSY_POLL_S, IDLE_POLL_S = 0.003, 0.1
 REJOIN_WAIT_S = 1.0
-REGISTRY_WAIT_S = 1.0
+OUTAGE_WAIT_S = 1.0
 FENCED_AGAIN_S = 60.0
 BYTES_A_TURN = 4 << 20
 
 
-class ExitCode(IntEnum):
-    """What the process says when it ends; the supervisor and an init system read it."""
+def poll_timeout_s(under_way: bool, solitude_due: bool) -> float:
+    """How long a turn may wait for a record: only while there is nothing else to do. Pure.
 
-    DONE = 0
-    FAILED = 1
-    SICK = 70
-    CONTEXT_LOST = 71
-    FENCED = 72
-    HUNG = 73
-    LEAKED = 74
-
-
-class EngineLostError(ZImageError):
-    """The engine cannot go on in this process."""
-
-    def __init__(self, lost: EngineLost) -> None:
-        self.sick = lost.sick
-        super().__init__(str(lost.error))
-
-
-class EngineHungError(ZImageError):
-    """A batch takes far longer than one of its shape can."""
+    Args:
+        under_way: something is taken in, started or ready to be published.
+        solitude_due: a request is to run by itself, which is under way only once it has started.
+    """
+    return 0.0 if under_way or solitude_due else IDLE_POLL_S
 
 
 class Worker:
@@ -112,7 +102,8 @@ class Worker:
         self._slot = slot
         self._health = health
         self._metrics = metrics
-        self._owner = secrets.randbits(32) or 1
+        self._owner = draw_nonce(slot)
+        self._admin = AdminClient(common_config(settings.kafka) | settings.kafka.extra)
         self._stop = threading.Event()
         self._stopped_at = 0.0
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
@@ -139,10 +130,11 @@ class Worker:
         )
         self._scheduler = Scheduler(settings.scheduler.tenant_weights, batches)
         limits = Limits(settings.engine.max_pixels, settings.engine.allow_guidance)
-        self._intake = Intake(codec, limits, engine.count_tokens)
+        intake = Intake(codec, limits, engine.count_tokens)
+        self._admission = Admission(intake, self._wanted, health, metrics)
         self._dispatcher = Dispatcher(
             self._scheduler,
-            self._intake,
+            intake,
             self._engine,
             self._delivery,
             max_attempts=settings.worker.max_attempts,
@@ -151,13 +143,15 @@ class Worker:
             fail=self._fail,
         )
         identity = Identity(engine.model, engine.model_revision, slot)
+        releases = Releases(lambda: read_releases(settings))
+        self._held_back = HeldBack(settings.worker.window_bytes, releases, self._try_again, health)
         self._outbox = Outbox(
             settings.topics,
             codec,
             identity,
             self._wanted,
-            # Nothing more will come of it here: no drain and no rebalance waits for it.
-            self._dispatcher.resolved,
+            self._withhold,
+            self._held_back,
             health,
             metrics,
             tracer,
@@ -165,10 +159,6 @@ class Worker:
         self._gauges = Gauges(metrics, settings.telemetry)
         self._clock = ClockGuard(now().timestamp(), time.monotonic())
         self._session: Session | None = None
-        self._incoming: deque[Job] = deque()
-        self._unread: list[Job] = []
-        """Fetched, and the registry does not say what they were written with."""
-        self._intake_after = 0.0
         self._deadline: float | None = None
         self._code = ExitCode.DONE
 
@@ -192,7 +182,10 @@ class Worker:
         Raises:
             ZImageError: it cannot start, since settings or model are wrong.
         """
-        # Before the model, which takes long to load: this frees a dead predecessor's transaction.
+        # Before the model, which takes long to load, and which nobody needs where nothing can be answered.
+        while not (self._stop.is_set() or (self._delivery.store_answers() and self._outbox.can_encode())):
+            self._stop.wait(OUTAGE_WAIT_S)
+        # Before it, too: this frees a dead predecessor's transaction.
         session = self._take_slot()
         if session is None:
             return ExitCode.DONE
@@ -238,7 +231,7 @@ class Worker:
                 log.error("%s; only a new process can use the device", error)
                 session.abandon()
                 return ExitCode.HUNG
-            except ClientsLostError as error:
+            except (ClientsLostError, KafkaException) as error:
                 log.warning("both clients are thrown away and the group is joined anew: %s", error)
                 session.abandon()
                 if self._stop.is_set():
@@ -256,6 +249,7 @@ class Worker:
     def _open(self, epoch: int) -> Session:
         self._session = Session(
             self._settings,
+            self._admin,
             slot=self._slot,
             owner=self._owner,
             first_epoch=epoch,
@@ -270,8 +264,7 @@ class Worker:
     def _leave(self, session: Session) -> None:
         """Finish what runs within the drain time, then let everything go cleanly."""
         self._deadline = time.monotonic() + self._settings.worker.drain_timeout_s
-        self._incoming.clear()
-        self._unread.clear()
+        self._admission.clear()
         self._dispatcher.withdraw(session.held.keys())
         while (self._dispatcher.busy or self._outbox) and self._may_drain(self._deadline):
             self._turn(session)
@@ -288,7 +281,7 @@ class Worker:
         self._health.hold("engine", f"the device is sick: {error}")
         try:
             self._leave(session)
-        except ClientsLostError as lost:
+        except (ClientsLostError, KafkaException) as lost:
             log.warning("the requests could not be given back, their marks stay open: %s", lost)
             session.abandon()
         return ExitCode.SICK
@@ -300,12 +293,15 @@ class Worker:
         if self._engine.overdue():
             raise EngineHungError("a batch takes far longer than its shape explains")
         try:
+            if not self._under_way:
+                self._ask_again()
             taken = self._take_in(session) if poll else 0
             session.claim()
             self._admit()
             # With work under way this is where a turn waits: what has ended goes out at once.
             self._collect(BUSY_POLL_S if self._under_way and not taken else 0.0)
-            if self._deadline is None and not self._outbox.tripped:
+            self._held_back.turn()
+            if self._deadline is None:
                 at = now()
                 steady = self._clock.steady(at.timestamp(), time.monotonic())
                 self._dispatcher.plan(session, at, expire=steady)
@@ -320,14 +316,23 @@ class Worker:
 
     @property
     def _under_way(self) -> bool:
-        return bool(self._dispatcher.busy or self._outbox or self._incoming)
+        return bool(self._dispatcher.busy or self._outbox or self._admission)
+
+    def _ask_again(self) -> None:
+        """Nobody waits for a service any more that was down: without us /readyz would say so for ever."""
+        if not self._health.is_up("store"):
+            self._delivery.ask_again()
+        if self._outbox.waits_for_schema:
+            self._outbox.ask_again()
+        elif not self._health.is_up("registry"):
+            self._health.up("registry")
 
     def _take_in(self, session: Session) -> int:
         """Take what has been fetched, and wait for it where there is nothing else to do. Returns how many."""
         session.regulate(self._must_pause)
         if not self._health.is_up("kafka"):
             session.probe()
-        wait_s = 0.0 if self._under_way else IDLE_POLL_S
+        wait_s = poll_timeout_s(self._under_way, self._scheduler.wants_solitude(time.monotonic()))
         taken_bytes = 0
         for count in range(RECORDS_A_TURN):
             # Large ones are not taken beyond what the window has room for before it is looked at again.
@@ -342,6 +347,9 @@ class Worker:
             if held is not None and held.ledger.take(record.offset) is Taken.NEW:
                 self._take(held, record)
                 taken_bytes += record.size
+            if held is not None and held.ledger.full:
+                # Paused before another record of it is taken.
+                return count + 1
             wait_s = 0.0
         return RECORDS_A_TURN
 
@@ -355,13 +363,15 @@ class Worker:
             cautious=held.ledger.cautious,
             marked=mark != Mark(),
         )
-        held.count += 1
-        held.size += record.size
+        held.enters_window(record.size)
         self._metrics.requests_taken.inc()
+        self._enqueue(job)
+
+    def _enqueue(self, job: Job) -> None:
         if job.alone:
             self._scheduler.add(job)
         else:
-            self._incoming.append(job)
+            self._admission.add(job)
 
     def _must_pause(self, held: Held) -> bool:
         """Whether a partition has its share of the window; it resumes at half."""
@@ -369,50 +379,20 @@ class Worker:
         worker, shares = self._settings.worker, len(self._session.held)
         filled = max(held.count * shares / worker.window, held.size * shares / worker.window_bytes)
         held.roomy = filled < (1.0 if held.roomy else 0.5)
-        one_by_one = held.ledger.cautious and held.count > 0
-        stopping = self._outbox.tripped or self._deadline is not None
-        return stopping or one_by_one or not held.roomy or held.ledger.full
+        stopping = self._held_back.crowded or self._deadline is not None
+        return stopping or not held.roomy or held.ledger.full
 
     def _admit(self) -> None:
-        """Decode and check what was fetched; nothing of it while a suspect runs, or a death would be
+        """Schedule what was fetched; nothing of it is decoded while a suspect runs, or a death would be
         blamed on the wrong one."""
         if self._dispatcher.alone:
             return
-        again = bool(self._unread) and time.monotonic() >= self._intake_after
-        if again:
-            self._incoming.extendleft(reversed(self._unread))
-            self._unread.clear()
-        decoded = False
-        for _ in range(min(len(self._incoming), RECORDS_A_TURN)):
-            job = self._incoming.popleft()
-            if not self._wanted(job):
-                continue
-            started = time.monotonic()
-            try:
-                with self._metrics.decode_seconds.time():
-                    self._intake.check(job)
-            except RegistryUnavailableError as error:
-                self._set_aside(job, error)
-            except Exception as error:
-                self._fail(job, error)
+        for admitted in self._admission.admit(self._outbox.waits_for_schema):
+            if isinstance(admitted, Failed):
+                self._fail(admitted.job, admitted.error)
             else:
-                decoded = True
-                job.stage("decode", time.monotonic() - started)
-                self._scheduler.add(job)
-        # Not where nothing was asked, or an outage that only the outbox has met would be hidden.
-        if (decoded or again) and not self._unread:
-            self._health.up("registry")
-
-    def _set_aside(self, job: Job, error: RegistryUnavailableError) -> None:
-        """Have a record wait for its schema, and nobody wait for the record."""
-        if not self._unread:
-            self._intake_after = time.monotonic() + REGISTRY_WAIT_S
-            log.warning("a record waits for its schema: %s", error, extra=job.log)
-        self._unread.append(job)
-        if isinstance(error, SchemaUnavailableError):
-            self._health.up("registry")
-        else:
-            self._health.down("registry", str(error))
+                self._held_back.could_be_read()
+                self._scheduler.add(admitted)
 
     def _collect(self, wait_s: float) -> None:
         try:
@@ -460,9 +440,22 @@ class Worker:
 
     def _resolved(self, session: Session, job: Job) -> None:
         self._dispatcher.resolved(job)
-        held = session.held[job.record.partition]
-        held.count -= 1
-        held.size -= job.record.size
+        session.held[job.record.partition].leaves_window(job.record.size)
+
+    def _withhold(self, job: Job) -> None:
+        self._dispatcher.withhold(job)
+        assert self._session is not None
+        self._session.held[job.record.partition].leaves_window(job.record.size)
+
+    def _try_again(self, job: Job) -> None:
+        """What was held back begins once more, for its last attempt; its record may be read otherwise now."""
+        assert self._session is not None
+        held = self._session.held[job.record.partition]
+        held.enters_window(job.record.size)
+        job.begin_anew(not_before=0.0)
+        job.request, job.attempts = None, min(job.attempts, self._settings.worker.max_attempts - 1)
+        job.tried_again = True
+        self._enqueue(job)
 
     # -- partitions that go
 
@@ -482,9 +475,12 @@ class Worker:
 
     def _drop(self, numbers: Collection[int]) -> None:
         self._dispatcher.forget(numbers)
+        self._outbox.forget(numbers)
+        self._held_back.forget(numbers)
 
     def _may_drain(self, deadline: float) -> bool:
-        return time.monotonic() < deadline and self._health.is_up("store")
+        answers = self._health.is_up("store") and not self._outbox.waits_for_schema
+        return time.monotonic() < deadline and answers
 
     def _wanted(self, job: Job) -> bool:
         """Whether the job's partition is still held under the job's epoch. Called from every thread."""

@@ -14,10 +14,11 @@ from zimage_stream.events.codec import Codec
 from zimage_stream.events.image_result import ImageResult, Status
 from zimage_stream.events.registry import Registry
 from zimage_stream.kafka.reader import ResultReader
-from zimage_stream.printing import as_json, result_as_dict, result_as_line
+from zimage_stream.printing import say_result
 from zimage_stream.saving import Saver
 from zimage_stream.settings import Settings, load_settings
 from zimage_stream.stores import create_store
+from zimage_stream.terminal import say
 
 
 def results(
@@ -69,13 +70,13 @@ def results(
         earlier = from_beginning or not follow_ or bool(id_)
         for result in _read(settings, wanted, earlier, follow_, timeout):
             found += 1
-            typer.echo(as_json(result_as_dict(result)) if json else result_as_line(result))
+            say_result(result, json=json)
             if saver is not None:
                 saver.save(result)
     for problem in saver.problems if saver else []:
-        typer.echo(f"not saved: {problem}", err=True)
+        say(f"not saved: {problem}", err=True)
     if found == 0 and not follow_:
-        typer.echo("there are no such results", err=True)
+        say("there are no such results", err=True)
     missed = bool(id_) and found == 0
     raise typer.Exit(1 if missed or (saver and saver.failed) else 0)
 

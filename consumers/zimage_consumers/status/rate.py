@@ -11,6 +11,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.image_result import ImageResult
 from zimage_stream.kafka.clients import CONTACT_TIMEOUT_S, Trouble, reader_config
+from zimage_stream.kafka.offsets import Offsets
 from zimage_stream.kafka.reader import ResultReader
 from zimage_stream.settings import Settings
 
@@ -27,10 +28,12 @@ class Rate:
         counts: by status.
         first_at: when the oldest of them was completed; a rate counts from there, or workers that have
             just begun would seem slow.
+        leaderless: partitions of the results topic that nobody can read now.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
     first_at: datetime | None = None
+    leaderless: list[int] = field(default_factory=list)
 
     def add(self, result: ImageResult) -> None:
         """One more."""
@@ -59,9 +62,10 @@ def results_since(settings: Settings, codec: Codec, since: datetime) -> Rate:
         BrokerUnavailableError: no broker answers.
         TopicMissingError: there is no results topic.
     """
-    rate = Rate()
+    logs = Offsets(settings.kafka).logs(settings.topics.results)
+    rate = Rate(leaderless=[number for number, log in logs.items() if log is None])
+    ends = {number: log.end for number, log in logs.items() if log is not None}
     with ResultReader(settings.kafka, settings.topics.results, codec, patient=False) as reader:
-        ends = reader.topic.end_offsets()
         starts = _offsets_at(settings, list(ends), since)
         # A partition without a record that young is answered with its end, or with -1.
         starts = {number: at if at >= 0 else ends[number] for number, at in starts.items()}

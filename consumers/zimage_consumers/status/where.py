@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from itertools import chain
 
-from confluent_kafka import Message
+from confluent_kafka import OFFSET_BEGINNING, Message
 
 from zimage_consumers.image_worker.checkpoint import Checkpoint
-from zimage_consumers.status.backlog import Backlog
+from zimage_consumers.status.backlog import Backlog, resolved_below
 from zimage_stream.errors import RegistryUnavailableError, WireError
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.image_result import ImageResult
@@ -27,6 +28,7 @@ class Phase(StrEnum):
     WAITING = "waiting"
     RUNNING = "running"
     SUSPECT = "suspect"
+    UNCOMMITTED = "uncommitted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +57,13 @@ def find_unresolved(
     settings: Settings, backlog: Backlog, codec: Codec, request_id: str, tenant: str | None
 ) -> Iterator[Unresolved]:
     """Records of this request that the backlog holds. Raises as ``TopicReader``."""
+    topic = settings.topics.requests
     starts = {p.number: p.checkpoint.base for p in backlog.partitions if p.unresolved}
+    behind = {p.number: p.transaction.offset for p in backlog.partitions if p.transaction}
+    readable = ((message, False) for message in _read(settings, topic, starts))
+    uncommitted = ((message, True) for message in _read(settings, topic, behind, uncommitted=True))
     partitions = {p.number: p for p in backlog.partitions}
-    for message in _read(settings, settings.topics.requests, starts):
+    for message, is_behind in chain(readable, uncommitted):
         number, offset = message.partition(), message.offset()
         assert number is not None
         assert offset is not None
@@ -78,7 +84,7 @@ def find_unresolved(
                 number,
                 offset,
                 record_time(message),
-                phase_of(held, offset),
+                Phase.UNCOMMITTED if is_behind else phase_of(held, offset),
                 unresolved_before(held, offset),
                 mark.attempts if mark else 0,
                 partitions[number].worker,
@@ -95,15 +101,14 @@ def phase_of(checkpoint: Checkpoint, offset: int) -> Phase:
 
 def unresolved_before(checkpoint: Checkpoint, offset: int) -> int:
     """How many offsets below this one are not resolved."""
-    width = max(0, offset - checkpoint.base)
-    return width - (checkpoint.resolved & ((1 << width) - 1)).bit_count()
+    return max(0, offset - checkpoint.base) - resolved_below(checkpoint, offset)
 
 
 def find_results(
-    settings: Settings, codec: Codec, request_id: str, tenant: str | None
+    settings: Settings, partitions: Iterable[int], codec: Codec, request_id: str, tenant: str | None
 ) -> Iterator[ImageResult]:
-    """Results of this request, oldest first in each partition. Raises as ``TopicReader``."""
-    for message in _read(settings, settings.topics.results, None):
+    """Results of this request in these partitions, oldest first in each. Raises as ``TopicReader``."""
+    for message in _read(settings, settings.topics.results, dict.fromkeys(partitions, OFFSET_BEGINNING)):
         value = message.value()
         if not value or request_id.encode() not in _bytes(value):
             continue
@@ -115,10 +120,12 @@ def find_results(
             yield result
 
 
-def _read(settings: Settings, topic: str, starts: dict[int, int] | None) -> Iterator[Message]:
-    if starts == {}:
+def _read(
+    settings: Settings, topic: str, starts: dict[int, int], *, uncommitted: bool = False
+) -> Iterator[Message]:
+    if not starts:
         return
-    with TopicReader(settings.kafka, topic) as reader:
+    with TopicReader(settings.kafka, topic, uncommitted=uncommitted) as reader:
         reader.start(starts)
         while not reader.caught_up:
             message = reader.poll(_POLL_S)

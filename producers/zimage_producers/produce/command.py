@@ -21,10 +21,11 @@ from zimage_stream.client import PromptClient
 from zimage_stream.errors import RequestError, ZImageError
 from zimage_stream.events.prompt_request import PromptRequest
 from zimage_stream.events.texts import time_from_text
-from zimage_stream.printing import as_json, result_as_dict, result_as_line
+from zimage_stream.printing import say_json, say_result
 from zimage_stream.saving import Saver
 from zimage_stream.settings import Settings, load_settings
 from zimage_stream.stores import create_store
+from zimage_stream.terminal import say
 
 _ESTIMATE_EVERY = 512
 """Rows between two estimates of how many there are, from the bytes read so far."""
@@ -114,14 +115,18 @@ class _Job:
             saver = self._saver(stack, request.request_id)
             client.submit(request)
             if not self.wait:
-                typer.echo(as_json({"request_id": request.request_id}) if self.json else request.request_id)
+                if self.json:
+                    say_json({"request_id": request.request_id})
+                else:
+                    say(request.request_id)
                 return True
             try:
                 result = client.wait(request.request_id, self.timeout)
             except KeyboardInterrupt:
-                typer.echo(f"\nits result later: zimage results --follow --id {request.request_id}", err=True)
+                say(err=True)
+                say(f"its result later: zimage results --follow --id {request.request_id}", err=True)
                 raise
-            typer.echo(as_json(result_as_dict(result)) if self.json else result_as_line(result))
+            say_result(result, json=self.json)
             if saver is not None:
                 saver.save(result, prompt=request.prompt)
         return result.succeeded and not _report(saver)
@@ -130,7 +135,7 @@ class _Job:
         """Whether everything was accepted and, if waited for, succeeded."""
         encoding = rows.encoding_of(path) if path else "utf-8-sig"
         shown = "UTF-8" if encoding == "utf-8-sig" else encoding.upper()
-        typer.echo(f"batch {batch}, read as {kind.upper()} in {shown}", err=True)
+        say(f"batch {batch}, read as {kind.upper()} in {shown}", err=True)
         with PromptClient(self.settings) as client, ExitStack() as stack:
             file = rows.open_input(path)
             if path is not None:
@@ -148,10 +153,11 @@ class _Job:
                 saving.close()
             except (KeyboardInterrupt, ZImageError) as error:
                 if not isinstance(error, rows.InputError):
-                    typer.echo(f"\n{tally.summary()}\nto resume: {_again(batch, path)}", err=True)
+                    for line in ("", tally.summary(), f"to resume: {_again(batch, path)}"):
+                        say(line, err=True)
                 raise
         _report(saver)
-        typer.echo(tally.summary(), err=self.json)
+        say(tally.summary(), err=self.json)
         return tally.all_well
 
     def _saver(self, stack: ExitStack, title: str) -> Saver | None:
@@ -202,8 +208,8 @@ def _report(saver: Saver | None) -> bool:
     if saver is None:
         return False
     for problem in saver.problems:
-        typer.echo(f"not saved: {problem}", err=True)
-    typer.echo(f"{saver.saved:,} picture(s) saved; to look at them: {saver.page}", err=True)
+        say(f"not saved: {problem}", err=True)
+    say(f"{saver.saved:,} picture(s) saved; to look at them: {saver.page}", err=True)
     return bool(saver.failed)
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
 from types import TracebackType
 
-import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from zimage_producers.produce.outstanding import Item
 from zimage_stream.errors import ZImageError
 from zimage_stream.events.image_result import ImageResult
-from zimage_stream.printing import age, as_json, result_as_dict, result_as_line
+from zimage_stream.printing import age, console, result_as_line, say_json, say_result
 from zimage_stream.saving import Saver
+from zimage_stream.terminal import say
 
 _REFRESH_S = 0.2
 
@@ -44,15 +44,17 @@ class Tally:
         self._total: int | None = None
         self._total_is_exact = False
         self._first_answer_at: float | None = None
-        console = Console(stderr=True)
+        shown_on = console(stderr=True)
         self._live = Progress(
             SpinnerColumn(),
             BarColumn(bar_width=16),
             TextColumn("{task.description}"),
-            console=console,
+            console=shown_on,
             transient=True,
             # On a pipe or in a log, a line that moves is noise.
-            disable=not console.is_terminal,
+            disable=not shown_on.is_terminal,
+            # What is printed goes above the line; to a pipe it must go as it is.
+            redirect_stdout=sys.stdout.isatty(),
         )
         self._task = self._live.add_task("", total=None)
 
@@ -72,13 +74,13 @@ class Tally:
 
     def refused(self, line: int, error: ZImageError) -> None:
         self._refused += 1
-        typer.echo(f"line {line}: {error}", err=True)
+        say(f"line {line}: {error}", err=True)
         self._show()
 
     def accepted(self, item: Item) -> None:
         self._accepted += 1
         if self._json and not self._wait:
-            typer.echo(as_json({"request_id": item.request.request_id, "line": item.line}))
+            say_json({"request_id": item.request.request_id, "line": item.line})
         self._show()
 
     def answered(self, item: Item, result: ImageResult) -> None:
@@ -88,11 +90,11 @@ class Tally:
             self._succeeded += 1
         else:
             self._unsuccessful += 1
-            typer.echo(f"line {item.line}: {result_as_line(result)}", err=True)
+            say(f"line {item.line}: {result_as_line(result)}", err=True)
         if self._saver is not None:
             self._saver.save(result, item.name, item.request.prompt)
         if self._json:
-            typer.echo(as_json(result_as_dict(result)))
+            say_result(result, json=True)
         self._show()
 
     def summary(self) -> str:

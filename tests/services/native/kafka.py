@@ -85,6 +85,7 @@ class Kafka(NativeService):
     """A broker that lets anybody in, on loopback."""
 
     title = "Kafka"
+    heap_mb = 512
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -120,7 +121,7 @@ class Kafka(NativeService):
     def _command(self) -> Sequence[str]:
         return [
             str(find_java(_JAVA)),
-            *java_options(heap_mb=512),
+            *java_options(self.heap_mb),
             f"-Dlog4j2.configurationFile={self.folder / 'log4j2.xml'}",
             "-cp",
             str(prepare() / "libs" / "*"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import signal
 import socket
@@ -170,6 +171,50 @@ def test_a_file_is_sent_and_broken_lines_are_told() -> None:
     assert "line 3: it is no JSON" in done.stderr
     assert "line 4: steps: got True" in done.stderr
     assert "accepted 2, failed 3" in done.stderr
+
+
+def test_data_goes_to_a_pipe_also_while_a_terminal_shows_progress() -> None:
+    terminal, ours = pty.openpty()
+    with EmbeddedBroker() as broker, open(terminal, "rb", buffering=0) as screen:
+        process = start(
+            *("produce", "--file", "-", "--batch", "night", "--json"),
+            stderr=ours,
+            ZIMAGE_KAFKA__BOOTSTRAP_SERVERS=broker.bootstrap_servers,
+            TERM="xterm",
+        )
+        os.close(ours)
+        done = finish(process, '{"prompt": "a"}\n')
+        assert json.loads(done.stdout)["request_id"] == "night-1"
+        assert b"accepted 1" in screen.read(65_536)
+
+
+def test_bytes_of_a_stranger_are_not_written_to_a_terminal() -> None:
+    screen, ours = pty.openpty()
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("ZIMAGE_")}
+    words = [sys.executable, "-m", "zimage_stream", "dead-letters", "show", "0:0", "--raw"]
+    refused = subprocess.run(
+        words, stdout=ours, stderr=subprocess.PIPE, env=inherited, timeout=120, check=False
+    )
+    os.close(ours)
+    os.close(screen)
+    assert refused.returncode == 2
+    assert "write it to a file" in " ".join(refused.stderr.decode().replace("│", " ").split())
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_any_encoding_of_the_terminal_will_do(encoding: str) -> None:
+    env = {"PYTHONUTF8": "0", "PYTHONIOENCODING": encoding, "ZIMAGE_STORE__BUCKET": "é狐😀"}
+    done = finish(start("config", "show", "--changed", "--json", **env))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["value"] == "é狐😀"
+    people = subprocess.run(
+        [sys.executable, "-m", "zimage_stream", "config", "show", "--changed"],
+        env={**os.environ, **env},
+        capture_output=True,
+        timeout=120,
+        check=True,
+    )
+    assert "\\u72d0\\U0001f600" in people.stdout.decode(encoding)
 
 
 def test_one_prompt_prints_its_id() -> None:

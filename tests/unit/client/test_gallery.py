@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from zimage_stream import gallery
+from zimage_stream.escaping import escaped
 from zimage_stream.gallery import write_gallery
 
 
@@ -25,6 +26,11 @@ def data_of(page: Path) -> dict[str, Any]:
     return found
 
 
+def shown_as(value: Any) -> Any:
+    """Controls and signs that turn a text around are named, line breaks and tabs stay."""
+    return escaped(value, keep="\n\t") if isinstance(value, str) else value
+
+
 texts = st.text(st.characters(codec="utf-8")) | st.just("</script><script>alert(1)</script><!--")
 rows = st.lists(st.dictionaries(texts, texts | st.integers() | st.none(), max_size=4), max_size=5)
 
@@ -35,7 +41,8 @@ def test_every_text_is_shown_and_none_is_run(
     tmp_path: Path, title: str, given_rows: list[dict[str, Any]], note: str
 ) -> None:
     page = write_gallery(tmp_path, title, given_rows, note)
-    assert data_of(page) == {"title": title, "rows": given_rows, "note": note}
+    shown = [{name: shown_as(value) for name, value in row.items()} for row in given_rows]
+    assert data_of(page) == {"title": shown_as(title), "rows": shown, "note": shown_as(note)}
     assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
 
 
@@ -57,3 +64,9 @@ def test_a_page_that_is_there_stays_whole_when_writing_fails(tmp_path: Path) -> 
     with pytest.raises(OSError, match="full"):
         write_gallery(tmp_path, "after", broken())
     assert data_of(tmp_path / "index.html")["title"] == "before"
+
+
+def test_a_text_cannot_turn_the_page_around_or_keep_it_from_being_written(tmp_path: Path) -> None:
+    page = write_gallery(tmp_path, "b\udcff", [{"prompt": "cat\u202egnp.exe"}])
+    assert data_of(page)["title"] == "b\\udcff"
+    assert data_of(page)["rows"] == [{"prompt": "cat\\u202egnp.exe"}]

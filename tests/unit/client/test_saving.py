@@ -119,11 +119,14 @@ def test_damaged_bytes_are_not_saved(store: ImageStore, tmp_path: Path) -> None:
     assert pictures(tmp_path / "out") == {"b.png": b"two"}
 
 
-def test_a_spreadsheet_runs_nothing_of_what_others_wrote(store: ImageStore, tmp_path: Path) -> None:
-    error = Failure(code="GENERATION_FAILED", message="=cmd|' /C calc'!A0", retriable=True)
+@pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\n=", "＝", "＋", "－", "＠"])
+def test_a_spreadsheet_runs_nothing_of_what_others_wrote(
+    store: ImageStore, tmp_path: Path, sign: str
+) -> None:
+    error = Failure(code="GENERATION_FAILED", message=f"{sign}cmd|' /C calc'!A0", retriable=True)
     with Saver(store, tmp_path / "out") as saver:
         saver.save(replace(stored(store, "a", b"one"), status=Status.FAILED, image=None, error=error))
-    assert table(tmp_path / "out")[0]["message"].startswith("'=")
+    assert table(tmp_path / "out")[0]["message"].startswith(f"'{sign}")
 
 
 def test_a_folder_that_cannot_be_is_said(store: ImageStore, tmp_path: Path) -> None:

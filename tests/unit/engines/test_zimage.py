@@ -185,6 +185,24 @@ def test_numbers_that_are_none_are_an_error_and_no_black_picture(tmp_path: Path)
         ZImageEngine(settings(model=str(folder))).load()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_numbers_that_break_in_the_decoder_are_an_error_of_their_pictures(
+    watched: tuple[ZImageEngine, Memory, Clock], value: float
+) -> None:
+    engine, _, _ = watched
+
+    def break_second(_: torch.nn.Module, __: object, decoded: torch.Tensor) -> torch.Tensor:
+        decoded[-1, 0, 0, 0] = value
+        return decoded
+
+    asked = specs(PROMPTS[:2], steps=1)
+    hook = engine._pipeline.vae.decoder.register_forward_hook(break_second, prepend=True)
+    with pytest.raises(EngineError, match=r"pictures \[1\] of a batch are not finite"):
+        engine.generate(asked)
+    hook.remove()
+    assert len(engine.generate(asked)) == 2
+
+
 def test_a_picture_that_does_not_fit_is_out_of_memory_and_frees_the_cache(
     watched: tuple[ZImageEngine, Memory, Clock],
 ) -> None:

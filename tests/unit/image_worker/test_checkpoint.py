@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -55,6 +57,44 @@ class TestEncoding:
         with pytest.raises(CheckpointOverflowError):
             Checkpoint(0, alternating).encode()
 
+    @given(
+        st.lists(
+            st.tuples(st.integers(0, 3_000), st.integers(0, 100_000) | st.just(0)), min_size=1, max_size=40
+        ),
+        st.integers(0, 2**32),
+    )
+    @settings(max_examples=30)
+    def test_what_a_ledger_takes_before_it_is_full_fits_whatever_of_it_is_resolved(
+        self, stretches: list[tuple[int, int]], seed: int
+    ) -> None:
+        random = Random(seed)
+        ledger = Ledger(Checkpoint(0, owner=2**32 - 1))
+        taken: list[int] = []
+        for records, gap in stretches:
+            for offset in range(ledger.next, ledger.next + records):
+                if not ledger.full:
+                    ledger.take(offset)
+                    taken.append(offset)
+            if not ledger.full:
+                ledger.reach(ledger.next + gap)
+        resolved = [offset for offset in taken[1:] if random.random() < 0.5]
+        unresolved = sorted(set(taken) - set(resolved))
+        noted = random.sample(unresolved, min(MAX_MARKS, len(unresolved)))
+        after = ledger.after(resolved, {offset: Mark(3, suspect=True, open=True) for offset in noted})
+        assert Checkpoint.decode(after.encode(), after.base) == after
+        # Whoever takes it over knows as well when to stop.
+        assert Ledger(after).full or Checkpoint.decode(Ledger(after).checkpoint.encode(), after.base) == after
+
+    def test_a_gap_above_many_single_requests_fits(self) -> None:
+        ledger = Ledger(Checkpoint(0))
+        for offset in range(3_500):
+            ledger.take(offset)
+        ledger.adopt(ledger.after(range(1, 3_500, 2)))
+        ledger.take(43_500)
+        marked = ledger.after(marks={43_500: Mark(open=True)})
+        assert Checkpoint.decode(marked.encode(), 0) == marked
+        assert not ledger.full
+
     def test_a_long_gap_in_the_log_costs_little(self) -> None:
         assert len(Checkpoint(0, ((1 << 10**6) - 1) << 1).encode()) < 60
 
@@ -82,7 +122,8 @@ class TestTakingOver:
     ME, OTHER = 7, 8
 
     def taken(self, mark: Mark, owner: int, deaths: int = 0) -> Checkpoint:
-        return take_over(Checkpoint(10, 0, {10: mark}, owner, deaths), self.ME)
+        died = owner == self.OTHER
+        return take_over(Checkpoint(10, 0, {10: mark}, owner, deaths), self.ME, died)
 
     def test_a_dead_holder_charges_what_ran_alone(self) -> None:
         after = self.taken(Mark(1, suspect=True, open=True, alone=True), self.OTHER)
@@ -95,7 +136,7 @@ class TestTakingOver:
         assert self.taken(Mark(1), self.OTHER).marks[10] == Mark(1)
 
     @pytest.mark.parametrize("owner", [0, ME])
-    def test_a_clean_release_or_our_own_former_session_accuses_nobody(self, owner: int) -> None:
+    def test_whoever_let_go_or_lives_accuses_nobody(self, owner: int) -> None:
         after = self.taken(Mark(1, open=True, alone=True), owner)
         assert after.marks[10] == Mark(1)
 
@@ -103,7 +144,7 @@ class TestTakingOver:
         found = Checkpoint(10, owner=self.OTHER)
         for death in range(CAUTIOUS_DEATHS):
             assert not Ledger(found).cautious
-            found = take_over(found, self.ME + death + 10)
+            found = take_over(found, self.ME + death + 10, died=True)
         ledger = Ledger(found)
         assert ledger.cautious
         for offset in range(10, 10 + RECORDS_A_TURN):
@@ -186,7 +227,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.commit(release(self.ledger.checkpoint))
         self.owner += 1
         base, metadata = self.committed
-        self.ledger = Ledger(take_over(Checkpoint.decode(metadata, base), self.owner))
+        self.ledger = Ledger(take_over(Checkpoint.decode(metadata, base), self.owner, died=not clean))
         self.running = set()
         self.position = next((i for i, offset in enumerate(self.log) if offset >= base), len(self.log))
 
@@ -215,6 +256,21 @@ class TestLedgerEdges:
         ledger = Ledger(Checkpoint(0))
         assert ledger.take(0) is Taken.NEW
         assert ledger.take(0) is Taken.SEEN
+
+    def test_the_end_of_the_log_passes_over_what_is_no_record(self) -> None:
+        ledger = Ledger(Checkpoint(0))
+        ledger.take(0)
+        ledger.adopt(ledger.after([0]))
+        ledger.reach(3)
+        assert ledger.checkpoint.base == ledger.next == 3
+        ledger.reach(2)
+        assert ledger.next == 3
+
+    def test_a_long_gap_does_not_fill_it(self) -> None:
+        ledger = Ledger(Checkpoint(0))
+        ledger.take(0)
+        ledger.take(10 * MAX_SPAN)
+        assert not ledger.full
 
     def test_it_is_full_at_the_span_and_not_before(self) -> None:
         ledger = Ledger(Checkpoint(0))

@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry
 from tests.unit.image_worker.jobs import job
 from zimage_consumers.image_worker import deliver
 from zimage_consumers.image_worker.deliver import Delivery
-from zimage_consumers.image_worker.jobs import Failed, Outcome, Stored
-from zimage_stream.errors import StoreMisconfiguredError, StoreRejectedError
+from zimage_consumers.image_worker.jobs import Failed, LookedUp, Outcome, Stored
+from zimage_stream.errors import IdConflictError, StoreMisconfiguredError, StoreRejectedError
 from zimage_stream.stores.base import Put
 from zimage_stream.stores.directory import DirectoryStore
 from zimage_stream.telemetry.health import Health
@@ -101,3 +101,34 @@ def test_what_the_store_does_to_everybody_is_waited_for(
     outcome, health = delivered(*answers)
     assert isinstance(outcome, Stored)
     assert health.is_up("store")
+
+
+@pytest.mark.parametrize("format_", ["png", "webp", "jpeg"])
+def test_a_picture_of_another_format_under_the_same_id_is_found(tmp_path: Path, format_: str) -> None:
+    outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+    delivery = Delivery(
+        DirectoryStore(tmp_path),
+        model="simulated",
+        public_base_url=None,
+        encode_threads=1,
+        upload_threads=1,
+        wanted=lambda job: True,
+        report=outcomes.put,
+        health=Health(),
+        metrics=Metrics(CollectorRegistry()),
+    )
+    try:
+        first = job(request_id="same", width=64, height=64, format=format_)
+        delivery.deliver(first, Image.new("RGB", (64, 64)))
+        assert isinstance(outcomes.get(timeout=20), Stored)
+        for other in ("png", "webp", "jpeg"):
+            delivery.look_up(1, job(request_id="same", width=64, height=64, format=other))
+            found = outcomes.get(timeout=20)
+            assert isinstance(found, LookedUp)
+            if other == format_:
+                assert isinstance(found.ended, Stored)
+            else:
+                assert isinstance(found.ended, Failed)
+                assert isinstance(found.ended.error, IdConflictError)
+    finally:
+        delivery.close()

@@ -249,8 +249,8 @@ def test_a_whole_batch_is_asked_for_at_a_time(here: Here) -> None:
     here.add(*batch)
     here.plan()
     # None has been answered yet.
-    asked = {here.store.questions.get(timeout=10) for _ in batch}
-    assert asked == {each.decoded.object_key for each in batch}
+    due = {key for each in batch for key in (each.decoded.object_key, *each.decoded.other_object_keys)}
+    assert {here.store.questions.get(timeout=10) for _ in due} == due
 
 
 def test_a_batch_that_waits_for_the_store_is_taken_back_at_once(here: Here) -> None:
@@ -330,3 +330,47 @@ def test_no_more_are_started_than_a_checkpoint_has_marks_for(here: Here) -> None
             here.dispatcher.batch_done(batch_id)
     marked = [mark for mark in here.group.marks.values() if mark.open]
     assert MAX_MARKS - 8 < len(marked) <= MAX_MARKS
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_of_a_convict_only_the_reading_counts_as_another_death(here: Here, readable: bool) -> None:
+    convict = small(suspect=True)
+    request = convict.decoded
+    if readable:
+        convict.record = replace(convict.record, value=Codec().encode_request(request, "requests"))
+    convict.request, convict.attempts = None, 3
+    here.add(convict)
+    here.plan()
+    assert here.group.marks[convict] == Mark(3, suspect=True, open=True, alone=True)
+    assert here.failed == [convict]
+    assert convict.request == (request if readable else None)
+    # Its answer cannot go out yet. Should the process die now, whoever comes next can read it all the same.
+    here.plan()
+    assert here.group.marks[convict] == Mark(3, suspect=True)
+
+
+def test_what_is_held_back_leaves_no_mark_and_nothing_waits_for_it(here: Here) -> None:
+    here.gate.may_run.clear()
+    one, suspect = small(), small(suspect=True)
+    here.add(one)
+    here.serve(here.gate.runs.is_set)
+    one.attempts = 2
+    here.dispatcher.withhold(one)
+    assert not here.dispatcher.busy
+    here.plan()
+    assert here.group.marks[one] == Mark()
+    never_started = small()
+    here.dispatcher.withhold(never_started)
+    here.add(never_started)
+    before = here.group.commits
+    here.dispatcher.forget({1})
+    assert here.group.commits == before
+    here.gate.may_run.set()
+    here.settle()
+    here.gate.may_run.clear()
+    here.gate.runs.clear()
+    here.add(suspect)
+    here.serve(here.gate.runs.is_set)
+    here.dispatcher.withhold(suspect)
+    here.plan()
+    assert here.group.marks[suspect] == Mark(suspect=True)

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from tests.unit.image_worker.jobs import job
 from zimage_consumers.image_worker.checkpoint import Checkpoint, Ledger
+from zimage_consumers.image_worker.held_back import HeldBack, Releases
 from zimage_consumers.image_worker.jobs import Job, Resolution
 from zimage_consumers.image_worker.outbox import Outbox
 from zimage_consumers.image_worker.publish import RefusedRecordError
 from zimage_consumers.image_worker.terminal import Identity, Outgoing
+from zimage_stream.errors import RegistryUnavailableError
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.image_result import Code
+from zimage_stream.events.registry import SchemaMissingError
 from zimage_stream.settings import TopicSettings
 from zimage_stream.telemetry.health import Health
 from zimage_stream.telemetry.metrics import Metrics
@@ -50,16 +55,20 @@ class Held:
     code: Code = Code.EXPIRED
     health: Health = field(default_factory=Health)
     withheld: list[Job] = field(default_factory=list)
+    again: list[Job] = field(default_factory=list)
+    releases: dict[Code, float] = field(default_factory=dict)
+    codec: Codec = field(default_factory=Codec)
 
     def __post_init__(self) -> None:
         self.health.set_started()
         metrics, tracer = Metrics(CollectorRegistry()), create_tracer(False, "slot")
         self.outbox = Outbox(
             TopicSettings(),
-            Codec(),
+            self.codec,
             Identity("m", "", "slot"),
             lambda job: True,
             self.withheld.append,
+            HeldBack(1 << 20, Releases(lambda: self.releases), self.again.append, self.health),
             self.health,
             metrics,
             tracer,
@@ -98,6 +107,52 @@ def test_a_record_that_the_brokers_refuse_is_held_back_alone(count: int, data: s
     assert set(out) == set(jobs) - {bad}
     assert len(here.session.records) == count - 1
     here.assert_told(bad)
+
+
+def test_of_a_refused_record_nothing_is_said_once_its_partition_is_gone() -> None:
+    jobs = [job(), job()]
+    here = Held(jobs)
+    here.session.refused = {each.request and each.request.request_id.encode() for each in jobs}
+    while here.outbox:
+        here.outbox.publish(here.session)
+    (reason,) = here.health.ready()[1]
+    assert reason.endswith("(one of 2 there)")
+    here.outbox.forget({1})
+    here.health.release_partitions({1})
+    assert not here.health.ready()[0]
+    here.outbox.forget({0})
+    here.health.release_partitions({0})
+    assert here.health.ready() == (True, [])
+
+
+class Unregistered(Codec):
+    """A codec whose registry does not have the results schema, until it has."""
+
+    def __init__(self, problem: Exception) -> None:
+        super().__init__()
+        self.problem: Exception | None = problem
+
+    def prepare_results(self, topic: str) -> None:
+        if self.problem is not None:
+            raise self.problem
+
+
+@pytest.mark.parametrize(
+    "problem", [SchemaMissingError("not registered"), RegistryUnavailableError("refused to connect")]
+)
+def test_without_the_results_schema_everything_is_kept_and_told_until_it_is_there(problem: Exception) -> None:
+    codec = Unregistered(problem)
+    here = Held([job(), job()], codec=codec)
+    assert here.outbox.publish(here.session) == []
+    ready, (reason,) = here.health.ready()
+    assert not ready
+    assert str(problem) in reason
+    codec.problem = None
+    deadline = time.monotonic() + 10
+    while not (out := here.outbox.publish(here.session)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert set(out) == set(here.jobs)
 
 
 def test_a_dead_letter_that_the_brokers_refuse_goes_out_cut() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from zimage_consumers.image_worker.verdict import (
+    OURS,
     Action,
-    Breaker,
     ExpiredError,
     WorkerCrashedError,
     backoff_s,
@@ -38,6 +38,21 @@ def test_an_error_that_will_not_go_away_ends_the_request_at_once(
     assert (verdict.action, verdict.code, verdict.ours) == (END, code, ours)
 
 
+def test_what_may_be_ours_is_named_once() -> None:
+    verdicts = [
+        judge(error, 3, 3)
+        for error in (
+            errors.UnknownSchemaError("id 7"),
+            errors.EngineError("odd"),
+            errors.StoreRejectedError("refused"),
+            errors.WireError("no Avro"),
+            errors.OutOfMemoryError("too large"),
+            errors.IdConflictError("used before"),
+        )
+    ]
+    assert [verdict.code for verdict in verdicts if verdict.ours] == list(OURS)
+
+
 def test_an_expired_request_ends_without_a_dead_letter() -> None:
     assert judge(ExpiredError("late"), 0, 3).action is Action.END
 
@@ -55,23 +70,3 @@ def test_waits_grow_and_are_bounded() -> None:
     assert waits == sorted(waits)
     assert waits[0] == 0.5
     assert waits[-1] == 30.0
-
-
-class TestBreaker:
-    def test_trips_when_half_of_the_latest_would_end_for_our_reasons(self) -> None:
-        breaker = Breaker(size=10)
-        assert [breaker.count(ours=True) for _ in range(5)] == [False] * 4 + [True]
-
-    def test_does_not_trip_for_what_only_authors_can_have_caused(self) -> None:
-        breaker = Breaker(size=10)
-        assert not any(breaker.count(ours=False) for _ in range(1_000))
-
-    def test_forgets_what_is_long_ago(self) -> None:
-        breaker = Breaker(size=10)
-        assert not any(breaker.count(ours=index % 3 == 0) for index in range(300))
-
-    def test_stays_tripped(self) -> None:
-        breaker = Breaker(size=4)
-        breaker.count(ours=True)
-        breaker.count(ours=True)
-        assert all(breaker.count(ours=False) for _ in range(20))

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 from prometheus_client import CollectorRegistry
 
-from tests.unit.events.registries import AnyRegistry
-from tests.unit.image_worker.jobs import job
 from zimage_consumers.image_worker.checkpoint import Checkpoint, Ledger
-from zimage_consumers.image_worker.intake import Intake
+from zimage_consumers.image_worker.exits import EngineLostError, ExitCode
 from zimage_consumers.image_worker.jobs import EngineLost
 from zimage_consumers.image_worker.publish import ClientsLostError
 from zimage_consumers.image_worker.session import Held, Session
-from zimage_consumers.image_worker.worker import BYTES_A_TURN, EngineLostError, ExitCode, Worker
+from zimage_consumers.image_worker.worker import BYTES_A_TURN, Worker
 from zimage_stream.engines.simulated import SimulatedEngine
 from zimage_stream.errors import EngineError
 from zimage_stream.events.codec import Codec
-from zimage_stream.events.registry import Registry
-from zimage_stream.events.rules import Limits
-from zimage_stream.settings import RegistrySettings, Settings
+from zimage_stream.settings import Settings
 from zimage_stream.stores.directory import DirectoryStore
 from zimage_stream.telemetry.health import Health
 from zimage_stream.telemetry.metrics import Metrics
@@ -52,10 +49,12 @@ def health() -> Health:
 
 @pytest.fixture
 def worker(tmp_path: Path, health: Health) -> Iterator[Worker]:
+    store = DirectoryStore(tmp_path / "store")
+    store.create()
     made = Worker(
         Settings(),
         SimulatedEngine(0.0),
-        DirectoryStore(tmp_path),
+        store,
         Codec(),
         slot="slot",
         health=health,
@@ -73,40 +72,52 @@ def test_a_sick_device_is_told_even_where_its_requests_cannot_be_given_back(work
     assert gone.abandoned
 
 
-def test_the_registry_is_up_when_something_was_decoded_and_not_before(worker: Worker, health: Health) -> None:
-    worker._session = cast(Session, Gone())
-    health.down("registry", "the id of a result's schema cannot be had")
-    worker._admit()
-    assert not health.is_up("registry")
-    # Its bytes are no request of ours, and nobody had to be asked.
-    worker._incoming.append(job())
-    worker._admit()
-    assert not health.is_up("registry")
-    good = job()
-    good.record = replace(good.record, value=Codec().encode_request(good.decoded, "requests"))
-    worker._incoming.append(good)
-    worker._admit()
-    assert health.is_up("registry")
+def test_an_outage_that_no_request_waits_for_any_more_is_asked_about(worker: Worker, health: Health) -> None:
+    health.set_started()
+    health.down("store", "refused to connect")
+    health.down("registry", "refused to connect")
+    deadline = time.monotonic() + 20
+    while not health.ready()[0]:
+        assert time.monotonic() < deadline
+        worker._ask_again()
+        time.sleep(0.01)
 
 
-def test_a_record_whose_schema_is_not_to_be_had_holds_up_no_other(worker: Worker, health: Health) -> None:
-    worker._session = cast(Session, Gone())
-    waits, good = job(), job()
-    waits.record = replace(waits.record, value=b"\x00\x00\x00\x00\x07")
-    good.record = replace(good.record, value=Codec().encode_request(good.decoded, "requests"))
-    with AnyRegistry() as server:
-        server.fail(7)
-        registry = Registry(RegistrySettings(url=server.url))
-        worker._intake = Intake(Codec(registry), Limits(), lambda prompt: 1)
-        worker._incoming += [waits, good]
-        worker._admit()
-        registry.close()
-    assert worker._scheduler.take_batch(0.0) == [good]
-    assert health.is_up("registry")
-    # It is still there, and is asked for again.
-    worker._intake_after = 0.0
-    worker._admit()
-    assert worker._unread == [waits]
+class Refusing(Gone):
+    """A session whose clients refuse what is asked of them."""
+
+    epoch = 1
+    clean = True
+
+    def join(self) -> None:
+        raise KafkaException(KafkaError(KafkaError._STATE))
+
+
+class Joined(Gone):
+    """A session that the worker is told to leave as soon as it has joined."""
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__()
+        self._worker = worker
+
+    def join(self) -> None:
+        self._worker.stop()
+
+    def close(self) -> None:
+        pass
+
+
+def test_clients_that_refuse_a_call_are_replaced(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing, opened = Refusing(), list[int]()
+
+    def open_(epoch: int) -> Session:
+        opened.append(epoch)
+        return cast(Session, Joined(worker))
+
+    monkeypatch.setattr(worker, "_open", open_)
+    assert worker._serve(cast(Session, refusing)) is ExitCode.DONE
+    assert refusing.abandoned
+    assert opened == [2]
 
 
 class Flooded:

@@ -2,7 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from zimage_stream.kafka.topics import TopicSpec, TopicState, compare, required_topics
+from zimage_stream.kafka.topics import (
+    Severity,
+    TopicSpec,
+    TopicState,
+    compare,
+    compare_cluster,
+    compare_durability,
+    required_topics,
+)
 from zimage_stream.settings import TopicSettings
 
 REQUESTS, RESULTS, DEAD_LETTERS = required_topics(TopicSettings())
@@ -41,6 +49,8 @@ def test_more_than_needed_is_no_finding() -> None:
         (REQUESTS, exact(REQUESTS, max_message_bytes="10485760"), "max.message.bytes", "=4194304"),
         (REQUESTS, exact(REQUESTS, retention_bytes="1000"), "retention.bytes", "=-1"),
         (RESULTS, exact(RESULTS, cleanup_policy="compact"), "cleanup.policy", "=delete"),
+        (REQUESTS, exact(REQUESTS, cleanup_policy="compact,delete"), "cleanup.policy", "=delete"),
+        (DEAD_LETTERS, exact(DEAD_LETTERS, retention_bytes="1000"), "retention.bytes", "=-1"),
     ],
 )
 def test_a_difference_is_named_with_its_remedy(
@@ -50,3 +60,48 @@ def test_a_difference_is_named_with_its_remedy(
     assert (finding.topic, finding.setting) == (spec.name, setting)
     assert says in str(finding)
     assert spec.name in str(finding)
+
+
+def kept(
+    replicas: int, insync: int = 1, unclean: str = "false", leaderless: tuple[int, ...] = ()
+) -> TopicState:
+    config = {"min.insync.replicas": str(insync), "unclean.leader.election.enable": unclean}
+    return TopicState(1, config, replicas, leaderless)
+
+
+@pytest.mark.parametrize(
+    ("state", "brokers", "settings"),
+    [
+        (kept(3, 2), 3, []),
+        (kept(5, 3), 5, []),
+        (kept(1), 3, ["replication factor"]),
+        (kept(2), 3, ["replication factor", "min.insync.replicas"]),
+        (kept(3), 3, ["min.insync.replicas"]),
+        (kept(3, 4), 4, ["min.insync.replicas"]),
+        (kept(1, 2), 1, ["min.insync.replicas"]),
+        (kept(3, 2, "true"), 3, ["unclean.leader.election.enable"]),
+        (kept(3, 2, leaderless=(0, 4)), 3, ["leader"]),
+        # What so small a cluster cannot do is said of the cluster, once.
+        (kept(1), 1, []),
+        (kept(1), 2, []),
+    ],
+)
+def test_what_would_lose_or_refuse_requests_is_named_with_its_remedy(
+    state: TopicState, brokers: int, settings: list[str]
+) -> None:
+    found = list(compare_durability("t", state, brokers))
+    assert [finding.setting for finding in found] == settings
+    assert {finding.severity for finding in found} <= {Severity.ERROR}
+    assert all(finding.remedy for finding in found)
+
+
+def test_a_remedy_for_too_many_in_sync_replicas_can_be_written_to() -> None:
+    (finding,) = compare_durability("t", kept(1, 2), 1)
+    assert finding.remedy.endswith("min.insync.replicas=1")
+    (finding,) = compare_durability("t", kept(3, 4), 3)
+    assert finding.remedy.endswith("min.insync.replicas=2")
+
+
+def test_a_small_cluster_is_a_warning() -> None:
+    assert [str(finding).split(":")[0] for finding in compare_cluster(1)] == ["warning"]
+    assert list(compare_cluster(3)) == []

@@ -63,6 +63,13 @@ class TestReady:
         health.release("partition-3")
         assert health.ready() == (True, [])
 
+    def test_what_is_said_of_a_partition_goes_with_it(self, health: Health) -> None:
+        health.hold("partition-3", "partition 3 has lost records", 3)
+        health.hold("refused-record-4", "a record of partition 4 is refused", 4)
+        health.hold("engine", "the device is sick")
+        health.release_partitions({3, 5})
+        assert health.ready()[1] == ["the device is sick", "a record of partition 4 is refused"]
+
     def test_every_reason_is_named(self, clock: Clock) -> None:
         health = Health(clock)
         health.hold("engine", "the device is sick")

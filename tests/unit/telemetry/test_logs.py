@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import io
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import pytest
 
+from tests.hostile import HOSTILE, assert_harmless
 from zimage_stream.errors import RequestError
 from zimage_stream.settings import TelemetrySettings
-from zimage_stream.telemetry.logs import configure
+from zimage_stream.telemetry.logs import QUOTED, configure
 
 OURS = ("zimage_stream", "zimage_consumers", "zimage_producers")
 REQUEST = {"request_id": "r-1", "tenant": "studio", "partition": 3, "offset": 17, "attempt": 2}
@@ -97,6 +100,45 @@ def test_the_short_form_has_a_requests_fields(capsys: pytest.CaptureFixture[str]
     plain, about = capsys.readouterr().err.splitlines()
     assert plain.endswith("INFO    plain")
     assert about.endswith("WARNING about one [r-1 3:17 attempt 2]")
+
+
+class TestHostileText:
+    @pytest.mark.parametrize("log_format", ["json", "console"])
+    def test_a_record_cannot_add_lines_or_obey_the_terminal(
+        self, capfdbinary: pytest.CaptureFixture[bytes], log_format: Literal["json", "console"]
+    ) -> None:
+        configure(TelemetrySettings(log_format=log_format, log_prompts=True), slot=HOSTILE)
+        hostile = REQUEST | {"request_id": HOSTILE, "tenant": HOSTILE, "prompt": HOSTILE}
+        logging.getLogger("zimage_stream").warning("dead letter: %s", HOSTILE, extra=hostile)
+        [line] = assert_harmless(capfdbinary.readouterr().err).splitlines()
+        assert "[red]:star:[/red]" in line
+
+    def test_what_is_quoted_of_another_program_is_indented(self, capsys: pytest.CaptureFixture[str]) -> None:
+        configure(TelemetrySettings(log_format="console"), slot="s")
+        logging.getLogger("zimage_stream").error("it died", extra={QUOTED: f"one\n{HOSTILE}\n"})
+        first, *quoted = assert_harmless(capsys.readouterr().err.encode()).splitlines()
+        assert first.endswith("it died")
+        assert quoted[0] == "  one"
+        assert all(line.startswith("  ") for line in quoted)
+
+    def test_a_traceback_is_indented(self, capsys: pytest.CaptureFixture[str]) -> None:
+        configure(TelemetrySettings(log_format="console"), slot="s")
+        try:
+            raise ValueError(HOSTILE)
+        except ValueError:
+            logging.getLogger("zimage_stream").exception("it failed")
+        first, *others = assert_harmless(capsys.readouterr().err.encode()).splitlines()
+        assert first.endswith("it failed")
+        assert all(line.startswith("  ") for line in others)
+
+    @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+    def test_json_is_json_in_any_encoding(self, monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+        raw = io.BytesIO()
+        stream = io.TextIOWrapper(raw, encoding=encoding, errors="backslashreplace", write_through=True)
+        monkeypatch.setattr(sys, "stderr", stream)
+        configure(TelemetrySettings(), slot="s")
+        logging.getLogger("zimage_stream").warning("é狐😀")
+        assert json.loads(raw.getvalue().decode("utf-8"))["message"] == "é狐😀"
 
 
 class TestPrompts:

@@ -14,6 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from tests.fleet.workers import until
+from tests.hostile import HOSTILE, assert_harmless
 from zimage_stream.errors import SettingsError
 from zimage_stream.telemetry.health import HEARTBEAT_BOUND_S, Health
 from zimage_stream.telemetry.metrics import HealthCollector, Metrics
@@ -70,6 +71,17 @@ def test_ready_says_why_not(server: Server, health: Health) -> None:
     assert ask_json(server, "/readyz?verbose") == (200, {"ready": True, "reasons": []})
     health.hold("engine", "显卡 is sick")
     assert ask_json(server, "/readyz") == (503, {"ready": False, "reasons": ["显卡 is sick"]})
+
+
+def test_reasons_are_escaped_and_show_no_password(server: Server, health: Health) -> None:
+    health.set_started()
+    health.down("registry", "the registry at http://me:hunter2@registry:8081 does not answer")
+    health.hold("record", HOSTILE)
+    status, _, body = ask(server, "/readyz")
+    assert status == 503
+    shown = assert_harmless(body)
+    assert "http://********@registry:8081 does not answer" in shown
+    assert json.loads(shown)["reasons"][1] == HOSTILE
 
 
 def test_alive_does_not_depend_on_others(server: Server, health: Health, clock: Clock) -> None:

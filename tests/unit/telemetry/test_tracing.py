@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -71,6 +75,24 @@ def test_a_wrong_parent_harms_nobody(
 ) -> None:
     tracer.record([("traceparent", parent)], STAGES, {})
     assert by_name(exporter)["process request"].parent is None
+
+
+times = st.floats(allow_nan=False)
+
+
+@given(st.dictionaries(st.sampled_from(["wait", "generate"]), st.tuples(times, times), min_size=1))
+@example({"wait": (datetime(1960, 1, 1, tzinfo=UTC).timestamp(), 1_700_000_000.0)})
+@example({"wait": (datetime(9999, 1, 1, tzinfo=UTC).timestamp(), 1_700_000_000.0)})
+def test_no_time_of_a_request_keeps_other_spans_from_being_sent(
+    stages: dict[str, tuple[float, float]],
+) -> None:
+    exporter = InMemorySpanExporter()
+    tracer = OpenTelemetryTracer("gpu/0", SimpleSpanProcessor(exporter))
+    tracer.record([], stages, {})
+    tracer.record([], STAGES, {})
+    spans = exporter.get_finished_spans()
+    assert len(spans) == len(stages) + len(STAGES) + 2
+    assert encode_spans(spans).SerializeToString()
 
 
 def test_what_cannot_be_traced_is_told_and_passes(

@@ -1,0 +1,79 @@
+"""What operators let go, of all that workers hold back: notes in a compacted topic, one for each code."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from zimage_stream.errors import BrokerUnavailableError
+from zimage_stream.events.image_result import Code
+from zimage_stream.kafka.clients import Trouble, producer_config
+from zimage_stream.kafka.reader import TopicReader
+from zimage_stream.kafka.topics import make_topics, released_topic, topic_exists
+from zimage_stream.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_TIMEOUT_S = 30.0
+_POLL_S = 0.2
+
+
+def write_releases(settings: Settings, codes: Iterable[Code], until: float) -> None:
+    """Let requests that fail with these codes end until then, in UNIX time; makes the topic if need be.
+
+    Raises:
+        BrokerUnavailableError: no broker took it.
+        TopicError: the topic is not there and cannot be made.
+    """
+    make_topics(settings.kafka, [released_topic(settings.topics)])
+    trouble, failures = Trouble(settings.kafka), list[KafkaError]()
+    producer = Producer({**producer_config(settings.kafka), "error_cb": trouble})
+
+    def delivered(error: KafkaError | None, _: Message) -> None:
+        if error is not None:
+            failures.append(error)
+
+    for code in codes:
+        value = json.dumps({"until": until}).encode()
+        producer.produce(released_topic(settings.topics).name, value, code.encode(), on_delivery=delivered)
+    if producer.flush(_TIMEOUT_S) or failures:
+        problem = failures[0] if failures else KafkaError(KafkaError._TIMED_OUT)
+        raise trouble.explain(problem)
+
+
+def read_releases(settings: Settings) -> dict[Code, float]:
+    """Until when requests that fail with each code are to end, in UNIX time.
+
+    Raises:
+        BrokerUnavailableError: no broker answers.
+        TopicMissingError: these credentials may not read it.
+    """
+    topic, found = released_topic(settings.topics).name, dict[Code, float]()
+    try:
+        if not topic_exists(settings.kafka, topic):
+            return found
+        with TopicReader(settings.kafka, topic) as reader:
+            reader.start()
+            while not reader.caught_up:
+                message = reader.poll(_POLL_S)
+                if message is not None:
+                    _note(message, found)
+                elif reader.trouble is not None:
+                    raise reader.trouble
+    except KafkaException as error:
+        raise BrokerUnavailableError(f"topic {topic}: {error.args[0].str()}") from error
+    return found
+
+
+def _note(message: Message, found: dict[Code, float]) -> None:
+    key: Any = message.key()
+    value: Any = message.value()
+    try:
+        found[Code(bytes(key).decode())] = float(json.loads(value)["until"])
+    except (ValueError, TypeError, KeyError) as error:
+        # Not written by us; whoever may write there must not stop a worker.
+        log.warning("a note of what is released is not used (offset %s): %s", message.offset(), error)

@@ -1,0 +1,71 @@
+"""``zimage status`` and ``zimage topics`` on three brokers, and what they say where one of them is down."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from typing import Any
+
+from tests.fleet.workers import until
+from tests.services.native.cluster import KafkaCluster
+from zimage_stream.kafka.topics import Finding, Severity, check_topics, create_topics
+from zimage_stream.settings import TopicSettings
+
+
+def names() -> TopicSettings:
+    run = uuid.uuid4().hex[:8]
+    return TopicSettings(requests=f"r-{run}", results=f"e-{run}", dead_letters=f"d-{run}")
+
+
+def errors(cluster: KafkaCluster, topics: TopicSettings, partitions: int) -> list[Finding]:
+    found = check_topics(cluster.settings, topics, request_partitions=partitions)
+    return [finding for finding in found if finding.severity is Severity.ERROR]
+
+
+def status(cluster: KafkaCluster, topics: TopicSettings) -> tuple[int, dict[str, Any], str]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("ZIMAGE_")}
+    env |= {
+        "ZIMAGE_KAFKA__BOOTSTRAP_SERVERS": cluster.bootstrap_servers,
+        "ZIMAGE_TOPICS__REQUESTS": topics.requests,
+        "ZIMAGE_TOPICS__RESULTS": topics.results,
+        "ZIMAGE_TOPICS__DEAD_LETTERS": topics.dead_letters,
+    }
+    words = [sys.executable, "-m", "zimage_stream", "status", "--json"]
+    done = subprocess.run(words, check=False, env=env, capture_output=True, text=True, timeout=120)
+    return done.returncode, json.loads(done.stdout or "{}"), done.stderr
+
+
+def test_topics_are_made_to_outlive_a_broker(own_cluster: KafkaCluster) -> None:
+    topics = names()
+    create_topics(own_cluster.settings, topics, request_partitions=2, replication_factor=3)
+    until(lambda: not errors(own_cluster, topics, 2), 60, "all is as it must be")
+    weak = names()
+    own_cluster.make_topic(weak.requests, [(1,), (2,)], {"min.insync.replicas": "1"})
+
+    def found() -> set[str]:
+        return {each.setting for each in errors(own_cluster, weak, 2) if each.topic == weak.requests}
+
+    until(lambda: "replication factor" in found(), 60, "a single replica is found")
+
+
+def test_a_partition_without_a_leader_is_named_and_the_others_are_shown(own_cluster: KafkaCluster) -> None:
+    topics = names()
+    own_cluster.make_topic(topics.requests, [(1,), (3,)], {"min.insync.replicas": "1"})
+    own_cluster.make_topic(topics.results, [(3,), (1,)], {"min.insync.replicas": "1"})
+    until(lambda: own_cluster.leader(topics.requests, 1), 60, "the partition has a leader")
+    # The first question about a group makes Kafka's own topic of offsets.
+    until(lambda: status(own_cluster, topics)[0] == 0, 120, "all can be seen")
+    own_cluster.broker(3).kill()
+    until(lambda: own_cluster.leader(topics.requests, 1) is None, 60, "nobody leads the partition")
+    code, found, said = status(own_cluster, topics)
+    assert code == 1, said
+    assert found["leaderless"] == {topics.requests: [1], topics.results: [0]}
+    assert [one["unresolved"] for one in found["partitions"]] == [0, None]
+    settings = [
+        finding.setting for finding in errors(own_cluster, topics, 2) if finding.topic == topics.requests
+    ]
+    assert "leader" in settings
+    own_cluster.broker(3).start()

@@ -1,0 +1,83 @@
+"""What a worker finds when it takes a partition over, on real services."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from tests.fleet.arena import Arena, client_config
+from tests.fleet.workers import until
+from tests.integration.test_health import samples
+from tests.services.addresses import KafkaAddress, MinioAddress
+from zimage_consumers.image_worker.checkpoint import CAUTIOUS_DEATHS, RECORDS_A_TURN, Checkpoint
+from zimage_consumers.image_worker.roster import draw_nonce
+from zimage_stream import PromptRequest
+from zimage_stream.events.codec import Codec
+
+SLOT = "worker"
+
+
+def picture(prompt: str = "a picture") -> PromptRequest:
+    return PromptRequest(prompt=prompt, width=64, height=64)
+
+
+def commit(arena: Arena, checkpoint: Checkpoint) -> None:
+    """Leave a checkpoint in partition 0, as a worker that is gone."""
+    settings = arena.settings
+    tool = Consumer(client_config(settings.kafka) | {"group.id": settings.worker.group_id})
+    place = TopicPartition(settings.topics.requests, 0, checkpoint.base, checkpoint.encode())
+    tool.commit(offsets=[place], asynchronous=False)
+    tool.close()
+
+
+def committed(arena: Arena) -> int:
+    settings = arena.settings
+    tool = Consumer(client_config(settings.kafka) | {"group.id": settings.worker.group_id})
+    try:
+        (found,) = tool.committed([TopicPartition(settings.topics.requests, 0)], timeout=30)
+        return int(found.offset)
+    finally:
+        tool.close()
+
+
+def test_records_that_are_decoded_one_by_one_wait_for_no_picture_of_each_other(
+    make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress
+) -> None:
+    arena = make_arena(kafka, minio, partitions=1)
+    commit(arena, Checkpoint(0, owner=draw_nonce(SLOT), deaths=CAUTIOUS_DEATHS - 1))
+    count = 40
+    assert count < RECORDS_A_TURN
+    arena.send([picture() for _ in range(count)])
+    worker = arena.fleet.start(SLOT, ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
+    arena.assert_exactly_once(arena.wait_answered(60))
+    values = samples(worker)
+    # Each was decoded under a mark of its own; and then they ran together.
+    assert values["zimage_marks_total", ""] >= count
+    assert values["zimage_batch_size_count", ""] < count / 2
+
+
+def test_a_log_that_is_emptied_behind_a_marker_is_served_on(
+    make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress
+) -> None:
+    arena = make_arena(kafka, minio, partitions=1)
+    topic = arena.settings.topics.requests
+    upstream = Producer(client_config(arena.settings.kafka) | {"transactional.id": f"{topic}-upstream"})
+    upstream.init_transactions(30)
+    upstream.begin_transaction()
+    upstream.produce(topic, Codec().encode_request(picture(), topic), partition=0)
+    upstream.commit_transaction(30)
+    arena.accepted[0, 0] = "the first"
+    worker = arena.fleet.start(SLOT, ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
+    arena.wait_answered(30)
+    until(lambda: committed(arena) == 2, 30, "the marker is committed as passed")
+    worker.kill()
+    admin = AdminClient({**client_config(arena.settings.kafka)})
+    for deleted in admin.delete_records([TopicPartition(topic, 0, 2)]).values():
+        deleted.result(30)
+
+    worker.start().wait_ready()
+    arena.send([picture("after the log was emptied")])
+    report = arena.wait_answered(30)
+    arena.assert_exactly_once(report)

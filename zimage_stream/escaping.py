@@ -1,0 +1,55 @@
+"""Text from anybody, made fit to be shown: on a terminal, in a log, in a page.
+
+A prompt, an id, a name, a header, an error's message can hold what a terminal obeys (escape sequences set
+its title and its clipboard), what begins a new line in a log, and what turns the order of signs around.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from types import TracebackType
+
+from zimage_stream.masking import masked
+
+_HARMFUL = re.compile(
+    # Controls and DEL; line and paragraph separators; bidirectional overrides and isolates; half a sign.
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
+def escaped(text: str, keep: str = "") -> str:
+    r"""The text with what is harmful to show written as an escape: ``\n``, ``\u001b``. Pure.
+
+    The notation is JSON's, so that JSON stays the same JSON: there such signs are in texts only.
+
+    Args:
+        keep: harmful signs that stay, such as the line breaks of a text in several lines.
+    """
+    return _HARMFUL.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), text)
+
+
+def _escape(sign: str) -> str:
+    return _SHORT.get(sign) or f"\\u{ord(sign):04x}"
+
+
+def escaped_lines(text: str) -> str:
+    """The same of a text in several lines: all but the first are indented, so that none looks like ours."""
+    return escaped(text, keep="\n").replace("\n", "\n  ")
+
+
+class LineFormatter(logging.Formatter):
+    """A log line is one line, whatever is in its message; a traceback follows, indented."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        return escaped(masked(super().formatMessage(record)))
+
+    def formatException(  # noqa: N802
+        self,
+        ei: tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None],
+    ) -> str:
+        return "  " + escaped_lines(masked(super().formatException(ei)))
+
+    def formatStack(self, stack_info: str) -> str:  # noqa: N802
+        return "  " + escaped_lines(masked(super().formatStack(stack_info)))

@@ -1,0 +1,123 @@
+"""Where logs begin and end and what a group has committed, asked by somebody who is no member."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import (
+    ConsumerGroupTopicPartitions,
+    IsolationLevel,
+    KafkaException,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
+
+from zimage_stream.kafka.clients import CONTACT_TIMEOUT_S, Trouble, common_config, metadata_of
+from zimage_stream.kafka.reader import TopicMissingError
+from zimage_stream.settings import KafkaSettings
+
+_EARLIEST = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
+_LATEST = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """The log of one partition.
+
+    Attributes:
+        low: its first offset.
+        end: where a reader of committed records gets to: the last stable offset.
+        high: offset of the next record. Above ``end`` while a producer has a transaction open.
+    """
+
+    low: int
+    end: int
+    high: int
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a group stands to one partition; ``log`` is ``None`` while the partition has no leader."""
+
+    committed: TopicPartition
+    log: Log | None
+
+
+class Offsets:
+    """Asks the brokers for offsets.
+
+    All methods raise BrokerUnavailableError where no broker answers.
+    """
+
+    def __init__(self, kafka: KafkaSettings) -> None:
+        self._trouble = Trouble(kafka)
+        self._admin = AdminClient(common_config(kafka) | kafka.extra | {"error_cb": self._trouble})
+
+    def partitions(self, topic: str) -> dict[int, bool]:
+        """The partitions of a topic, and whether each has a leader.
+
+        Raises:
+            TopicMissingError: there is no such topic.
+        """
+        found = metadata_of(self._admin, self._trouble, topic).topics[topic]
+        if found.error is not None:
+            raise TopicMissingError(topic, found.error.str())
+        return {number: each.leader >= 0 for number, each in sorted(found.partitions.items())}
+
+    def logs(self, topic: str) -> dict[int, Log | None]:
+        """The log of each partition of a topic; ``None`` for those that have no leader.
+
+        Raises:
+            TopicMissingError: there is no such topic.
+        """
+        partitions = self.partitions(topic)
+        led = [number for number, has_leader in partitions.items() if has_leader]
+        # The high watermark first: what is committed between two questions is not behind a transaction.
+        high = self._list(topic, led, _LATEST, IsolationLevel.READ_UNCOMMITTED)
+        end = self._list(topic, led, _LATEST, IsolationLevel.READ_COMMITTED)
+        low = self._list(topic, led, _EARLIEST, IsolationLevel.READ_UNCOMMITTED)
+        logs = {number: Log(low[number], end[number], max(high[number], end[number])) for number in led}
+        return {number: logs.get(number) for number in partitions}
+
+    def committed(self, topic: str, group_id: str, partitions: Collection[int]) -> list[TopicPartition]:
+        """What the group has committed. A commit in a transaction that is still open is not waited for."""
+        places = [TopicPartition(topic, number) for number in partitions]
+        asked = ConsumerGroupTopicPartitions(group_id, places)
+        try:
+            answer = self._admin.list_consumer_group_offsets([asked], request_timeout=CONTACT_TIMEOUT_S)
+            found: Sequence[TopicPartition] = answer[group_id].result().topic_partitions
+        except KafkaException as error:
+            raise self._trouble.explain(error.args[0]) from error
+        for each in found:
+            if each.error is not None:
+                raise self._trouble.explain(each.error)
+        return sorted(found, key=lambda each: each.partition)
+
+    def _list(self, topic: str, partitions: Collection[int], spec: Any, isolation: Any) -> Mapping[int, int]:
+        if not partitions:
+            return {}
+        places = {TopicPartition(topic, number): spec for number in partitions}
+        answers = self._admin.list_offsets(
+            places, isolation_level=isolation, request_timeout=CONTACT_TIMEOUT_S
+        )
+        try:
+            return {place.partition: answer.result().offset for place, answer in answers.items()}
+        except KafkaException as error:
+            raise self._trouble.explain(error.args[0]) from error
+
+
+def standings(kafka: KafkaSettings, topic: str, group_id: str) -> list[Standing]:
+    """How the group stands to each partition of a topic.
+
+    Raises:
+        BrokerUnavailableError: no broker answers.
+        TopicMissingError: there is no such topic.
+    """
+    offsets = Offsets(kafka)
+    numbers = offsets.partitions(topic)
+    # First what is committed: a log's end that is asked for later cannot lie before it.
+    committed = offsets.committed(topic, group_id, numbers)
+    logs = offsets.logs(topic)
+    return [Standing(each, logs.get(each.partition)) for each in committed]

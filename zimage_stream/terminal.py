@@ -1,0 +1,38 @@
+"""Where the commands say what they say: all of it is escaped here, and only here."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import sys
+from typing import TextIO
+
+from zimage_stream.escaping import escaped, escaped_lines
+from zimage_stream.masking import masked
+
+
+def prepare_streams() -> None:
+    """What the encoding of stdout or stderr has no sign for becomes an escape from now on, not an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def say(text: str = "", *, err: bool = False) -> None:
+    """Print one line to stdout or stderr."""
+    _write(escaped(text), sys.stderr if err else sys.stdout)
+
+
+def complain(text: str) -> None:
+    """Print an error, which may have several lines, to stderr; without passwords of URLs in it."""
+    _write(escaped_lines(masked(text)), sys.stderr)
+
+
+def is_utf8(stream: TextIO) -> bool:
+    """Whether the stream can carry every text."""
+    return codecs.lookup(stream.encoding or "ascii").name == "utf-8"
+
+
+def _write(text: str, stream: TextIO) -> None:
+    stream.write(f"{text}\n")
+    stream.flush()

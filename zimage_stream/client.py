@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 
+from zimage_stream import forks
 from zimage_stream.errors import (
     ResultTimeoutError,
     SubmitError,
@@ -72,6 +73,13 @@ class PromptClient:
         self._horizon: Mapping[int, int] = {}
         self._reader: ResultReader | None = None
         self._being_read = False
+        forks.follow(self)
+
+    def after_fork(self) -> None:
+        """A child reads results by itself; it may wait for what its parent has sent."""
+        self._starting, self._news = threading.Lock(), threading.Condition()
+        forks.leave(self._reader)
+        self._reader, self._being_read = None, False
 
     def __enter__(self) -> PromptClient:
         return self
@@ -123,13 +131,16 @@ class PromptClient:
         future: Future[Source] = Future()
 
         def settled(answer: Source | SubmitError) -> None:
-            if isinstance(answer, SubmitError):
-                future.set_exception(answer)
-                return
-            with self._news:
-                self._mailbox.accepted(submission, answer)
-                self._news.notify_all()
-            future.set_result(answer)
+            if isinstance(answer, Source):
+                with self._news:
+                    self._mailbox.accepted(submission, answer)
+                    self._news.notify_all()
+            # Whoever called it off does not want to know.
+            if future.set_running_or_notify_cancel():
+                if isinstance(answer, SubmitError):
+                    future.set_exception(answer)
+                else:
+                    future.set_result(answer)
 
         self._submitter.send(request.request_id, value, request_headers(request, SOURCE, extra), settled)
         return future
@@ -245,7 +256,7 @@ class PromptClient:
         if self._unreadable is not None:
             raise self._unreadable
         reader = ResultReader(self._settings.kafka, self._settings.topics.results, self._codec)
-        reader.topic.start(self._start if since is None else since)
+        reader.topic.start(self._start if since is None else since, growing=True)
         return reader
 
     # -- inside

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from confluent_kafka.schema_registry import Schema as RegistrySchema
 from confluent_kafka.schema_registry import SchemaRegistryClient, SchemaRegistryError
 
+from zimage_stream import forks
 from zimage_stream.errors import RegistryUnavailableError, UnknownSchemaError, WireError, ZImageError
 from zimage_stream.events.schemas import Schema, published
 from zimage_stream.events.untrusted import RefusedSchemaError, Writer, admit
@@ -74,6 +75,7 @@ class Registry:
             config["ssl.ca.location"] = str(settings.ssl_ca_location)
         self._url = settings.url + through_proxy(settings.url)
         self._auto_register = settings.auto_register
+        self._config = config
         self._client = SchemaRegistryClient(config)
         self._clock = clock
         self._lock = threading.Lock()
@@ -83,6 +85,13 @@ class Registry:
         self._ask_at = float("-inf")
         self._reason = ""
         self._ids: dict[tuple[str, bytes], int] = {}
+        forks.follow(self)
+
+    def after_fork(self) -> None:
+        """A child asks over connections of its own; what is cached stays."""
+        self._lock = threading.Lock()
+        forks.leave(self._client)
+        self._client = SchemaRegistryClient(self._config)
 
     def schema(self, schema_id: int) -> Writer:
         """The writer schema of an id.

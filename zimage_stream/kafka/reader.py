@@ -34,6 +34,9 @@ _NO_LEADER_YET = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVA
 """As for a moment after a topic was made, or while a broker restarts."""
 
 CLOSE_TIMEOUT_S = 5.0
+NEW_PARTITIONS_S = 5.0
+"""How soon a partition is read that was added to the topic."""
+_LOOK_TIMEOUT_S = 1.0
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Offsets = Mapping[int, int]
@@ -86,7 +89,7 @@ def record_time(message: Message) -> datetime:
 class TopicReader:
     """One reader of one topic. Not thread-safe, and a context manager.
 
-    Nothing is read before :meth:`start`. Partitions added to the topic later are not seen.
+    Nothing is read before :meth:`start`.
 
     Args:
         uncommitted: read records of transactions that are open or were aborted, too.
@@ -97,6 +100,7 @@ class TopicReader:
         self._trouble = Trouble(settings)
         self._positions: dict[int, int] = {}
         self._unfinished: set[int] = set()
+        self._look_at = float("inf")
         config = {**reader_config(settings), "enable.partition.eof": True, "error_cb": self._trouble}
         if uncommitted:
             config["isolation.level"] = "read_uncommitted"
@@ -128,13 +132,20 @@ class TopicReader:
                     raise self._trouble.explain(problem) from error
             time.sleep(0.1)
 
-    def start(self, offsets: Offsets | None = None) -> None:
-        """Read from these offsets on; ``None``: from the beginning. Raises as :meth:`end_offsets`."""
+    def start(self, offsets: Offsets | None = None, *, growing: bool = False) -> None:
+        """Read from these offsets on; ``None``: from the beginning. Raises as :meth:`end_offsets`.
+
+        Args:
+            growing: partitions that are not among them were added since, or may be while it reads; they are
+                read from their beginning.
+        """
         if offsets is None:
             offsets = dict.fromkeys(self._partitions(), OFFSET_BEGINNING)
         self._positions = dict(offsets)
         self._unfinished = set(offsets)
         self._consumer.assign([TopicPartition(self._topic, *at) for at in offsets.items()])
+        if growing:
+            self._look_for_new()
 
     @property
     def positions(self) -> dict[int, int]:
@@ -163,6 +174,8 @@ class TopicReader:
             BrokerUnavailableError: reading cannot go on; transient trouble is waited out.
             TopicMissingError: the topic was deleted, or these credentials may not read it.
         """
+        if time.monotonic() >= self._look_at:
+            self._look_for_new()
         message = self._consumer.poll(timeout_s)
         if message is None:
             return None
@@ -192,6 +205,21 @@ class TopicReader:
         closing = threading.Thread(target=self._consumer.close, name="zimage-reader-close", daemon=True)
         closing.start()
         closing.join(CLOSE_TIMEOUT_S)
+
+    def _look_for_new(self) -> None:
+        """Begin with the partitions that the topic has got meanwhile."""
+        self._look_at = time.monotonic() + NEW_PARTITIONS_S
+        try:
+            found = self._consumer.list_topics(self._topic, timeout=_LOOK_TIMEOUT_S).topics[self._topic]
+        except KafkaException as error:
+            log.debug("whether %s has new partitions is not known: %s", self._topic, error.args[0].str())
+            return
+        new = sorted(found.partitions.keys() - self._positions.keys())
+        if new:
+            self._positions.update(dict.fromkeys(new, 0))
+            self._unfinished.update(new)
+            places = [TopicPartition(self._topic, number, OFFSET_BEGINNING) for number in new]
+            self._consumer.incremental_assign(places)
 
     def _partitions(self) -> list[int]:
         found = metadata_of(self._consumer, self._trouble, self._topic).topics[self._topic]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from zimage_stream import forks
 from zimage_stream.errors import BrokerUnavailableError, SubmitError
 from zimage_stream.events.image_result import Source
 from zimage_stream.kafka.clients import CONTACT_TIMEOUT_S, Trouble, metadata_of, producer_config
@@ -43,6 +44,14 @@ class Submitter:
         self._walked_at = float("-inf")
         self._closed = threading.Event()
         self._poller: threading.Thread | None = None
+        forks.follow(self)
+
+    def after_fork(self) -> None:
+        """A child sends with a producer of its own; what the parent has on its way is the parent's."""
+        self._lock = threading.Lock()
+        forks.leave(self._producer)
+        self._producer = self._poller = None
+        self._closed = threading.Event()
 
     def send(
         self,
@@ -60,9 +69,15 @@ class Submitter:
         """
 
         def delivered(error: KafkaError | None, message: Message) -> None:
-            if error is None:
-                self._trouble.clear()
-            settled(_source(message) if error is None else self._refused(request_id, error))
+            # What is raised here would end the thread that all others wait for.
+            try:
+                if error is None:
+                    self._trouble.clear()
+                    settled(_source(request_id, message))
+                else:
+                    settled(self._refused(request_id, error))
+            except Exception:
+                log.exception("what the brokers said of request %s could not be passed on", request_id)
 
         producer, partition = self._next()
         deadline = time.monotonic() + ACCEPT_TIMEOUT_S
@@ -134,7 +149,14 @@ class Submitter:
             if producer is None:
                 self._closed.wait(_POLL_S)
             else:
-                producer.poll(_POLL_S)
+                self._poll_once(producer)
+
+    def _poll_once(self, producer: Producer) -> None:
+        try:
+            producer.poll(_POLL_S)
+        except Exception:
+            log.exception("the producer could not be polled")
+            self._closed.wait(_POLL_S)
 
     def _refused(self, request_id: str, error: KafkaError) -> SubmitError:
         if error.fatal() or error.code() == KafkaError._FATAL:
@@ -152,9 +174,14 @@ class Submitter:
         return refused
 
 
-def _source(message: Message) -> Source:
+def _source(request_id: str, message: Message) -> Source | SubmitError:
+    """Where an acknowledged record is."""
     topic, partition, offset = message.topic(), message.partition(), message.offset()
-    assert topic is not None
-    assert partition is not None
-    assert offset is not None
+    if topic is None or partition is None or offset is None or offset < 0:
+        # As when the broker has the record from an earlier try, whose answer was lost.
+        return SubmitError(
+            request_id,
+            "the brokers have it, and did not say where: its result comes; sending it again under the same "
+            "id makes no second picture",
+        )
     return Source(topic=topic, partition=partition, offset=offset)

@@ -86,5 +86,5 @@ def _read(
 ) -> Iterator[ImageResult]:
     codec = Codec(Registry(settings.registry) if settings.registry.url else None)
     with ResultReader(settings.kafka, settings.topics.results, codec, patient=False) as reader:
-        reader.topic.start(None if earlier else reader.topic.end_offsets())
+        reader.topic.start(None if earlier else reader.topic.end_offsets(), growing=on)
         yield from follow(reader, wanted, until_end=not on, timeout_s=timeout)

@@ -1,0 +1,116 @@
+"""What changes under a client while it lives: answers without a place, forks, partitions that are added."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from confluent_kafka import KafkaError, Producer
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewPartitions
+
+from tests.fleet.workers import until
+from tests.integration.answers import Answers, failed
+from tests.integration.mock_cluster import MockCluster, Request
+from tests.services import KafkaAddress
+from zimage_stream import PromptClient, PromptRequest, Settings, SubmitError
+from zimage_stream.events.codec import Codec
+from zimage_stream.kafka import reader as reader_module
+from zimage_stream.kafka.clients import producer_config
+from zimage_stream.settings import KafkaSettings, TopicSettings, environment_of
+
+TIMEOUT_S = 30.0
+
+
+@pytest.fixture
+def settings(kafka: KafkaAddress, topics: TopicSettings) -> Settings:
+    return Settings(kafka=kafka.settings, topics=topics)
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_acknowledgement_without_a_place_is_told_and_harms_no_later_request() -> None:
+    topics = TopicSettings()
+    with MockCluster() as cluster:
+        for name in (topics.requests, topics.results):
+            cluster.create_topic(name)
+        settings = Settings(kafka=KafkaSettings(bootstrap_servers=cluster.bootstrap_servers))
+        with PromptClient(settings) as client:
+            client.submit(PromptRequest(prompt="a heart"))
+            cluster.answer(Request.PRODUCE, [KafkaError.DUPLICATE_SEQUENCE_NUMBER])
+            lost = client.submit_nowait(PromptRequest(prompt="a star"))
+            with pytest.raises(SubmitError, match="did not say where"):
+                lost.result(TIMEOUT_S)
+            client.submit_nowait(PromptRequest(prompt="a circle")).result(TIMEOUT_S)
+
+
+def test_a_submission_that_is_called_off_harms_no_later_one(settings: Settings) -> None:
+    with PromptClient(settings) as client:
+        client.submit_nowait(PromptRequest(prompt="a heart")).cancel()
+        client.submit_nowait(PromptRequest(prompt="a star")).result(TIMEOUT_S)
+
+
+def test_a_child_submits_and_waits_as_its_parent_does(settings: Settings) -> None:
+    program = textwrap.dedent(
+        """
+        import os, sys
+        from zimage_stream import PromptClient, PromptRequest
+        client = PromptClient()
+        client.wait(client.submit(PromptRequest(prompt="fail", request_id="parent")), timeout=30)
+        child = os.fork()
+        name = "child" if child == 0 else "parent again"
+        request_id = name.replace(" ", "-")
+        client.wait(client.submit(PromptRequest(prompt="fail", request_id=request_id)), timeout=30)
+        if child == 0:
+            client.wait("parent", timeout=30)
+            client.close()
+            sys.exit(7)
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status))
+        client.close()
+        """
+    )
+    with Answers(settings):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env=environment_of(settings),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert (done.returncode, done.stdout) == (0, "7\n"), done.stderr
+
+
+def test_results_in_partitions_that_are_added_are_read(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader_module, "NEW_PARTITIONS_S", 0.2)
+    topic, requests = settings.topics.results, [PromptRequest(prompt=f"{n}") for n in range(6)]
+    with PromptClient(settings) as client, ThreadPoolExecutor(len(requests)) as pool:
+        waiting = []
+        for request in requests:
+            source = client.submit_nowait(request).result(TIMEOUT_S)
+            waiting.append((request, source))
+        results = [pool.submit(client.wait, request.request_id, TIMEOUT_S) for request in requests]
+        admin = AdminClient({"bootstrap.servers": settings.kafka.bootstrap_servers})
+        before = len(admin.list_topics(topic, timeout=10).topics[topic].partitions)
+        admin.create_partitions([NewPartitions(topic, before + 3)])[topic].result(30)
+        producer = Producer(producer_config(settings.kafka))
+        until(
+            lambda: len(producer.list_topics(topic, timeout=10).topics[topic].partitions) == before + 3,
+            30,
+            "the producer knows the new partitions",
+        )
+        for number, (request, source) in enumerate(waiting):
+            value = Codec().encode_result(failed(request, source), topic)
+            producer.produce(topic, value, partition=before + number % 3)
+        assert producer.flush(30) == 0
+        assert [result.result(TIMEOUT_S).request_id for result in results] == [
+            request.request_id for request in requests
+        ]
+        # Also by whoever comes later, from where this client began.
+        asked = [request.request_id for request in requests]
+        assert {found.request_id for found in client.results(asked, timeout=TIMEOUT_S)} == set(asked)

@@ -333,5 +333,14 @@ class TestALogThatWentBack:
         poll_until(session, lambda: session.held.keys() == ALL, "it holds all partitions")
         assert [number for number, held in session.held.items() if held.stopped] == [0]
         assert any("partition 0 is stopped" in reason for reason in session.health.ready()[1])
+        session.claim()
         session.close()
         assert not any("partition 0" in reason for reason in session.health.ready()[1])
+
+        # The log has grown since, and nothing else would tell whoever comes next.
+        produce(kafka, topics, [0] * 5)
+        session = make_session()
+        session.join()
+        poll_until(session, lambda: session.held.keys() == ALL, "it holds all partitions again")
+        assert [number for number, held in session.held.items() if held.stopped] == [0]
+        session.close()

@@ -25,6 +25,9 @@ MAX_METADATA_CHARACTERS = 3_800
 MAX_SPAN = 16_384
 """Offsets between base and next, long gaps in the log not counted. A bitmap of that many bits always fits
 beside MAX_MARKS marks."""
+GONE_BACK = "gone back: "
+"""Begins the metadata of a commit whose partition is stopped, since its log went back, with the reason behind
+it: whoever takes it over must know. A reset of the offset takes it away."""
 MAX_MARKS = 160
 MAX_ATTEMPTS = 15
 CAUTIOUS_DEATHS = 2

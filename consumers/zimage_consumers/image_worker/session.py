@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from zimage_consumers.image_worker.checkpoint import Checkpoint, Ledger, Mark, release
+from zimage_consumers.image_worker.checkpoint import GONE_BACK, Checkpoint, Ledger, Mark, release
 from zimage_consumers.image_worker.publish import (
     ClientsLostError,
     CommitRefusedError,
@@ -26,7 +26,7 @@ from zimage_consumers.image_worker.publish import (
     TransactionalPublisher,
 )
 from zimage_consumers.image_worker.roster import member_name
-from zimage_consumers.image_worker.takeover import TakeOver
+from zimage_consumers.image_worker.takeover import UNKNOWN_EPOCH, TakeOver
 from zimage_consumers.image_worker.terminal import Outgoing
 from zimage_consumers.image_worker.topic_identity import TopicIdentity
 from zimage_stream.errors import ZImageError
@@ -42,6 +42,7 @@ ARRIVING_POLL_S = 0.01
 PROBE_TIMEOUT_S = 1.0
 SETTLE_S = 1.0
 """After which a base that only gaps in the log have moved is committed: so long may more records follow."""
+MAX_REASON_CHARACTERS = 500
 _CONNECTIONS = frozenset((KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._RESOLVE))
 _LOG_GONE = frozenset((KafkaError._AUTO_OFFSET_RESET, KafkaError._LOG_TRUNCATION))
 """The log does not have the next offset: it was deleted before it was served, or the log went back."""
@@ -59,6 +60,8 @@ class Held:
         settle_at: monotonic time from which a base that gaps in the log have moved is to be committed.
         leaving: being revoked; nothing new is started.
         stopped: the log no longer has what is next; the operator decides.
+        leader_epoch: of the last record that was taken.
+        gone_back: why its offsets mean nothing any more, if they do not.
     """
 
     epoch: int
@@ -70,6 +73,8 @@ class Held:
     settle_at: float = math.inf
     leaving: bool = False
     stopped: bool = False
+    leader_epoch: int = UNKNOWN_EPOCH
+    gone_back: str | None = None
 
     def enters_window(self, size: int) -> None:
         """A request of so many bytes is kept."""
@@ -176,6 +181,7 @@ class Session:
             problem = message.error()
             if problem is None:
                 self.health.up("kafka")
+                self._note_epoch(message)
                 return message
             if problem.code() != KafkaError._PARTITION_EOF:
                 self._judge(problem, message.partition())
@@ -290,10 +296,13 @@ class Session:
             self.held[number].settle_at = math.inf
 
     def _offsets(self, checkpoints: Mapping[int, Checkpoint]) -> list[TopicPartition]:
-        return [
-            TopicPartition(self._topic, number, checkpoint.base, checkpoint.encode())
-            for number, checkpoint in checkpoints.items()
-        ]
+        places = []
+        for number, checkpoint in checkpoints.items():
+            held = self.held[number]
+            metadata = checkpoint.encode() if held.gone_back is None else GONE_BACK + held.gone_back
+            epoch = held.leader_epoch
+            places.append(TopicPartition(self._topic, number, checkpoint.base, metadata, epoch))
+        return places
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._metrics.rebalances.labels("assigned").inc()
@@ -315,17 +324,13 @@ class Session:
             return
         for number, beginning in begin.items():
             self.epoch += 1
-            held = self.held[number] = Held(self.epoch, Ledger(beginning.checkpoint))
-            if beginning.end is not None:
-                known = beginning.checkpoint.base + beginning.checkpoint.resolved.bit_length()
-                self._stop(
-                    number,
-                    held,
-                    f"its log went back: it ends at {beginning.end}, and was taken up to {known}",
-                )
+            held = Held(self.epoch, Ledger(beginning.checkpoint), leader_epoch=beginning.leader_epoch)
+            self.held[number] = held
+            if beginning.gone_back is not None:
+                self._stop_gone_back(number, held, beginning.gone_back)
         starts = [
-            TopicPartition(self._topic, number, beginning.checkpoint.base)
-            for number, beginning in begin.items()
+            TopicPartition(self._topic, number, each.checkpoint.base, "", each.leader_epoch)
+            for number, each in begin.items()
         ]
         # The client keeps a pause through revocation and assignment, and we forgot it when they left us.
         # Of those that are not paused it does nothing. Done before they start, so that it meets no start.
@@ -369,6 +374,12 @@ class Session:
     def _unassign(self, numbers: Collection[int]) -> None:
         self._consumer.incremental_unassign([TopicPartition(self._topic, number) for number in numbers])
 
+    def _note_epoch(self, message: Message) -> None:
+        held = self.held.get(-1 if (number := message.partition()) is None else number)
+        epoch = message.leader_epoch()
+        if held is not None and epoch is not None:
+            held.leader_epoch = epoch
+
     def _at_end(self, message: Message) -> None:
         """All that the log has is delivered. What lies between the last record and its end is none: markers
         of transactions, aborted records. Left below the base they would look like lost requests once
@@ -393,15 +404,13 @@ class Session:
         self.health.hold(f"partition-{number}", reason, number)
 
     def _stop_gone_back(self, number: int, held: Held, why: str) -> None:
-        """As :meth:`_stop`, and drop what was taken: its offsets may belong to other records now."""
+        """As :meth:`_stop`, and drop what was taken: its offsets may belong to other records now. The next
+        commit says so to whoever takes the partition over."""
         self.epoch += 1
         held.epoch, held.count, held.size = self.epoch, 0, 0
+        held.gone_back, held.claimed = why, False
         self._on_gone([number])
-        self._stop(
-            number,
-            held,
-            f"its log went back below offset {held.ledger.next}, which was taken already ({why})",
-        )
+        self._stop(number, held, why)
 
     def _stop_all(self) -> None:
         """The topic is another one now. Offsets of the old one mean nothing in it."""
@@ -413,19 +422,29 @@ class Session:
         log.error(reason)
         self.health.hold("topic", reason)
         self._arriving.drop(list(self._arriving.numbers))
+        for held in self.held.values():
+            held.gone_back = f"its log went back: topic {self._topic} was deleted and made again"
+        try:
+            if self.held:
+                self._commit({number: held.ledger.checkpoint for number, held in self.held.items()})
+        except (CommitRefusedError, ClientsLostError) as error:
+            log.warning("whoever comes next is not told: %s", error)
         self._unassign(self._forget(list(self.held)))
 
     def _judge(self, problem: KafkaError, partition: int | None) -> None:
         held = self.held.get(-1 if partition is None else partition)
         if held is not None and partition is not None and problem.code() in _LOG_GONE:
-            if problem.code() == KafkaError._LOG_TRUNCATION:
-                self._stop_gone_back(partition, held, problem.str())
+            # The code says the same of a log that was deleted.
+            if "truncat" in problem.str():
+                taken = held.ledger.next
+                why = f"its log went back below offset {taken}, which was taken already: {problem.str()}"
+                self._stop_gone_back(partition, held, why[:MAX_REASON_CHARACTERS])
             else:
                 self._stop(
                     partition,
                     held,
                     f"its log does not have offset {held.ledger.next} ({problem.str()}): requests were "
-                    f"deleted before they were served, or the log went back",
+                    f"deleted before they were served",
                 )
         elif problem.fatal():
             raise ClientsLostError(f"the consumer failed: {problem.str()}")

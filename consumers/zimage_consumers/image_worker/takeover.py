@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from confluent_kafka import (
@@ -25,7 +25,7 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
-from zimage_consumers.image_worker.checkpoint import Checkpoint, take_over
+from zimage_consumers.image_worker.checkpoint import GONE_BACK, Checkpoint, take_over
 from zimage_consumers.image_worker.publish import ClientsLostError
 from zimage_consumers.image_worker.roster import Fate, fate_of
 from zimage_stream.telemetry.health import Health
@@ -37,6 +37,7 @@ ASK_AGAIN_S = 0.2
 SAID_AFTER_S = 30.0
 """A partition that has waited for so long is named in ``/readyz``."""
 
+UNKNOWN_EPOCH = -1
 _EARLIEST, _LATEST = OffsetSpec.earliest(), OffsetSpec.latest()  # type: ignore[no-untyped-call]
 _REFUSED = frozenset(
     (
@@ -54,11 +55,13 @@ class Beginning:
 
     Attributes:
         checkpoint: as this process takes it over.
-        end: where its log ends, if that is below what the checkpoint knows of; else ``None``.
+        leader_epoch: of the last record that was taken, by which the client sees whether the log went back.
+        gone_back: why it must not be served, if its log went back.
     """
 
     checkpoint: Checkpoint
-    end: int | None = None
+    leader_epoch: int = UNKNOWN_EPOCH
+    gone_back: str | None = None
 
 
 class TakeOver:
@@ -170,12 +173,8 @@ class TakeOver:
             except KafkaException as error:
                 self._wait(error.args[0], [number])
                 continue
-            if place.offset == OFFSET_INVALID:
-                self._found[number] = Beginning(Checkpoint(offset))
-            else:
-                checkpoint = _read(place)
-                known = checkpoint.base + checkpoint.resolved.bit_length()
-                self._found[number] = Beginning(checkpoint, offset if offset < known else None)
+            known = place.offset != OFFSET_INVALID
+            self._found[number] = beginning_of(place, offset) if known else Beginning(Checkpoint(offset))
 
     def _judged(self) -> dict[int, Beginning]:
         """Those of which is known whether their holder died."""
@@ -190,7 +189,7 @@ class TakeOver:
                     fate = fate_of(each.checkpoint.owner, members, at - self._arrived[number])
             if fate is not Fate.UNKNOWN:
                 checkpoint = take_over(each.checkpoint, self._owner, died=fate is Fate.DEAD)
-                begin[number] = Beginning(checkpoint, each.end)
+                begin[number] = replace(each, checkpoint=checkpoint)
         return begin
 
     def _hear_members(self) -> Collection[str] | None:
@@ -226,6 +225,22 @@ class TakeOver:
             if at - since >= SAID_AFTER_S and number in self._reasons:
                 waited = f"partition {number} is not served, and has waited for {at - since:.0f} s"
                 self._health.hold(_key(number), f"{waited}: {self._reasons[number]}", number)
+
+
+def beginning_of(place: TopicPartition, end: int) -> Beginning:
+    """How a partition begins from a commit, by what its log is now. Pure, but for a warning.
+
+    Args:
+        end: of the log.
+    """
+    metadata = place.metadata or ""
+    epoch = UNKNOWN_EPOCH if place.leader_epoch is None else place.leader_epoch
+    if metadata.startswith(GONE_BACK):
+        return Beginning(Checkpoint(place.offset), epoch, metadata.removeprefix(GONE_BACK))
+    checkpoint = _read(place)
+    known = checkpoint.base + checkpoint.resolved.bit_length()
+    gone_back = f"its log went back: it ends at {end}, and was taken up to {known}" if end < known else None
+    return Beginning(checkpoint, epoch, gone_back)
 
 
 def _read(place: TopicPartition) -> Checkpoint:

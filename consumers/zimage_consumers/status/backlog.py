@@ -13,7 +13,7 @@ from datetime import datetime
 from confluent_kafka import OFFSET_INVALID, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from zimage_consumers.image_worker.checkpoint import Checkpoint
+from zimage_consumers.image_worker.checkpoint import GONE_BACK, Checkpoint
 from zimage_consumers.image_worker.roster import slot_of
 from zimage_stream.kafka.clients import CONTACT_TIMEOUT_S, Trouble, common_config, metadata_of
 from zimage_stream.kafka.offsets import Log, standings
@@ -218,7 +218,9 @@ def partition_of(committed: TopicPartition, log: Log | None) -> Partition:
     if base == OFFSET_INVALID:
         return Partition(number, Checkpoint(log.low if log else 0), log)
     checkpoint, damaged = Checkpoint(base), None
-    if committed.metadata:
+    if committed.metadata and committed.metadata.startswith(GONE_BACK):
+        damaged = f"workers stopped it: {committed.metadata.removeprefix(GONE_BACK)}"
+    elif committed.metadata:
         try:
             checkpoint = Checkpoint.decode(committed.metadata, base)
         except ValueError as error:

@@ -73,6 +73,28 @@ def _check_trimmed(value: Any, name: str = "") -> None:
     raise PydanticCustomError("not_trimmed", "{problem}", {"problem": name + problem})
 
 
+_OURS_ALONE = {
+    **dict.fromkeys(("bootstrap.servers", "metadata.broker.list"), "use kafka.bootstrap_servers"),
+    "security.protocol": "use kafka.security_protocol",
+    "transactional.id": "each worker has one of its own; use kafka.transactional_id_prefix",
+    "group.id": "use worker.group_id",
+    "group.instance.id": "members are told apart by their slots; use worker.slot",
+    "group.protocol": "workers join by the classic protocol; how they do by another one is not known yet",
+    "group.remote.assignor": "workers join by the classic protocol",
+    "partition.assignment.strategy": "partitions move one by one, as cooperative-sticky has it",
+    "client.id": "workers are known to each other by it; use worker.slot",
+    **dict.fromkeys(
+        ("enable.auto.commit", "enable.auto.offset.store"), "what is done is committed with its results"
+    ),
+    "auto.offset.reset": "requests that the log has lost are for an operator to decide on",
+    "isolation.level": "results of aborted transactions are none",
+    "enable.partition.eof": "the end of a log says what lies before it",
+    "enable.idempotence": "each record is to be there once",
+    **dict.fromkeys(("acks", "request.required.acks"), "what is acknowledged must be on all replicas"),
+}
+"""Options of librdkafka on which the guarantees rest, and why they are not for ``kafka.extra``."""
+
+
 class KafkaSettings(Group):
     bootstrap_servers: str = "localhost:9092"
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
@@ -94,6 +116,15 @@ class KafkaSettings(Group):
             # A key or a certificate in PEM has lines.
             if is_secret(name) and not name.endswith("pem"):
                 _check_trimmed(text, f"{name}: ")
+        return value
+
+    @field_validator("extra")
+    @classmethod
+    def guarantees_stay(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if (why := _OURS_ALONE.get(name)) is not None:
+                problem = f"{name} cannot be set here: {why}"
+                raise PydanticCustomError("ours_alone", "{problem}", {"problem": problem})
         return value
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ import pydantic
 import pytest
 
 from zimage_stream.errors import SettingsError
+from zimage_stream.kafka.clients import common_config
 from zimage_stream.settings import KafkaSettings, RegistrySettings, Settings, environment_of, load_settings
 
 
@@ -81,7 +82,7 @@ def test_secrets_are_not_shown_and_reach_a_child_process() -> None:
 
 def test_a_child_process_gets_exactly_these_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load_settings(
-        overrides={"kafka": {"extra": {"a.b": "1"}}, "scheduler": {"tenant_weights": {"gold": 3}}}
+        overrides={"kafka": {"extra": {"linger.ms": "1"}}, "scheduler": {"tenant_weights": {"gold": 3}}}
     )
     monkeypatch.setenv("ZIMAGE_REGISTRY__URL", "http://not.these")
     for name, value in environment_of(settings).items():
@@ -251,3 +252,29 @@ class TestMisleadingValues:
         assert says in str(caught.value)
         with pytest.raises(SettingsError, match="directory"):
             load_settings(tmp_path)
+
+
+class TestOptionsOfLibrdkafka:
+    @pytest.mark.parametrize(
+        ("name", "value", "why"),
+        [
+            ("group.protocol", "consumer", "classic protocol"),
+            ("isolation.level", "read_uncommitted", "aborted transactions"),
+            ("acks", "1", "all replicas"),
+            ("group.id", "mine", "worker.group_id"),
+            ("enable.auto.commit", "true", "committed with its results"),
+        ],
+    )
+    def test_on_which_the_guarantees_rest_are_refused(self, name: str, value: str, why: str) -> None:
+        with pytest.raises(SettingsError, match=rf"ZIMAGE_KAFKA__EXTRA.*{name} cannot be set here.*{why}"):
+            load_settings(overrides={"kafka": {"extra": {name: value}}})
+
+    @pytest.mark.parametrize(("name", "value"), [("no.such.option", "1"), ("session.timeout.ms", "soon")])
+    def test_that_it_does_not_take_are_named(self, name: str, value: str) -> None:
+        settings = load_settings(overrides={"kafka": {"extra": {name: value}}})
+        with pytest.raises(SettingsError, match=rf"ZIMAGE_KAFKA__EXTRA: .*{name}"):
+            common_config(settings.kafka)
+
+    def test_of_producers_and_consumers_are_taken(self) -> None:
+        extra = {"linger.ms": "5", "session.timeout.ms": "9000", "socket.timeout.ms": "1000"}
+        assert common_config(KafkaSettings(extra=extra))["client.id"] == "zimage"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import lru_cache
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient, ClusterMetadata  # type: ignore[attr-defined]
 
-from zimage_stream.errors import BrokerUnavailableError
+from zimage_stream.errors import BrokerUnavailableError, SettingsError
 from zimage_stream.settings import KafkaSettings
 
 MAX_MESSAGE_BYTES = 4 << 20
@@ -78,7 +79,12 @@ def metadata_of(
 
 
 def common_config(settings: KafkaSettings) -> dict[str, Any]:
-    """What every client shares: where the brokers are, how to be let in, where log lines go."""
+    """What every client shares: where the brokers are, how to be let in, where log lines go.
+
+    Raises:
+        SettingsError: librdkafka does not take what ``kafka.extra`` says.
+    """
+    _check_extra(tuple(sorted(settings.extra.items())))
     optional = {
         "sasl.mechanism": settings.sasl_mechanism,
         "sasl.username": settings.sasl_username,
@@ -98,6 +104,18 @@ def common_config(settings: KafkaSettings) -> dict[str, Any]:
         "logger": logging.getLogger("zimage_stream.kafka.librdkafka"),
         **{name: value for name, value in optional.items() if value is not None},
     }
+
+
+@lru_cache(maxsize=16)
+def _check_extra(extra: tuple[tuple[str, str], ...]) -> None:
+    """Raise SettingsError unless a client can be made with these options. Contacts nobody."""
+    if not extra:
+        return
+    try:
+        # Options of producers are no error to a consumer.
+        Consumer({**dict(extra), "group.id": "none", "log_level": 0}).close()
+    except KafkaException as error:
+        raise SettingsError(f"ZIMAGE_KAFKA__EXTRA: {error.args[0].str()}") from None
 
 
 def producer_config(settings: KafkaSettings) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.chaos import broker_scenarios, scenarios
+from tests.chaos import broker_scenarios, hostile, scenarios
 from tests.chaos.broker_scenarios import RECOVERY_S, BrokerScenario
 from tests.chaos.scenarios import SESSION_S
 from tests.chaos.stage import Row, Services, open_stage
@@ -22,7 +22,7 @@ from zimage_stream.kafka.topics import create_topics
 from zimage_stream.settings import StoreSettings, TopicSettings
 
 PARTITIONS = 12
-SCENARIOS = scenarios.SCENARIOS | broker_scenarios.SCENARIOS
+SCENARIOS = scenarios.SCENARIOS | broker_scenarios.SCENARIOS | hostile.SCENARIOS
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 import json
 import random
 import signal
@@ -306,7 +308,7 @@ class Stage:
         self._judge.stdin.close()
         assert self._judge.wait(300) == 0, (self.folder / "judge.log").read_text()[-3000:]
         report = json.loads((self.folder / "report").read_text())
-        recoveries = [self._recovery(at) for at in self._faults]
+        recoveries = self._recoveries()
         problems = dict(report["problems"])
         if recovery_s is not None and recoveries and recoveries[-1] > recovery_s:
             problems["slow recovery"] = [f"{recoveries[-1]:.1f} s, at most {recovery_s:g} s"]
@@ -323,10 +325,13 @@ class Stage:
         for clean_up in self.at_end:
             clean_up()
 
-    def _recovery(self, fault: float) -> float:
+    def _recoveries(self) -> list[float]:
+        """For each fault, seconds until the last answer to what was accepted before it."""
         answers = self._answers()
-        before = [answers[place] for place, at in self._accepted.items() if at <= fault and place in answers]
-        return max([0.0, *(at - fault for at in before)])
+        accepted = sorted((at, answers[place]) for place, at in self._accepted.items() if place in answers)
+        times = [at for at, _ in accepted]
+        last = [0.0, *itertools.accumulate((answered for _, answered in accepted), max)]
+        return [max(0.0, last[bisect.bisect_right(times, fault)] - fault) for fault in self._faults]
 
     def _answers(self) -> dict[tuple[int, int], float]:
         """When the judge saw each answer first."""

@@ -37,7 +37,7 @@ from confluent_kafka.admin import AdminClient
 from minio import Minio
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "schemas" / "zimage.ImageResult.v1.avsc").read_text())
-SINGLE_OBJECT_HEADER = 10
+SINGLE_OBJECT_HEADER, REGISTRY_HEADER = 10, 5
 STABLE_WITHIN_S = 45.0
 """A dead worker's transaction is ended by the broker within 20 s."""
 
@@ -121,11 +121,17 @@ class Reader:
         if topic == self._dead:
             place = int(headers["__connect.errors.partition"]), int(headers["__connect.errors.offset"])
             value = message.value() or b""
-            letter = {"sha256": hashlib.sha256(value).hexdigest()}
+            letter = {"sha256": hashlib.sha256(value).hexdigest(), "key_sha256": None}
+            if headers.get("zimage.value-bytes"):
+                # It has the first bytes only, and says of what.
+                assert len(value) < int(headers["zimage.value-bytes"])
+                letter["sha256"] = headers["zimage.value-sha256"]
+            if not headers.get("zimage.key-bytes"):
+                letter["key_sha256"] = hashlib.sha256(message.key() or b"").hexdigest()
             return Event(topic, at, place, "dead", headers.get("zimage.code"), letter)
-        read: Any = fastavro.schemaless_reader(
-            io.BytesIO(message.value()[SINGLE_OBJECT_HEADER:]), SCHEMA, None
-        )
+        framed = message.value()
+        body_at = REGISTRY_HEADER if framed[:1] == b"\0" else SINGLE_OBJECT_HEADER
+        read: Any = fastavro.schemaless_reader(io.BytesIO(framed[body_at:]), SCHEMA, None)
         body: dict[str, Any] = dict(read)
         place = body["source"]["partition"], body["source"]["offset"]
         return Event(topic, at, place, body["status"], (body["error"] or {}).get("code"), body)
@@ -221,7 +227,7 @@ def _judge_one(
 ) -> None:
     terminal = results or dead
     if not terminal:
-        report.note("lost", f"{place} {line['request_id']}")
+        report.note("lost", f"{place} {_named(line)}")
         return
     if len(results) > 1 or len(dead) > 1:
         report.note("duplicates", f"{place}: {[event.outcome for event in results + dead]}")
@@ -229,15 +235,21 @@ def _judge_one(
     report.outcomes[event.outcome] += 1
     if event.outcome not in line["allowed"]:
         kind = "innocents convicted" if event.code == "WORKER_CRASHED" else "wrong outcomes"
-        report.note(kind, f"{place}: {event.outcome}, not one of {line['allowed']}")
+        report.note(kind, f"{place}: {event.outcome}, not one of {line['allowed']}: {_named(line)}")
     if results and (event.status == "FAILED") != bool(dead):
         report.note("results and dead letters that do not match", f"{place}: {event.outcome}, {len(dead)}")
     for letter in dead:
         if letter.body["sha256"] != line["sha256"]:
-            report.note("dead letters with other bytes than were sent", place)
+            report.note("dead letters with other bytes than were sent", f"{place} {_named(line)}")
+        if line.get("key_sha256") and letter.body["key_sha256"] not in (None, line["key_sha256"]):
+            report.note("dead letters with another key than was sent", f"{place} {_named(line)}")
     for name in ("request_id", "tenant", "attributes"):
         if results and line[name] is not None and event.body[name] != line[name]:
             report.note("altered on the way", f"{place} {name}: {event.body[name]!r} of {line[name]!r}")
+
+
+def _named(line: dict[str, Any]) -> str:
+    return str(line.get("hostile") or line["request_id"])
 
 
 def _judge_objects(report: Report, plan: dict[str, Any], results: list[Event]) -> None:

@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import confluent_kafka
 
@@ -14,6 +15,25 @@ _END, _TOPIC, _PARTITION, _VALUE, _KEY, _COPY, _TIMESTAMP, _HEADERS = 0, 1, 3, 4
 _FLUSH_MS = 60_000
 
 RawHeader = tuple[bytes, bytes | None]
+
+
+class _Message(ctypes.Structure):
+    """librdkafka's rd_kafka_message_t."""
+
+    _fields_ = (
+        ("err", ctypes.c_int),
+        ("rkt", ctypes.c_void_p),
+        ("partition", ctypes.c_int32),
+        ("payload", ctypes.c_void_p),
+        ("len", ctypes.c_size_t),
+        ("key", ctypes.c_void_p),
+        ("key_len", ctypes.c_size_t),
+        ("offset", ctypes.c_int64),
+        ("private", ctypes.c_void_p),
+    )
+
+
+_Delivered = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.POINTER(_Message), ctypes.c_void_p)
 
 
 def library() -> ctypes.CDLL:
@@ -43,6 +63,9 @@ class RawProducer:
         }.items():
             failed = self._library.rd_kafka_conf_set(conf, name.encode(), value.encode(), error, _ERROR_BYTES)
             assert not failed, error.value
+        self._offsets: list[int] = []
+        self._delivered = _Delivered(self._note)
+        self._library.rd_kafka_conf_set_dr_msg_cb(conf, self._delivered)
         handle = self._library.rd_kafka_new(0, conf, error, _ERROR_BYTES)
         assert handle, error.value
         self._handle = ctypes.c_void_p(handle)
@@ -64,8 +87,8 @@ class RawProducer:
         headers: Sequence[RawHeader] = (),
         timestamp: int = 0,
         partition: int = 0,
-    ) -> None:
-        """Send one record, in a batch of its own, and wait until the broker has it.
+    ) -> int:
+        """Send one record, in a batch of its own, and wait until the broker has it; returns its offset.
 
         Args:
             timestamp: milliseconds since 1970; 0: now.
@@ -84,3 +107,8 @@ class RawProducer:
         )
         assert not failed, failed
         assert self._library.rd_kafka_flush(self._handle, _FLUSH_MS) == 0
+        return self._offsets.pop()
+
+    def _note(self, _: object, message: Any, __: object) -> None:
+        assert not message.contents.err, f"the broker refuses it: {message.contents.err}"
+        self._offsets.append(message.contents.offset)

@@ -10,15 +10,9 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Message
-from confluent_kafka.admin import (  # type: ignore[attr-defined]
-    AdminClient,
-    AlterConfigOpType,
-    ConfigEntry,
-    ConfigResource,
-    ResourceType,
-)
 
 from tests.fleet.arena import Arena
+from tests.fleet.topics import EVER, take_anything
 from tests.fleet.wire import RawProducer
 from tests.fleet.workers import until
 from tests.integration.test_worker import picture, read
@@ -27,23 +21,8 @@ from tests.unit.events.registries import AnyRegistry
 from zimage_consumers.dead_letters.letter import DeadLetter, Decoder
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.headers import without_reasons
-from zimage_stream.kafka.clients import common_config
 from zimage_stream.kafka.reader import record_headers
 from zimage_stream.settings import environment_of
-
-EVER = 2**63 - 1
-
-
-def configure(arena: Arena, **values: int) -> None:
-    """Set a topic's settings, dots being underscores, on the requests topic."""
-    entries = [
-        ConfigEntry(name.replace("_", "."), str(value), incremental_operation=AlterConfigOpType.SET)
-        for name, value in values.items()
-    ]
-    topic = ConfigResource(ResourceType.TOPIC, arena.settings.topics.requests, incremental_configs=entries)
-    admin = AdminClient(common_config(arena.settings.kafka))
-    for answer in admin.incremental_alter_configs([topic]).values():
-        answer.result(10)
 
 
 def request(request_id: str) -> bytes:
@@ -100,16 +79,8 @@ def arena(make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAdd
 @pytest.fixture
 def anything(arena: Arena) -> Arena:
     """An arena whose requests topic takes any timestamp, and records of 8 MiB."""
-    configure(arena, message_timestamp_after_max_ms=EVER, max_message_bytes=8 << 20)
-    until(lambda: _takes_any_time(arena), 30, "the topic's settings are in force")
+    take_anything(arena.settings.kafka, arena.settings.topics.requests)
     return arena
-
-
-def _takes_any_time(arena: Arena) -> bool:
-    resource = ConfigResource(ResourceType.TOPIC, arena.settings.topics.requests)
-    admin = AdminClient(common_config(arena.settings.kafka))
-    (answer,) = admin.describe_configs([resource]).values()
-    return bool(answer.result(10)["message.timestamp.after.max.ms"].value == str(EVER))
 
 
 def test_a_timestamp_that_is_no_time(anything: Arena) -> None:

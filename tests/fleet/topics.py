@@ -1,0 +1,37 @@
+"""Topics that take what an operator may have allowed."""
+
+from __future__ import annotations
+
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ResourceType,
+)
+
+from tests.fleet.workers import until
+from zimage_stream.kafka.clients import common_config
+from zimage_stream.settings import KafkaSettings
+
+EVER = 2**63 - 1
+
+
+def take_anything(kafka: KafkaSettings, topic: str, max_bytes: int = 8 << 20) -> None:
+    """Have a topic take any timestamp, and records of so many bytes; returns once that is in force."""
+    values = {"message.timestamp.after.max.ms": EVER, "max.message.bytes": max_bytes}
+    entries = [
+        ConfigEntry(name, str(value), incremental_operation=AlterConfigOpType.SET)
+        for name, value in values.items()
+    ]
+    admin = AdminClient(common_config(kafka))
+    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
+    for answer in admin.incremental_alter_configs([resource]).values():
+        answer.result(10)
+
+    def in_force() -> bool:
+        (answer,) = admin.describe_configs([ConfigResource(ResourceType.TOPIC, topic)]).values()
+        found = answer.result(10)
+        return all(found[name].value == str(value) for name, value in values.items())
+
+    until(in_force, 30, "the topic's settings are in force")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from zimage_stream.errors import SettingsError
+from zimage_stream.errors import SettingsError, StoreMisconfiguredError
 from zimage_stream.settings import StoreSettings
 from zimage_stream.stores import create_store
 from zimage_stream.stores.directory import DirectoryStore
@@ -22,7 +22,6 @@ def test_the_settings_choose_the_store(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"endpoint": "http://localhost:9000"}, "ZIMAGE_STORE__ENDPOINT"),
         ({"endpoint": "localhost:9000/images"}, "ZIMAGE_STORE__ENDPOINT"),
         ({"bucket": "No Such Name"}, "ZIMAGE_STORE__BUCKET"),
         ({"bucket": "a"}, "ZIMAGE_STORE__BUCKET"),
@@ -49,3 +48,14 @@ def test_a_prefix_is_part_of_the_address(prefix: str) -> None:
     assert create_store(StoreSettings(bucket="pictures", prefix=prefix)).uri("t/a.png") == (
         "s3://pictures/year/2026/t/a.png"
     )
+
+
+@pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+def test_a_line_break_in_the_surroundings_keys_is_told(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "hunter2")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    monkeypatch.setenv(name, "hunter2\n")
+    store = create_store(StoreSettings(endpoint="127.0.0.1:1", region="us-east-1"))
+    with pytest.raises(StoreMisconfiguredError, match=r"AWS_.*begins or ends with white space") as caught:
+        store.stat("a/b.png")
+    assert "hunter2" not in str(caught.value)

@@ -171,3 +171,35 @@ def test_a_schema_that_nobody_can_read_with_ends_and_others_go_on(
         # What is mended is served.
         registry.put(4, '"int"')
         until(lambda: codes().get(0) == "UNDECODABLE", 60, "the one that waited is answered")
+
+
+def test_names_that_are_no_text_end_no_process_that_reads_many(anything: Arena) -> None:
+    sender = Sender(anything)
+    for _ in range(100):
+        sender.send(b"poison", headers=[(b"mine", b"x")])
+        sender.send(b"poison", headers=[(b"\xff", b"x"), (b"mine", b"y")])
+    # In a process of its own: what Python does not check in code that runs often ends it.
+    program = """
+from zimage_stream import load_settings
+from zimage_stream.kafka.reader import TopicReader, UnreadableHeadersError, record_headers
+settings, unreadable = load_settings(), 0
+with TopicReader(settings.kafka, settings.topics.requests) as reader:
+    reader.start()
+    while not reader.caught_up:
+        message = reader.poll(0.2)
+        if message is not None:
+            try:
+                record_headers(message)
+            except UnreadableHeadersError:
+                unreadable += 1
+print(unreadable)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment_of(anything.settings),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "100\n"), done.stderr

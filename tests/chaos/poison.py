@@ -266,7 +266,7 @@ def against_the_rules(rng: random.Random) -> Poison:
             {"prompt": "x" * 100_000},
             {"quality": 0},
             {"priority": 2**31 - 1},
-            {"batch_id": "\n" * 100},
+            {"batch_id": "\x00"},
             {"attributes": {"a" * 9_000: "b"}},
         ]
     )

@@ -35,9 +35,9 @@ _NO_LEADER_YET = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVA
 """As for a moment after a topic was made, or while a broker restarts."""
 
 _HEADERS = operator.methodcaller("headers")
-"""Asks the client for a record's headers. Where a name is no UTF-8 it sets an error and returns a list all the
-same, with null pointers for names. A call from Python code that runs often does not look at such an error, and
-touching a name ends the process; a call from C does."""
+"""Asks the client for a record's headers. Where a name is no UTF-8 it sets an error, and returns a list all
+the same, with null pointers for names. A call from Python code that runs often does not look at such an
+error, and touching a name ends the process; a call from C does."""
 CLOSE_TIMEOUT_S = 5.0
 NEW_PARTITIONS_S = 5.0
 """How soon a partition is read that was added to the topic."""

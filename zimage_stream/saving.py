@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -49,11 +50,16 @@ STORE_TRIES = 4
 LAST_WAIT_S = 1.0
 """For what is on its way when Ctrl-C comes; a store that answers needs no more."""
 
-_MAX_NAME_CHARACTERS = 100
+_MAX_NAME_BYTES = 200
+"""File systems take 255; the rest is for a number, the extension and what a sync client adds."""
+_MAX_CELL_CHARACTERS = 32_000
+"""Spreadsheets take 32,767 in a cell."""
+_LEFT_BEHIND_S = 3_600.0
+_PART = re.compile(r"\.[0-9a-f]{16}\.part")
 _UNSAFE = re.compile(r"[^\w.~-]+")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
-_QUOTED = tuple("'" + sign for sign in _FORMULA)
+_FORMULA = re.compile("'*[-=+@\t\r\n＝＋－＠]")
+"""What a spreadsheet runs, behind the apostrophes that quote it or that were there before."""
 
 
 class SavingError(ZImageError):
@@ -66,7 +72,12 @@ class DamagedPictureError(ZImageError):
 
 def safe_name(text: str) -> str:
     """A file name without extension on every system: letters of any script, digits, ``. _ ~ -``."""
-    name = _UNSAFE.sub("_", text)[:_MAX_NAME_CHARACTERS].strip("._ ")
+    name = _UNSAFE.sub("_", text).strip("._ ")
+    if len(name.encode()) > _MAX_NAME_BYTES:
+        # The end of a long name may be all that tells it from another.
+        mark = f"~{hashlib.sha256(text.encode(errors='replace')).hexdigest()[:8]}"
+        cut = name.encode()[: _MAX_NAME_BYTES - len(mark)].decode(errors="ignore")
+        name = cut.rstrip("._ ") + mark
     return f"_{name}" if not name or _RESERVED.fullmatch(name) else name
 
 
@@ -120,6 +131,7 @@ class Saver:
     def __init__(self, store: ImageStore, folder: Path, title: str = "Pictures") -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            _remove_left_behind(folder)
             # The mark at the start makes spreadsheets read it as UTF-8.
             self._file = (folder / TABLE).open(
                 "w", encoding="utf-8-sig", errors="backslashreplace", newline=""
@@ -231,6 +243,13 @@ class Saver:
         raise AssertionError("the last try returns or raises")
 
 
+def _remove_left_behind(folder: Path) -> None:
+    """Remove pictures that runs which were killed had half fetched; what is young may be another run's."""
+    for path in folder.iterdir():
+        if _PART.fullmatch(path.name) and time.time() - path.stat().st_mtime > _LEFT_BEHIND_S:
+            path.unlink(missing_ok=True)
+
+
 def _holds(path: Path, image: StoredImage) -> bool:
     try:
         if path.stat().st_size != image.size_bytes:
@@ -262,8 +281,10 @@ def _rows(table: Path) -> Iterator[dict[str, Any]]:
 def _cell(value: object) -> str:
     """A text that a spreadsheet would run as a formula is quoted: attributes come from anybody."""
     text = str(value)
-    return "'" + text if isinstance(value, str) and text.startswith(_FORMULA) else text
+    if len(text) > _MAX_CELL_CHARACTERS:
+        text = f"{text[:_MAX_CELL_CHARACTERS]}… ({len(text):,} characters)"
+    return "'" + text if isinstance(value, str) and _FORMULA.match(text) else text
 
 
 def _uncell(text: str) -> str:
-    return text[1:] if text.startswith(_QUOTED) else text
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text

@@ -7,8 +7,9 @@ import json
 import os
 import secrets
 import stat
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,6 +26,7 @@ ROUNDS = 5
 """Of a write that meets another one, before the folder is taken for confused."""
 
 _METADATA, _INCOMING = ".metadata", ".incoming"
+_LEFT_BEHIND_S = 3_600.0
 _OPERATOR = {
     errno.EACCES: "access is refused",
     errno.EDQUOT: "the quota is used up",
@@ -60,7 +62,15 @@ class DirectoryStore:
 
     def check(self) -> None:
         self._be_there()
+        self._remove_left_behind()
         self.probe()
+
+    def _remove_left_behind(self) -> None:
+        """Remove what writers that were killed have staged; what is young may be another process's."""
+        with suppress(OSError):
+            for file in (self._root / _INCOMING).iterdir():
+                if time.time() - file.stat().st_mtime > _LEFT_BEHIND_S:
+                    file.unlink(missing_ok=True)
 
     def create(self) -> None:
         try:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -138,10 +139,61 @@ def test_a_folder_that_cannot_be_is_said(store: ImageStore, tmp_path: Path) -> N
 @given(text=st.text(max_size=300))
 def test_every_text_makes_a_safe_name(text: str) -> None:
     name = safe_name(text)
-    assert 0 < len(name) <= 101
+    assert 0 < len(name.encode()) <= 201
     assert not name.startswith(".")
     assert not set(name) & set('/\\:*?"<>|\0\n')
     assert name.split(".")[0].lower() not in ("con", "nul", "aux", "prn", "com1")
+
+
+def test_long_names_are_cut_by_their_bytes_and_stay_apart() -> None:
+    names = [safe_name("千里江山图" * 17 + end) for end in ("甲", "乙")]
+    assert all(len(name.encode()) <= 200 for name in names)
+    assert names[0] != names[1]
+    assert names[0].startswith("千里江山图")
+
+
+def test_a_picture_whose_name_is_84_chinese_characters_is_saved(store: ImageStore, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with Saver(store, out) as saver:
+        saver.save(stored(store, "a", b"no picture at all"), name="千" * 84, prompt="x")
+    assert saver.failed == 0
+    (row,) = table(out)
+    assert (out / row["file"]).read_bytes() == b"no picture at all"
+
+
+def test_what_a_killed_run_left_behind_is_removed_and_a_running_ones_is_not(
+    store: ImageStore, tmp_path: Path
+) -> None:
+    old, young = tmp_path / ".0123456789abcdef.part", tmp_path / ".fedcba9876543210.part"
+    mine = tmp_path / ".mine.part"
+    for path in (old, young, mine):
+        path.write_bytes(b"half")
+    for path in (old, mine):
+        os.utime(path, (0, 0))
+    with Saver(store, tmp_path):
+        pass
+    assert [path.exists() for path in (old, young, mine)] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    "prompt", ["'=1+1", "=1+1", "'+' sign", "''=", "'quoted'", "'", "'-ish", "x" * 31_999]
+)
+def test_the_page_says_a_prompt_as_it_is(store: ImageStore, tmp_path: Path, prompt: str) -> None:
+    with Saver(store, tmp_path) as saver:
+        saver.save(stored(store, "a", b"no picture at all"), prompt=prompt)
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    (row,) = json.loads(page.split('id="data">')[1].split("</script>")[0])["rows"]
+    assert row["prompt"] == prompt
+    assert not table(tmp_path)[0]["prompt"].startswith(("=", "+", "-", "@"))
+
+
+def test_a_cell_that_no_spreadsheet_holds_is_cut_and_the_page_is_written(
+    store: ImageStore, tmp_path: Path
+) -> None:
+    with Saver(store, tmp_path) as saver:
+        saver.save(stored(store, "a", b"no picture at all"), prompt="x" * 200_000)
+    assert table(tmp_path)[0]["prompt"].endswith("… (200,000 characters)")
+    assert (tmp_path / "index.html").exists()
 
 
 def test_the_page_shows_what_the_table_says(store: ImageStore, tmp_path: Path) -> None:

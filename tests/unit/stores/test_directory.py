@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from zimage_stream.stores.directory import DirectoryStore
 # Forks a writer that ends at its n-th change of the file system, for every n until one ends well.
 CRASHING_WRITERS = """
 import os, sys
+import os
 from pathlib import Path
 from zimage_stream.stores.directory import DirectoryStore
 
@@ -47,6 +49,7 @@ print(step)
 # In a file system of 1 MiB, and then in the same one made read-only.
 FULL_DISK = """
 import os, subprocess, sys
+import os
 from pathlib import Path
 from zimage_stream.errors import StoreMisconfiguredError
 from zimage_stream.stores.directory import DirectoryStore
@@ -228,3 +231,14 @@ class TestTrouble:
         assert survived == sorted(survived)
         assert survived.count(False) > 5
         assert survived.count(True) > 2
+
+
+def test_what_writers_that_were_killed_left_behind_is_removed_at_the_next_start(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path)
+    store.check()
+    old, young = (tmp_path / ".incoming" / name for name in ("old", "young"))
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    store.check()
+    assert [path.exists() for path in (old, young)] == [False, True]

@@ -63,11 +63,9 @@ def everything(settings: Settings, store: ImageStore) -> None:
     named = PromptRequest(prompt="a", request_id="a", tenant="a", attributes={HOSTILE: HOSTILE})
     elsewhere = succeeded(named, SOURCE, store)
     assert elsewhere.image is not None
-    lost = replace(
-        elsewhere,
-        image=replace(elsewhere.image, key="a/gone.png", uri=HOSTILE, bucket=HOSTILE),
-        worker=HOSTILE,
-    )
+    # Other bytes than those of the first, or the folder would have them already.
+    gone = replace(elsewhere.image, key="a/gone.png", uri=HOSTILE, bucket=HOSTILE, sha256="0" * 64)
+    lost = replace(elsewhere, image=gone, worker=HOSTILE)
     ResultWriter(settings).write([refused, elsewhere, lost])
     for code, body in ((HOSTILE, value), ("INVALID_REQUEST", value), ("UNDECODABLE", HOSTILE.encode())):
         _bury(producer, topics.dead_letters, code, body)

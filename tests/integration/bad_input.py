@@ -206,6 +206,7 @@ CASES = (
     ),
     _invalid("an empty prompt", "prompt: got '', takes 1 to 2,000", prompt=""),
     _invalid("a prompt of white space", "prompt: got ' \\n ', takes 1 to 2,000", prompt=" \n "),
+    _invalid("a prompt of invisible signs", "at least one of them visible", prompt="\u200b\u3164"),
     _invalid("a prompt of 2,001 characters", "(2003 characters), takes 1 to 2,000", prompt="长" * 2001),
     _invalid("a NUL in the prompt", "text without control characters (U+0000 in it)", prompt="a\0b"),
     _invalid("an escape sequence in the prompt", "(U+001B in it)", prompt="\x1b[2J"),

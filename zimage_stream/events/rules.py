@@ -31,6 +31,15 @@ PRIORITIES = (-10, 10)
 
 _ALLOWED_CONTROLS = "\t\n\r"
 
+_INVISIBLE_CATEGORIES = frozenset(("Cc", "Cf", "Zl", "Zp", "Zs"))
+_INVISIBLE = re.compile(
+    # What Unicode calls default-ignorable beyond those: joiners, fillers, variation selectors, tags.
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8"
+    "\U000e0000-\U000e0fff"
+    # Blank glyphs: the empty Braille cell, hieroglyphic blanks, a Khitan filler, a null notehead.
+    "\u2800\U00013441\U00013442\U00016fe4\U0001d159]"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -92,11 +101,14 @@ def _check_prompt(prompt: object) -> str:
         raise RequestError("prompt", "text", prompt)
     _check_text("prompt", prompt)
     normal = unicodedata.normalize("NFC", prompt)
-    if not normal.strip() or len(normal) > MAX_PROMPT_CHARACTERS:
-        raise RequestError(
-            "prompt", f"1 to {MAX_PROMPT_CHARACTERS:,} characters, not all white space", prompt
-        )
+    if len(normal) > MAX_PROMPT_CHARACTERS or not any(map(_is_visible, normal)):
+        rule = f"1 to {MAX_PROMPT_CHARACTERS:,} characters, at least one of them visible"
+        raise RequestError("prompt", rule, prompt)
     return normal
+
+
+def _is_visible(character: str) -> bool:
+    return unicodedata.category(character) not in _INVISIBLE_CATEGORIES and not _INVISIBLE.match(character)
 
 
 def _check_text(field: str, text: str) -> None:
@@ -104,7 +116,8 @@ def _check_text(field: str, text: str) -> None:
     for character in text:
         category = unicodedata.category(character)
         if category == "Cs" or (category == "Cc" and character not in _ALLOWED_CONTROLS):
-            raise RequestError(field, f"text without control characters (U+{ord(character):04X} in it)", text)
+            what = "lone surrogates" if category == "Cs" else "control characters"
+            raise RequestError(field, f"text without {what} (U+{ord(character):04X} in it)", text)
 
 
 def _check_size(request: PromptRequest, limits: Limits) -> None:

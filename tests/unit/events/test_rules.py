@@ -84,6 +84,29 @@ def test_text_of_any_script_is_text(prompt: str) -> None:
     assert checked.prompt == unicodedata.normalize("NFC", prompt)
 
 
+# Written as code points: in an editor all of them look like nothing.
+INVISIBLE = [
+    *"\u00ad\u034f\u061c\u115f\u1160\u17b4\u180e\u200b\u200d\u2060\u2800\u3000\u3164\ufe0f\ufeff\uffa0",
+    *"\u00a0\u2028\U00013441\U0001d159\U000e0041\U000e0100",
+    "\u200b\u200d\u2060",
+    " \u200f\n\u3164\t",
+]
+
+
+@pytest.mark.parametrize("prompt", INVISIBLE, ids=ascii)
+def test_a_prompt_that_nobody_can_see_is_refused(prompt: str) -> None:
+    with pytest.raises(RequestError, match=r"^prompt: got .* at least one of them visible"):
+        check_request(replace(GOOD, prompt=prompt))
+    assert check_request(replace(GOOD, prompt=f"{prompt}a")).prompt.endswith("a")
+
+
+@pytest.mark.parametrize(
+    "prompt", ["👩\u200d👩\u200d👧\u200d👦", "☠\ufe0f", "1\ufe0f\u20e3", "\ue000", "。", "\u0301"]
+)
+def test_one_visible_sign_is_a_prompt(prompt: str) -> None:
+    assert check_request(replace(GOOD, prompt=prompt)).prompt == unicodedata.normalize("NFC", prompt)
+
+
 @given(
     st.integers(4, 128).map(lambda n: 16 * n),
     st.integers(4, 128).map(lambda n: 16 * n),

@@ -7,11 +7,11 @@ one likes.
 from __future__ import annotations
 
 import base64
-import io
+import contextlib
 import json
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 
 from PIL import Image
@@ -19,6 +19,9 @@ from PIL import Image
 from zimage_consumers.dead_letters.letter import Place
 from zimage_consumers.image_worker.checkpoint import Checkpoint, take_over
 from zimage_producers.produce import rows
+from zimage_producers.produce.encoding import detected, text_lines
+from zimage_producers.produce.json_lines import read_json_lines
+from zimage_producers.produce.table import read_table
 from zimage_stream.errors import RequestError, WireError
 from zimage_stream.events import Codec, PromptRequest
 from zimage_stream.events.headers import dead_letter_headers, replay_headers
@@ -85,18 +88,20 @@ def sealed(data: bytes) -> None:
 
 def table(data: bytes) -> None:
     """A CSV file in whichever encoding."""
-    for encoding in ("utf-8-sig", "gb18030"):
-        _read(data, "csv", encoding)
+    for codec in ("utf-8", "gb18030", "utf-16-le"):
+        _read(lambda lines: read_table(lines).rows, data, codec)
+    with contextlib.suppress(rows.InputError):
+        detected(lambda: [data])
 
 
 def lines(data: bytes) -> None:
     """A file of JSON lines."""
-    _read(data, "jsonl", "utf-8-sig")
+    _read(read_json_lines, data, "utf-8")
 
 
-def _read(data: bytes, kind: rows.Format, encoding: str) -> None:
+def _read(read: Callable[[Iterable[str]], Iterable[rows.Row]], data: bytes, codec: str) -> None:
     try:
-        for row in rows.read_rows(io.BytesIO(data), kind, encoding):
+        for row in read(text_lines([data], codec)):
             if row.problem is not None:
                 continue
             try:

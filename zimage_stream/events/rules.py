@@ -73,7 +73,7 @@ def check_request(
     _check_size(request, limits)
     _check_int("steps", request.steps, 1, MAX_STEPS)
     if request.seed is not None:
-        _check_int("seed", request.seed, 0, MAX_SEED)
+        _check_int("seed", request.seed, 0, MAX_SEED, "; leave it out for one made from tenant and id")
     _check_guidance(request.guidance_scale, limits)
     if request.format not in FORMATS:
         raise RequestError("format", "one of " + ", ".join(FORMATS), request.format)
@@ -176,9 +176,9 @@ def _check_time(field: str, value: object) -> None:
         raise RequestError(field, "a time with a time zone", value)
 
 
-def _check_int(field: str, value: object, low: int, high: int) -> None:
+def _check_int(field: str, value: object, low: int, high: int, more: str = "") -> None:
     if not _is_int(value) or not low <= value <= high:  # type: ignore[operator]
-        raise RequestError(field, f"a whole number from {low} to {high}", value)
+        raise RequestError(field, f"a whole number from {low} to {high}{more}", value)
 
 
 def _is_int(value: object) -> bool:

@@ -9,12 +9,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import typer
 
 from zimage_producers.produce import options, rows
 from zimage_producers.produce.outstanding import Item
+from zimage_producers.produce.reading import Reading, open_rows
 from zimage_producers.produce.run import Run, Unreadable
 from zimage_producers.produce.tally import Tally
 from zimage_stream.client import PromptClient
@@ -37,6 +38,7 @@ def produce(
     *,
     file: options.File = None,
     input_format: options.InputFormat = None,
+    encoding: options.Encoding = None,
     batch: options.Batch = None,
     name_by: options.NameBy = None,
     request_id: options.RequestId = None,
@@ -46,7 +48,7 @@ def produce(
     seed: options.Seed = None,
     steps: options.Steps = None,
     guidance_scale: options.Guidance = None,
-    encoding: options.Encoding = None,
+    image_format: options.ImageFormat = None,
     quality: options.Quality = None,
     priority: options.Priority = None,
     expires_at: options.ExpiresAt = None,
@@ -58,9 +60,9 @@ def produce(
 ) -> None:
     """Ask for pictures: one prompt, or a file of them.
 
-    A CSV file names its columns in the first line: prompt, and any other field
-    of a request; columns of other names come back as attributes. Fields given
-    as options hold for rows that do not say.
+    A CSV or XLSX file names its columns in the first line: prompt, and any other
+    field of a request; columns of other names come back as attributes. Fields
+    given as options hold for rows that do not say.
 
     Example: zimage produce "a lighthouse in fog" --wait --out pictures
     """
@@ -73,7 +75,7 @@ def produce(
         "seed": seed,
         "steps": steps,
         "guidance_scale": guidance_scale,
-        "format": encoding,
+        "format": image_format,
         "quality": quality,
         "priority": priority,
         "expires_at": time_from_text("expires_at", expires_at) if expires_at else None,
@@ -83,8 +85,9 @@ def produce(
     settings = load_settings((context.obj or {}).get("config"))
     job = _Job(settings, fields, wait or out is not None, out, timeout, json)
     if prompt is not None:
-        if input_format or name_by:
-            raise typer.BadParameter("these go with --file", param_hint="--input-format, --name-by")
+        if input_format or encoding or name_by:
+            hint = "--input-format, --encoding, --name-by"
+            raise typer.BadParameter("these go with --file", param_hint=hint)
         one = {"request_id": request_id, "batch_id": batch}
         done = job.one(prompt, {name: value for name, value in one.items() if value is not None})
     elif request_id is not None:
@@ -92,8 +95,9 @@ def produce(
     else:
         path = None if file in (None, "-") else Path(str(file))
         try:
-            kind = rows.format_of(path, input_format)
-            done = job.many(path, kind, batch or rows.batch_name(path, datetime.now(UTC)), name_by)
+            with ExitStack() as stack:
+                reading = open_rows(stack, path, input_format, encoding, name_by)
+                done = job.many(path, reading, batch or rows.batch_name(path, datetime.now(UTC)), name_by)
         except rows.InputError as error:
             raise typer.BadParameter(str(error), param_hint="--file") from error
     raise typer.Exit(0 if done else 1)
@@ -131,34 +135,30 @@ class _Job:
                 saver.save(result, prompt=request.prompt)
         return result.succeeded and not _report(saver)
 
-    def many(self, path: Path | None, kind: rows.Format, batch: str, name_by: str | None) -> bool:
+    def many(self, path: Path | None, reading: Reading, batch: str, name_by: str | None) -> bool:
         """Whether everything was accepted and, if waited for, succeeded."""
-        encoding = rows.encoding_of(path) if path else "utf-8-sig"
-        shown = "UTF-8" if encoding == "utf-8-sig" else encoding.upper()
-        say(f"batch {batch}, read as {kind.upper()} in {shown}", err=True)
+        say(f"batch {batch}, read as {reading.described}", err=True)
         with PromptClient(self.settings) as client, ExitStack() as stack:
-            file = rows.open_input(path)
-            if path is not None:
-                stack.callback(file.close)
             saving = stack.enter_context(ExitStack())
             saver = self._saver(saving, batch)
             tally = stack.enter_context(Tally(wait=self.wait, json=self.json, saver=saver))
             run = Run(client, tally, self.timeout)
+            stopped: list[rows.InputError] = []
             try:
-                size = path.stat().st_size if path is not None and path.is_file() else None
-                read = _counted(rows.read_rows(file, kind, encoding), file, size, tally)
-                items = _items(read, batch, self.fields, name_by)
+                items = _items(_counted(reading, tally, stopped), batch, self.fields, name_by)
                 (run.gather if self.wait else run.submit)(items)
                 # Waits for the pictures that are still being fetched.
                 saving.close()
-            except (KeyboardInterrupt, ZImageError) as error:
-                if not isinstance(error, rows.InputError):
-                    for line in ("", tally.summary(), f"to resume: {_again(batch, path)}"):
-                        say(line, err=True)
+            except (KeyboardInterrupt, ZImageError):
+                for line in ("", tally.summary(), f"to resume: {_again(batch, path)}"):
+                    say(line, err=True)
                 raise
         _report(saver)
         say(tally.summary(), err=self.json)
-        return tally.all_well
+        for error in stopped:
+            say(f"{path or 'the input'}: {error}; what follows was not read", err=True)
+            say(f"mend it, then to resume: {_again(batch, path)}", err=True)
+        return tally.all_well and not stopped
 
     def _saver(self, stack: ExitStack, title: str) -> Saver | None:
         if self.out is None:
@@ -168,13 +168,21 @@ class _Job:
         return stack.enter_context(Saver(store, self.out, title))
 
 
-def _counted(read: Iterator[rows.Row], file: BinaryIO, size: int | None, tally: Tally) -> Iterator[rows.Row]:
-    """The rows as they come, telling the tally how many there will be."""
+def _counted(reading: Reading, tally: Tally, stopped: list[rows.InputError]) -> Iterator[rows.Row]:
+    """The rows as they come, telling the tally how many there will be.
+
+    Args:
+        stopped: gets the error that ends them early. The rows before it are on their way, and are seen to.
+    """
     count = 0
-    for count, row in enumerate(read, 1):
-        if size and count % _ESTIMATE_EVERY == 1:
-            tally.expect(round(count * size / max(file.tell(), 1)), exact=False)
-        yield row
+    try:
+        for count, row in enumerate(reading.rows, 1):
+            if reading.size and count % _ESTIMATE_EVERY == 1:
+                expected = round(count * reading.size / max(reading.file.tell(), 1))
+                tally.expect(expected, exact=False)
+            yield row
+    except rows.InputError as error:
+        stopped.append(error)
     tally.expect(count, exact=True)
 
 

@@ -16,8 +16,9 @@ _ONE, _MANY, _AFTER = "The request", "Many requests", "Afterwards"
 
 Prompt = Annotated[str | None, typer.Argument(help="What the picture shows.", show_default=False)]
 
-File = Annotated[str | None, _option(_MANY, "Rows of requests; - is stdin.", metavar="F.csv|F.jsonl|-")]
-InputFormat = Annotated[Literal["csv", "jsonl"] | None, _option(_MANY, "Else by the file's name.")]
+File = Annotated[str | None, _option(_MANY, "Rows of requests; - is stdin.", metavar="F.csv|.xlsx|.jsonl|-")]
+InputFormat = Annotated[Literal["csv", "jsonl", "xlsx"] | None, _option(_MANY, "Else by the file's name.")]
+Encoding = Annotated[str | None, _option(_MANY, "Of the file, if its bytes leave a doubt.", metavar="NAME")]
 Batch = Annotated[str | None, _option(_MANY, "The batch; the same name again resumes it.")]
 NameBy = Annotated[str | None, _option(_MANY, "The column that names the saved files.", metavar="COLUMN")]
 
@@ -28,7 +29,7 @@ Height = Annotated[int | None, _option(_ONE, "In pixels; else 1024.")]
 Seed = Annotated[int | None, _option(_ONE, "Else made from tenant and id.")]
 Steps = Annotated[int | None, _option(_ONE, "Of denoising; else 8.")]
 Guidance = Annotated[float | None, _option(_ONE, "0 for Turbo.", "--guidance-scale")]
-Encoding = Annotated[str | None, _option(_ONE, "png, webp or jpeg; else png.", "--format")]
+ImageFormat = Annotated[str | None, _option(_ONE, "png, webp or jpeg; else png.", "--format")]
 Quality = Annotated[int | None, _option(_ONE, "Of webp and jpeg, 1 to 100.")]
 Priority = Annotated[int | None, _option(_ONE, "-10 to 10, within the tenant; else 0.")]
 ExpiresAt = Annotated[str | None, _option(_ONE, "Not begun by then, it expires.", metavar="ISO-8601")]

@@ -1,33 +1,26 @@
-"""Rows of a file and the requests they ask for. Pure, but for the reading itself."""
+"""Rows of a file and the requests they ask for. Pure."""
 
 from __future__ import annotations
 
-import codecs
-import csv
 import hashlib
-import io
-import json
 import re
-import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any
 
-from zimage_stream.errors import RequestError, ZImageError, shorten
+from zimage_stream.errors import RequestError, ZImageError
 from zimage_stream.events.prompt_request import PromptRequest
 from zimage_stream.events.rules import NAME
 from zimage_stream.events.texts import FIELDS, field_from_text
 
-Format = Literal["csv", "jsonl"]
-
-_CHUNK = 1 << 16
 _MAX_PREFIX = 100
 
 
 class InputError(ZImageError):
-    """The file cannot be read at all."""
+    """The file cannot be read, or not beyond some line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,103 +36,6 @@ class Row:
     problem: str | None = None
 
 
-def format_of(path: Path | None, asked: Format | None) -> Format:
-    """The format asked for, else what the file's name says, else JSONL for standard input.
-
-    Raises:
-        InputError: the name says nothing.
-    """
-    if asked is not None:
-        return asked
-    if path is None or path.suffix.lower() in (".jsonl", ".ndjson"):
-        return "jsonl"
-    if path.suffix.lower() == ".csv":
-        return "csv"
-    raise InputError(f"{path}: say with --input-format whether this is csv or jsonl")
-
-
-def encoding_of(path: Path) -> str:
-    """``utf-8-sig`` if the whole file is UTF-8, with or without its mark, else ``gb18030``.
-
-    Raises:
-        InputError: it is neither, or cannot be opened.
-    """
-    for encoding in ("utf-8-sig", "gb18030"):
-        decoder = codecs.getincrementaldecoder(encoding)()
-        try:
-            with path.open("rb") as file:
-                while chunk := file.read(_CHUNK):
-                    decoder.decode(chunk)
-            decoder.decode(b"", final=True)
-            return encoding
-        except UnicodeDecodeError:
-            continue
-        except OSError as error:
-            raise InputError(f"{path}: {error.strerror}") from error
-    raise InputError(f"{path}: it is neither UTF-8 nor GB18030; save it as UTF-8")
-
-
-def read_rows(file: BinaryIO, kind: Format, encoding: str) -> Iterator[Row]:
-    """The rows of an open file, one at a time.
-
-    Raises:
-        InputError: a CSV file has no usable header, or the text breaks off inside a character.
-    """
-    # Line ends stay as they are: a cell of CSV may hold some.
-    text = io.TextIOWrapper(file, encoding, newline="")
-    try:
-        yield from (_csv_rows if kind == "csv" else _json_rows)(text)
-    except UnicodeDecodeError as error:
-        raise InputError(f"the input is not {encoding}: {error.reason}") from error
-    finally:
-        # Else the wrapper would close a file that is not its own.
-        text.detach()
-
-
-def _csv_rows(text: Iterable[str]) -> Iterator[Row]:
-    reader = csv.reader(text)
-    header = [name.strip() for name in next(reader, [])]
-    if "prompt" not in header:
-        raise InputError(f"the first line must name the columns, prompt among them; it is {shorten(header)}")
-    if len(set(header)) < len(header):
-        raise InputError(f"a column is named twice in {shorten(header)}")
-    number = 0
-    while True:
-        line = reader.line_num + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            number += 1
-            yield Row(line, number, {}, f"it is no CSV: {error}")
-            continue
-        if not any(cell.strip() for cell in cells):
-            continue
-        number += 1
-        if len(cells) > len(header):
-            yield Row(line, number, {}, f"it has {len(cells)} cells, and there are {len(header)} columns")
-            continue
-        yield Row(line, number, {name: cell for name, cell in zip(header, cells, strict=False) if cell != ""})
-
-
-def _json_rows(text: Iterable[str]) -> Iterator[Row]:
-    number = 0
-    for line, content in enumerate(text, 1):
-        if not content.strip():
-            continue
-        number += 1
-        try:
-            values = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            yield Row(line, number, {}, f"it is no JSON: {error}")
-            continue
-        if not isinstance(values, dict):
-            yield Row(line, number, {}, f"it is no JSON object: {shorten(values)}")
-            continue
-        yield Row(line, number, {name: value for name, value in values.items() if value is not None})
-
-
 def request_of(row: Row, batch_id: str, defaults: Mapping[str, Any]) -> PromptRequest:
     """The request that a row asks for.
 
@@ -153,10 +49,11 @@ def request_of(row: Row, batch_id: str, defaults: Mapping[str, Any]) -> PromptRe
         RequestError: a value is not of its field's kind; the rules are not checked here.
     """
     known = {name: field_from_text(name, value) for name, value in row.values.items() if name in FIELDS}
-    unknown = {name: _as_text(value) for name, value in row.values.items() if name not in FIELDS}
+    unknown = {name: _as_text(name, value) for name, value in row.values.items() if name not in FIELDS}
     own = known.pop("attributes", {})
     if not isinstance(own, dict):
         raise RequestError("attributes", "a JSON object of texts", own)
+    own = {name: _as_text(f"attributes: {name}", value) for name, value in own.items() if value is not None}
     request = {"batch_id": batch_id, "request_id": f"{id_prefix(batch_id)}-{row.number}", **defaults, **known}
     attributes = {**defaults.get("attributes", {}), **unknown, **own}
     request.setdefault("prompt", "")
@@ -180,19 +77,12 @@ def _in_alphabet(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._~-]+", "-", text).strip("-._~")[:60] or "batch"
 
 
-def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def open_input(path: Path | None) -> BinaryIO:
-    """The file, or standard input.
-
-    Raises:
-        InputError: it cannot be opened.
-    """
-    if path is None:
-        return sys.stdin.buffer
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
+def _as_text(name: str, value: Any) -> str:
+    """An attribute's value as text: numbers with the digits they have, true and false as JSON has them."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float | Decimal):
+        return str(value)
+    raise RequestError(name, "a text or a number; put other values into a text", value)

@@ -1,0 +1,148 @@
+"""A file of requests, opened: what it is, in which encoding and dialect it is read, and its rows."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from zimage_producers.produce import encoding as encodings
+from zimage_producers.produce.encoding import Encoding
+from zimage_producers.produce.json_lines import read_json_lines
+from zimage_producers.produce.rows import InputError, Row
+from zimage_producers.produce.sheet import read_workbook
+from zimage_producers.produce.table import read_table
+
+Format = Literal["csv", "jsonl", "xlsx"]
+
+_CHUNK = 1 << 16
+_ZIP = b"PK\x03\x04"
+_SUFFIXES: dict[str, Format] = {
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), "jsonl"),
+    **dict.fromkeys((".csv", ".tsv", ".tab", ".txt"), "csv"),
+    **dict.fromkeys((".xlsx", ".xlsm"), "xlsx"),
+}
+_OTHERS = (
+    (b"\xd0\xcf\x11\xe0", "an old Excel workbook, or one with a password: save it as XLSX without one"),
+    (b"\x1f\x8b", "compressed: give it as zcat FILE | zimage produce --file -"),
+    (b"PAR1", "Parquet: save it as CSV or JSON Lines"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """An opened input: how it is read, in words, and its rows.
+
+    ``file`` is where the reading stands, for an estimate of how much is left; ``size`` its bytes, if known.
+    """
+
+    described: str
+    rows: Iterator[Row]
+    file: BinaryIO
+    size: int | None
+
+
+def format_of(path: Path | None, asked: Format | None, head: bytes = b"") -> Format:
+    """What the first bytes say, else the format asked for, else what the file's name says, else JSON Lines
+    for standard input.
+
+    Raises:
+        InputError: none of them says anything, they disagree, or it is nothing that can be read.
+    """
+    where = path or "the input"
+    for magic, what in _OTHERS:
+        if head.startswith(magic):
+            raise InputError(f"{where}: it is {what}")
+    if head.startswith(_ZIP):
+        if path is None or asked not in (None, "xlsx"):
+            raise InputError(f"{where}: it is an Excel workbook: give it as --file FILE.xlsx")
+        return "xlsx"
+    found = asked or ("jsonl" if path is None else _SUFFIXES.get(path.suffix.lower()))
+    if found is None:
+        raise InputError(f"{path}: say with --input-format whether this is csv, jsonl or xlsx")
+    if found == "xlsx" and head:
+        raise InputError(f"{where}: it is no XLSX workbook; say with --input-format what it is")
+    return found
+
+
+def open_rows(
+    stack: ExitStack,
+    path: Path | None,
+    asked: Format | None = None,
+    encoding: str | None = None,
+    name_by: str | None = None,
+) -> Reading:
+    """Open a file, or standard input.
+
+    Args:
+        stack: closes it.
+        asked: the format, where the name does not say it.
+        encoding: its encoding, where the bytes do not say it.
+        name_by: a column that it must have.
+
+    Raises:
+        InputError: it cannot be opened or read at all. So do the rows, where it cannot be read further.
+    """
+    explicit = encodings.named(encoding) if encoding is not None else None
+    try:
+        file = sys.stdin.buffer if path is None else stack.enter_context(path.open("rb"))
+        # A pipe gives what it has.
+        head = _read(file)
+        kind = format_of(path, asked, head)
+        size = path.stat().st_size if path is not None and path.is_file() else None
+        if kind == "xlsx":
+            if path is None or size is None or explicit:
+                raise InputError("an Excel workbook is given as a file, and has no --encoding")
+            sheet = read_workbook(stack, path, name_by)
+            return Reading(f"XLSX, {sheet}", sheet.rows, file, None)
+        found = explicit or encodings.marked(head) or _detected(path if size is not None else None)
+    except OSError as error:
+        raise InputError(f"{path or 'the input'}: {error.strerror}") from error
+    lines = without_end_mark(encodings.text_lines(chain((head,), _chunks(file)), found.codec))
+    if kind == "jsonl":
+        return Reading(f"JSONL in {found}", read_json_lines(lines, name_by), file, size)
+    table = read_table(lines, name_by)
+    return Reading(f"CSV in {found}, {table}", table.rows, file, size)
+
+
+def _detected(path: Path | None) -> Encoding:
+    """That of a file by all its bytes; a pipe can be read once only."""
+
+    def chunks() -> Iterator[bytes]:
+        assert path is not None
+        with path.open("rb") as file:
+            yield from _chunks(file)
+
+    if path is None:
+        return encodings.UTF_8
+    try:
+        return encodings.detected(chunks)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _read(file: BinaryIO) -> bytes:
+    return file.read1(_CHUNK) if hasattr(file, "read1") else file.read(_CHUNK)
+
+
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    return iter(lambda: _read(file), b"")
+
+
+def without_end_mark(lines: Iterable[str]) -> Iterator[str]:
+    """The lines without a Ctrl-Z at the end of the last one, which DOS programs leave there."""
+    held = None
+    for line in lines:
+        if held is not None:
+            yield held
+            held = None
+        if line.rstrip("\r\n").endswith("\x1a"):
+            held = line
+        else:
+            yield line
+    if held is not None and (rest := held.rstrip("\x1a\r\n")):
+        yield rest

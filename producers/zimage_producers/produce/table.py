@@ -1,0 +1,207 @@
+"""CSV: what separates its columns, its header, and its rows."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from zimage_producers.produce.columns import check_columns, meant
+from zimage_producers.produce.rows import InputError, Row
+from zimage_stream.errors import RequestError, shorten
+from zimage_stream.events.texts import FIELDS, field_from_text, is_text
+
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+
+_ASKED = re.compile(r'"?sep=([^\w\s"]|\t)"?\s*', re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A CSV file whose header is read. Rows come as they are asked for."""
+
+    delimiter: str
+    why: str
+    columns: tuple[str, ...]
+    rows: Iterator[Row]
+
+    def __str__(self) -> str:
+        separated = DELIMITERS.get(self.delimiter, repr(self.delimiter))
+        return f"columns separated by {separated}{self.why}"
+
+
+def delimiter_of(header: str) -> str:
+    """What separates the columns: that by which one of them is the prompt.
+
+    Raises:
+        InputError: there are two ways to read it.
+    """
+    found = [each for each in DELIMITERS if any(_is_prompt(name) for name in _cells(header, each))]
+    if len(found) > 1 and any(each in header for each in found):
+        raise InputError(
+            f"the columns of {shorten(header.strip())} can be separated by "
+            f"{' or '.join(DELIMITERS[each] for each in found)}: put sep=; or sep=, into a line before it"
+        )
+    return found[0] if found else ","
+
+
+def _is_prompt(name: str) -> bool:
+    return name.strip() == "prompt" or meant(name) == "prompt"
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    return next(csv.reader([line], delimiter=delimiter), [])
+
+
+def read_table(lines: Iterable[str], name_by: str | None = None) -> Table:
+    """The table in these lines, which keep their ends: a cell may hold some.
+
+    Raises:
+        InputError: it has no usable header.
+    """
+    source = iter(lines)
+    number, delimiter, why = 0, None, ""
+    for line in source:
+        number += 1
+        if delimiter is None and (asked := _ASKED.fullmatch(line)):
+            delimiter, why = asked[1], f", as line {number} says"
+        elif line.strip(",;\t \r\n"):
+            break
+    else:
+        raise InputError("it is empty: the first line must name the columns, prompt among them")
+    delimiter = delimiter or delimiter_of(line)
+    reader = _Reader(chain((line,), source), delimiter, number)
+    header = reader.header()
+    while header and not header[-1]:
+        header.pop()
+    check_columns(header, number, name_by)
+    return Table(delimiter, why, tuple(header), reader.rows(header))
+
+
+class _Reader:
+    """The CSV reader, which remembers the lines of the row at hand and where they began."""
+
+    def __init__(self, lines: Iterable[str], delimiter: str, first_line: int) -> None:
+        self._line = first_line - 1
+        self._row: list[str] = []
+        self._delimiter = delimiter
+        self._csv = csv.reader(
+            self._remembering(lines), delimiter=delimiter, strict=True, skipinitialspace=True
+        )
+
+    def _remembering(self, lines: Iterable[str]) -> Iterator[str]:
+        for line in lines:
+            self._line += 1
+            self._row.append(line)
+            yield line
+
+    def header(self) -> list[str]:
+        try:
+            return [name.strip() for name in next(self._csv)]
+        except csv.Error as error:
+            line = self._line - len(self._row) + 1
+            raise InputError(f"the column names: {self._broken(line, error)}") from error
+
+    def rows(self, header: Sequence[str]) -> Iterator[Row]:
+        number = 0
+        while True:
+            self._row.clear()
+            line = self._line + 1
+            try:
+                cells = next(self._csv)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                number += 1
+                yield Row(line, number, {}, self._broken(line, error))
+                continue
+            if not any(cell.strip() for cell in cells):
+                continue
+            number += 1
+            problem = _misfit(cells, header) or _swallowed(cells, header, self._delimiter, line)
+            values = {name: cell for name, cell in zip(header, cells, strict=False) if cell != "" and name}
+            yield Row(line, number, {} if problem else values, problem)
+
+    def _broken(self, line: int, error: csv.Error) -> str:
+        at = open_quote(self._row, self._delimiter)
+        if at is None:
+            return f"it is no CSV: {error}"
+        below, column = at
+        quote = f"the quote that opens in line {line + below:,}, column {column:,}"
+        if "unexpected end" in str(error) or "field limit" in str(error):
+            return f"{quote} is never closed{self._lost(line)}"
+        return (
+            f"{quote} is followed by text where it closes in line {self._line:,}{self._lost(line)}; "
+            'write a quote within a cell twice: ""'
+        )
+
+    def _lost(self, line: int) -> str:
+        """What went with it."""
+        return f"; lines {line:,} to {self._line:,} are in it, and were not sent" if self._line > line else ""
+
+
+def open_quote(lines: Sequence[str], delimiter: str) -> tuple[int, int] | None:
+    """Where the last quoted cell of a row begins: lines after its first, and column from 1. Pure."""
+    quoted, fresh, last = False, True, None
+    for below, line in enumerate(lines):
+        for column, sign in enumerate(line, 1):
+            if quoted:
+                quoted = sign != '"'
+            elif sign == '"' and (fresh or (last and line[column - 2 : column - 1] == '"')):
+                # A doubled quote closes a cell and opens it again.
+                last = (below, column) if fresh else last
+                quoted, fresh = True, False
+            else:
+                fresh = sign == delimiter or (fresh and sign == " ")
+    return last
+
+
+def _misfit(cells: Sequence[str], header: Sequence[str]) -> str | None:
+    """Cells that belong to no column; empty ones are the padding of a spreadsheet."""
+    for column, cell in enumerate(cells):
+        if cell.strip() and not (column < len(header) and header[column]):
+            if column < len(header):
+                return f"column {column + 1} has no name, and holds {shorten(cell)}"
+            there = f"it has {len(cells)} cells, and there are {len(header)} columns"
+            return f"{there}; a cell with the separator in it needs quotes around it"
+    return None
+
+
+def _swallowed(cells: Sequence[str], header: Sequence[str], delimiter: str, line: int) -> str | None:
+    """That a cell of several lines has rows in it: its quote is closed by one of a row further down."""
+    for column, (name, cell) in enumerate(zip(header, cells, strict=False)):
+        first, *more = re.split(r"\r\n|\r|\n", cell)
+        whole = [part.split(delimiter) for part in more[:-1]]
+        begun = [*cells[:column], *first.split(delimiter)]
+        if more and (_is_a_row(begun, header, column + 1) or any(_is_a_row(each, header) for each in whole)):
+            return (
+                f"column {shorten(name)} holds {shorten(cell)}, which looks like several rows: is there a "
+                f"quote in line {line:,} that is not closed? If it is one cell, send it as XLSX or JSON Lines"
+            )
+    return None
+
+
+def _is_a_row(cells: Sequence[str], header: Sequence[str], own: int = 0) -> bool:
+    """Whether these could be the cells of a row, judged by those from ``own`` on."""
+    if not max(2, own + 1) <= len(cells) <= len(header) or any(cell[:1].isspace() for cell in cells[1:]):
+        # In prose a space follows a comma.
+        return False
+    if not any(map(_has_kind, header[own:])):
+        return len(cells) == len(header)
+    pairs = [*zip(header, cells, strict=False)][own:]
+    typed = [(name, cell) for name, cell in pairs if cell and _has_kind(name)]
+    return bool(typed) and all(_fits(name, cell) for name, cell in typed)
+
+
+def _has_kind(name: str) -> bool:
+    return name in FIELDS and not is_text(name)
+
+
+def _fits(name: str, cell: str) -> bool:
+    try:
+        field_from_text(name, cell)
+    except RequestError:
+        return False
+    return True

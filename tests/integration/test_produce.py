@@ -82,6 +82,34 @@ def test_a_long_file_is_answered_to_the_last_line(zimage: Run, settings: Setting
     assert f"accepted {count:,}, succeeded 0, failed {count:,}" in done.stderr
 
 
+def piped(start: Start, data: bytes, *words: str) -> tuple[int, str, str]:
+    process = start(*words)
+    assert process.stdin is not None
+    process.stdin.buffer.write(data)
+    out, err = process.communicate(timeout=DEADLINE_S)
+    return process.returncode, out, err
+
+
+def test_a_bad_byte_in_a_pipe_says_where_and_how_to_go_on(start: Start) -> None:
+    lines = b"".join(b'{"prompt": "fail %d"}\n' % number for number in range(1, 1_501))
+    words = ("produce", "--file", "-", "--batch", "b")
+    status, out, err = piped(start, lines + b'{"prompt": "caf\xe9"}\n{"prompt": "never"}\n', *words)
+    assert (status, "Traceback" in err) == (1, False), err
+    assert out.startswith("accepted 1,500, failed 0")
+    assert "the input: line 1,501, column 16: byte 0xE9 is no UTF-8; what follows was not read" in err
+    assert "to resume: zimage produce --file - --batch b (with the same input)" in err
+    status, out, err = piped(start, b'{"prompt": "caf\xe9"}\n', *words, "--encoding", "cp1252")
+    assert (status, out[:10]) == (0, "accepted 1"), err
+    assert "read as JSONL in CP1252 (as asked for)" in err
+
+
+def test_a_file_that_could_be_two_things_sends_nothing(zimage: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("prompt\nun éléphant rouge\n".encode("cp1252"))
+    done = zimage("produce", "--file", "a.csv")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--encoding cp1252" in " ".join(done.stderr.split())
+
+
 def test_an_interrupted_file_says_how_to_resume(start: Start, settings: Settings, tmp_path: Path) -> None:
     lines = '{"prompt": "fail"}\n{"prompt": "silence"}\n'
     (tmp_path / "p.jsonl").write_text(lines, encoding="utf-8")

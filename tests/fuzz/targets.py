@@ -105,7 +105,7 @@ def _read(read: Callable[[Iterable[str]], Iterable[rows.Row]], data: bytes, code
             if row.problem is not None:
                 continue
             try:
-                check_request(rows.request_of(row, "batch", {}))
+                check_request(rows.request_of(row, "batch", "batch-1", {}))
             except RequestError:
                 continue
     except rows.InputError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ import typer
 from zimage_producers.produce import options, rows
 from zimage_producers.produce.outstanding import Item
 from zimage_producers.produce.reading import Reading, open_rows
+from zimage_producers.produce.row_ids import RowIds
 from zimage_producers.produce.run import Run, Unreadable
 from zimage_producers.produce.tally import Tally
 from zimage_stream.client import PromptClient
@@ -189,16 +190,17 @@ def _counted(reading: Reading, tally: Tally, stopped: list[rows.InputError]) -> 
 def _items(
     read: Iterator[rows.Row], batch: str, fields: Mapping[str, Any], name_by: str | None
 ) -> Iterator[Item | Unreadable]:
-    for row in read:
-        try:
-            if row.problem is not None:
-                raise rows.InputError(row.problem)
-            request = rows.request_of(row, batch, fields)
-        except (RequestError, rows.InputError) as error:
-            yield Unreadable(row.line, error)
-        else:
-            name = row.values.get(name_by) if name_by else None
-            yield Item(row.line, request, None if name is None else str(name))
+    with closing(RowIds(batch)) as ids:
+        for row in read:
+            try:
+                if row.problem is not None:
+                    raise rows.InputError(row.problem)
+                request = rows.request_of(row, batch, ids.id_of(row), fields)
+            except (RequestError, rows.InputError) as error:
+                yield Unreadable(row.line, error)
+            else:
+                name = row.values.get(name_by) if name_by else None
+                yield Item(row.line, request, None if name is None else str(name))
 
 
 def _attributes(pairs: list[str]) -> dict[str, str]:

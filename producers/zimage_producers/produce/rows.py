@@ -36,13 +36,11 @@ class Row:
     problem: str | None = None
 
 
-def request_of(row: Row, batch_id: str, defaults: Mapping[str, Any]) -> PromptRequest:
-    """The request that a row asks for.
-
-    A row without a ``request_id`` gets ``{batch}-{row}``, so that sending the file again asks for
-    the same pictures. Columns that are no field of a request become attributes.
+def request_of(row: Row, batch_id: str, request_id: str, defaults: Mapping[str, Any]) -> PromptRequest:
+    """The request that a row asks for. Columns that are no field of a request become attributes.
 
     Args:
+        request_id: for a row without one.
         defaults: fields for rows that do not say.
 
     Raises:
@@ -54,7 +52,7 @@ def request_of(row: Row, batch_id: str, defaults: Mapping[str, Any]) -> PromptRe
     if not isinstance(own, dict):
         raise RequestError("attributes", "a JSON object of texts", own)
     own = {name: _as_text(f"attributes: {name}", value) for name, value in own.items() if value is not None}
-    request = {"batch_id": batch_id, "request_id": f"{id_prefix(batch_id)}-{row.number}", **defaults, **known}
+    request = {"batch_id": batch_id, "request_id": request_id, **defaults, **known}
     attributes = {**defaults.get("attributes", {}), **unknown, **own}
     request.setdefault("prompt", "")
     return PromptRequest(**{**request, "attributes": attributes})

@@ -36,7 +36,7 @@ def read(path: Path, **more: Any) -> tuple[str, list[PromptRequest | str]]:
 
 def _request(row: Any) -> PromptRequest | str:
     try:
-        return f"{row.line}: {row.problem}" if row.problem else check_request(request_of(row, "b", {}))
+        return f"{row.line}: {row.problem}" if row.problem else check_request(request_of(row, "b", "r", {}))
     except RequestError as error:
         return f"{row.line}: {error}"
 
@@ -261,7 +261,7 @@ def test_whatever_the_bytes_there_are_rows_or_a_clear_error(data: bytes) -> None
             try:
                 for row in read_them(text_lines([b"prompt\n", data], codec)):
                     if row.problem is None:
-                        request_of(row, "b", {})
+                        request_of(row, "b", "r", {})
             except (InputError, RequestError):
                 pass
 

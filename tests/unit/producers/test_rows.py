@@ -25,16 +25,16 @@ def test_cells_become_fields_and_other_columns_attributes() -> None:
     (row,) = rows_of(
         "prompt,width,seed,guidance_scale,expires_at,colour,note\na heron,512,,0.0,2030-01-31T12:00:00,red,\n"
     )
-    request = request_of(row, "b", {"height": 256, "tenant": "studio", "attributes": {"run": "7"}})
+    request = request_of(row, "b", "r", {"height": 256, "tenant": "studio", "attributes": {"run": "7"}})
     assert (request.width, request.height, request.seed, request.tenant) == (512, 256, None, "studio")
     assert request.expires_at == datetime(2030, 1, 31, 12, tzinfo=UTC)
     assert request.attributes == {"run": "7", "colour": "red"}
-    assert (request.request_id, request.batch_id) == ("b-1", "b")
+    assert (request.request_id, request.batch_id) == ("r", "b")
 
 
 def test_a_row_keeps_the_id_it_has() -> None:
     (row,) = rows_of('{"prompt": "x", "request_id": "mine", "attributes": {"k": "v"}, "n": 3}\n', "jsonl")
-    request = request_of(row, "b", {})
+    request = request_of(row, "b", "r", {})
     assert request.request_id == "mine"
     assert request.attributes == {"k": "v", "n": "3"}
 
@@ -61,13 +61,13 @@ def test_a_row_keeps_the_id_it_has() -> None:
 )
 def test_a_value_of_the_wrong_kind_names_its_field(name: str, value: Any) -> None:
     with pytest.raises(RequestError) as caught:
-        request_of(Row(1, 1, {"prompt": "a", name: value}), "b", {})
+        request_of(Row(1, 1, {"prompt": "a", name: value}), "b", "r", {})
     assert caught.value.field.startswith(name)
 
 
 @pytest.mark.parametrize("value", ["64.0", " 64 ", "64.", "+64", 64.0, Decimal("64.0"), Decimal("6.4e1")])
 def test_a_whole_number_may_be_written_as_pandas_writes_it(value: Any) -> None:
-    width = request_of(Row(1, 1, {"prompt": "a", "width": value}), "b", {}).width
+    width = request_of(Row(1, 1, {"prompt": "a", "width": value}), "b", "r", {}).width
     assert (width, type(width)) == (64, int)
 
 
@@ -75,13 +75,13 @@ def test_numbers_are_read_as_ids_and_attributes_with_all_their_digits() -> None:
     (row,) = rows_of(
         '{"prompt": "a", "request_id": 12345, "tenant": 7, "price": 1.10, "ok": true}\n', "jsonl"
     )
-    request = request_of(row, "b", {})
+    request = request_of(row, "b", "r", {})
     assert (request.request_id, request.tenant) == ("12345", "7")
     assert request.attributes == {"price": "1.10", "ok": "true"}
 
 
 def test_a_time_keeps_its_zone() -> None:
-    request = request_of(Row(1, 1, {"prompt": "a", "expires_at": "2030-01-31T12:00:00+08:00"}), "b", {})
+    request = request_of(Row(1, 1, {"prompt": "a", "expires_at": "2030-01-31T12:00:00+08:00"}), "b", "r", {})
     assert request.expires_at == datetime(2030, 1, 31, 12, tzinfo=timezone(timedelta(hours=8)))
 
 
@@ -99,4 +99,4 @@ def test_two_batches_share_no_ids(one: str, other: str) -> None:
 def test_a_batch_named_after_a_file_passes(stem: str) -> None:
     name = batch_name(Path(stem + ".csv"), datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
     assert name.endswith("-20260102-030405")
-    check_request(request_of(Row(1, 1, {"prompt": "a"}), name, {}))
+    check_request(request_of(Row(1, 1, {"prompt": "a"}), name, f"{id_prefix(name)}-1", {}))

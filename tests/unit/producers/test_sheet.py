@@ -43,12 +43,12 @@ def test_a_workbook_is_read_whatever_it_is_called(tmp_path: Path, name: str) -> 
     book = saved(tmp_path / "book.xlsx", Notes=[["nothing"]], Prompts=rows)
     how, (heart, star) = read(Path(shutil.move(book, tmp_path / name)))
     assert how == "XLSX, sheet 'Prompts'"
-    request = request_of(heart, "b", {})
+    request = request_of(heart, "b", "r", {})
     assert (request.prompt, request.width, request.seed) == ("红色的心", 64, 7)
     assert request.expires_at == datetime(2030, 1, 31, 12, tzinfo=UTC)
     assert request.attributes == {"sku": "123"}
     assert (heart.line, star.line, star.number) == (3, 5, 2)
-    assert request_of(star, "b", {}).attributes == {"sku": "1.5"}
+    assert request_of(star, "b", "r", {}).attributes == {"sku": "1.5"}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def test_a_long_file_is_answered_to_the_last_line(zimage: Run, settings: Setting
 def piped(start: Start, data: bytes, *words: str) -> tuple[int, str, str]:
     process = start(*words)
     assert process.stdin is not None
-    process.stdin.buffer.write(data)
+    os.write(process.stdin.fileno(), data)
     out, err = process.communicate(timeout=DEADLINE_S)
     return process.returncode, out, err
 

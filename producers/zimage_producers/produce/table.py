@@ -105,7 +105,7 @@ class _Reader:
             raise InputError(f"the column names: {self._broken(line, error)}") from error
 
     def rows(self, header: Sequence[str]) -> Iterator[Row]:
-        number = 0
+        number, named = 0, all(header)
         while True:
             self._row.clear()
             line = self._line + 1
@@ -120,7 +120,9 @@ class _Reader:
             if not any(cell.strip() for cell in cells):
                 continue
             number += 1
-            problem = _misfit(cells, header) or _swallowed(cells, header, self._delimiter, line)
+            problem = None if named and len(cells) <= len(header) else _misfit(cells, header)
+            if problem is None and len(self._row) > 1:
+                problem = _swallowed(cells, header, self._delimiter, line)
             values = {name: cell for name, cell in zip(header, cells, strict=False) if cell != "" and name}
             yield Row(line, number, {} if problem else values, problem)
 

@@ -102,7 +102,7 @@ def test_help_fits_a_terminal(zimage: Run, words: tuple[str, ...]) -> None:
         (("produce", "a", "--width", "wide"), "--width"),
         (("produce", "a", "--name-by", "city"), "go with --file"),
         (("produce", "--file", "nosuch.csv"), "nosuch.csv: No such file"),
-        (("produce", "--file", "prompts.txt"), "--input-format"),
+        (("produce", "--file", "/dev/null"), "--input-format"),
         (("produce", "--file", "a.csv", "--request-id", "a"), "ids of their own"),
         (("produce", "a", "--attribute", "colour"), "NAME=VALUE"),
         (("produce", "a", "--width", "1000"), "width: got 1000, takes a multiple of 16"),

@@ -28,6 +28,7 @@ _MARKS = (
     ("\ufeff".encode("gb18030"), "gb18030", "GB18030"),
 )
 _MARK = "\ufeff"
+_OF_HOST_NAMES = ("idna", "punycode")
 _END = re.compile(r"\r\n|\r|\n")
 _MIN_COMMON = 0.7
 """Of the characters of two bytes; of Chinese prompts nearly all are, of Big5 read as GB18030 a third."""
@@ -71,6 +72,8 @@ def named(name: str) -> Encoding:
     try:
         "".encode(name)
         found = codecs.lookup(name).name
+        if found in _OF_HOST_NAMES:
+            raise LookupError
     except (LookupError, ValueError):
         raise InputError(
             f"--encoding: got {shorten(name)}, takes the name of an encoding such as utf-8, gb18030, big5, "
@@ -147,6 +150,11 @@ def text_lines(chunks: Iterable[bytes], codec: str) -> Iterator[str]:
             decoder.setstate(before)
             good = max(0, len(chunk) - len(caught.object) + caught.start)
             text = decoder.decode(chunk[:good])
+        except UnicodeError as caught:
+            raise InputError(
+                f"the input is no {codec.upper()} ({caught}); UTF-16 without a mark at the beginning is "
+                "--encoding utf-16-le or utf-16-be"
+            ) from caught
         if first and text:
             text = text.lstrip(_MARK)
             first = not text

@@ -235,8 +235,9 @@ def test_bytes_that_are_not_in_the_encoding_said_are_named(tmp_path: Path) -> No
         read(tmp_path / "a.csv", encoding="utf8")
 
 
-def test_utf_16_without_a_mark_must_be_said_with_its_order(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_bytes("prompt\na\n".encode("utf-16-le"))
+@pytest.mark.parametrize("end", [b"", b"\0\xd8\n\0"])
+def test_utf_16_without_a_mark_must_be_said_with_its_order(tmp_path: Path, end: bytes) -> None:
+    (tmp_path / "a.csv").write_bytes("prompt\na\n".encode("utf-16-le") + end)
     with pytest.raises(InputError, match=r"^the input is no UTF-16 .*--encoding utf-16-le or utf-16-be$"):
         read(tmp_path / "a.csv", encoding="utf-16")
 

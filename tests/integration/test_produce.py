@@ -55,6 +55,7 @@ def test_a_file_of_prompts_from_a_chinese_spreadsheet(
         first = {request.request_id: request for request in answers.requests}
         assert zimage(*words, "--timeout", "30", "--tenant", "studio").returncode == 1
     assert "read as CSV in GB18030" in done.stderr
+    assert "columns that are no fields come back as attributes: 城市\n" in done.stderr
     assert "line 4: width: got 65" in done.stderr
     assert "line 3: FAILED    cities-2  GENERATION_FAILED" in done.stderr
     assert done.stdout.startswith("accepted 3, succeeded 2, failed 2, ")

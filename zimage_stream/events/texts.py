@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -10,6 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 from zimage_stream.errors import RequestError
+from zimage_stream.events import strict_json
 from zimage_stream.events.prompt_request import PromptRequest
 
 FIELDS = frozenset(field.name for field in fields(PromptRequest))
@@ -53,9 +53,9 @@ def field_from_text(name: str, value: Any) -> Any:
         return time_from_text(name, value)
     if name == "attributes":
         try:
-            return json.loads(value)
-        except ValueError:
-            raise RequestError(name, "a JSON object of texts", value) from None
+            return strict_json.loads(value)
+        except strict_json.UnfitError as error:
+            raise RequestError(name, f"a JSON object of texts ({error})", value) from None
     return value
 
 
@@ -68,7 +68,7 @@ def _field_from_value(name: str, value: Any) -> Any:
         return value
     number = Decimal(value)
     if name in _WHOLE and number.is_finite():
-        if abs(number) > _EXACT:
+        if abs(number) > _EXACT or int(number.as_tuple().exponent) > 0:
             raise RequestError(name, f"a whole number with all its digits; {_LOST}", str(value))
         if number == int(number):
             return int(number)

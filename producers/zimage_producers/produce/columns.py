@@ -50,9 +50,9 @@ def check_columns(names: Sequence[str], line: int, name_by: str | None) -> None:
     if problem := misnamed(names):
         raise InputError(f"line {line}: the column {problem}")
     if "prompt" not in names:
+        hint = ". Rows of JSON are read with --input-format jsonl" if "".join(names[:1])[:1] == "{" else ""
         raise InputError(
-            f"line {line} must name the columns, prompt among them; it is {shorten([*names])}. "
-            "Rows of JSON are read with --input-format jsonl"
+            f"line {line} must name the columns, prompt among them; it is {shorten([*names])}{hint}"
         )
     seen: set[str] = set()
     for name in names:

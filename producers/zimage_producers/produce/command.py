@@ -139,6 +139,10 @@ class _Job:
     def many(self, path: Path | None, reading: Reading, batch: str, name_by: str | None) -> bool:
         """Whether everything was accepted and, if waited for, succeeded."""
         say(f"batch {batch}, read as {reading.described}", err=True)
+        if reading.attributes:
+            # A misspelt field is among them.
+            names = ", ".join(reading.attributes)
+            say(f"columns that are no fields come back as attributes: {names}", err=True)
         with PromptClient(self.settings) as client, ExitStack() as stack:
             saving = stack.enter_context(ExitStack())
             saver = self._saver(saving, batch)

@@ -28,6 +28,7 @@ _MARKS = (
     ("\ufeff".encode("gb18030"), "gb18030", "GB18030"),
 )
 _MARK = "\ufeff"
+_OF_HOST_NAMES = ("idna", "punycode")
 _END = re.compile(r"\r\n|\r|\n")
 _MIN_COMMON = 0.7
 """Of the characters of two bytes; of Chinese prompts nearly all are, of Big5 read as GB18030 a third."""
@@ -71,6 +72,8 @@ def named(name: str) -> Encoding:
     try:
         "".encode(name)
         found = codecs.lookup(name).name
+        if found in _OF_HOST_NAMES:
+            raise LookupError
     except (LookupError, ValueError):
         raise InputError(
             f"--encoding: got {shorten(name)}, takes the name of an encoding such as utf-8, gb18030, big5, "
@@ -138,15 +141,7 @@ def text_lines(chunks: Iterable[bytes], codec: str) -> Iterator[str]:
     ends = io.IncrementalNewlineDecoder(None, translate=False)
     number, rest, first = 1, "", True
     for chunk, final in _with_last(chunks):
-        before = decoder.getstate()
-        error: UnicodeDecodeError | None = None
-        try:
-            text = decoder.decode(chunk, final)
-        except UnicodeDecodeError as caught:
-            error = caught
-            decoder.setstate(before)
-            good = max(0, len(chunk) - len(caught.object) + caught.start)
-            text = decoder.decode(chunk[:good])
+        text, error = _decoded(decoder, codec, chunk, final)
         if first and text:
             text = text.lstrip(_MARK)
             first = not text
@@ -164,6 +159,25 @@ def text_lines(chunks: Iterable[bytes], codec: str) -> Iterator[str]:
             raise InputError(f"line {number:,} is longer than {MAX_LINE_CHARACTERS:,} characters")
     if rest:
         yield rest
+
+
+def _decoded(
+    decoder: codecs.IncrementalDecoder, codec: str, chunk: bytes, final: bool
+) -> tuple[str, UnicodeDecodeError | None]:
+    """The text up to the first byte that is not in the encoding, and the error there."""
+    before = decoder.getstate()
+    try:
+        try:
+            return decoder.decode(chunk, final), None
+        except UnicodeDecodeError as error:
+            decoder.setstate(before)
+            good = max(0, len(chunk) - len(error.object) + error.start)
+            return decoder.decode(chunk[:good]), error
+    except UnicodeError as error:
+        raise InputError(
+            f"the input is no {codec.upper()} ({error}); UTF-16 without a mark at the beginning is "
+            "--encoding utf-16-le or utf-16-be"
+        ) from error
 
 
 def _with_last(chunks: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:

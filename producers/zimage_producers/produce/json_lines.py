@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
-from decimal import Decimal
-from typing import Any, NoReturn
+from typing import Any
 
 from zimage_producers.produce.columns import alike, misnamed, no_such
 from zimage_producers.produce.rows import InputError, Row
 from zimage_stream.errors import shorten
-
-_MAX_DIGITS = 100
+from zimage_stream.events import strict_json
 
 
 def read_json_lines(lines: Iterable[str], name_by: str | None = None) -> Iterator[Row]:
@@ -28,7 +25,7 @@ def read_json_lines(lines: Iterable[str], name_by: str | None = None) -> Iterato
         if not content.strip():
             continue
         number += 1
-        if number == 1 and not content.lstrip().startswith("{"):
+        if number == 1 and (content.strip() == "{" or not content.lstrip().startswith("{")):
             raise InputError(f"line {line}: {_no_object(content.strip())}")
         values, problem = _object(content)
         if values is not None and problem is None:
@@ -51,57 +48,20 @@ def _no_object(text: str) -> str:
             "it begins an array, and JSON Lines have one object a line: convert it, for example with "
             "jq -c '.[]' FILE.json > FILE.jsonl"
         )
+    if text == "{":
+        return (
+            "it begins an object of several lines, and JSON Lines have one object a line: convert it, for "
+            "example with jq -c . FILE.json > FILE.jsonl"
+        )
     return f"{shorten(text)} is no JSON object; a CSV file is read with --input-format csv"
 
 
 def _object(text: str) -> tuple[dict[str, Any] | None, str | None]:
     """The object in a line, or what is wrong with it."""
     try:
-        values = _DECODER.decode(text.strip())
-    except json.JSONDecodeError as error:
-        return None, f"it is no JSON: {error.msg} in column {error.colno:,}"
-    except _Unfit as error:
+        values = strict_json.loads(text)
+    except strict_json.UnfitError as error:
         return None, str(error)
-    except RecursionError:
-        return None, "it is nested too deeply"
     if not isinstance(values, dict):
         return None, f"it is no JSON object: {shorten(values)}"
     return values, None
-
-
-class _Unfit(Exception):  # noqa: N818
-    """JSON that can be read in more ways than one, or in none."""
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise _Unfit(f"{name} is no number of JSON: write null, or leave the key out")
-
-
-def _whole(text: str) -> int:
-    if len(text) > _MAX_DIGITS:
-        raise _Unfit(
-            f"the number {text[:8]}… has {len(text.lstrip('-')):,} digits; at most {_MAX_DIGITS} are taken"
-        )
-    return int(text)
-
-
-def _decimal(text: str) -> Decimal:
-    """The number with all its digits."""
-    number = Decimal(text)
-    if len(text) > _MAX_DIGITS or abs(number.adjusted()) > _MAX_DIGITS:
-        raise _Unfit(f"the number {shorten(text)} is out of range")
-    return number
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _Unfit(f"the key {shorten(twice)} is there twice: keep one")
-    return values
-
-
-_DECODER = json.JSONDecoder(
-    parse_constant=_no_constant, parse_int=_whole, parse_float=_decimal, object_pairs_hook=_once
-)

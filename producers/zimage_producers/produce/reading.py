@@ -16,6 +16,7 @@ from zimage_producers.produce.json_lines import read_json_lines
 from zimage_producers.produce.rows import InputError, Row
 from zimage_producers.produce.sheet import read_workbook
 from zimage_producers.produce.table import read_table
+from zimage_stream.events.texts import FIELDS
 
 Format = Literal["csv", "jsonl", "xlsx"]
 
@@ -38,12 +39,14 @@ class Reading:
     """An opened input: how it is read, in words, and its rows.
 
     ``file`` is where the reading stands, for an estimate of how much is left; ``size`` its bytes, if known.
+    ``attributes`` are the columns that are no field of a request.
     """
 
     described: str
     rows: Iterator[Row]
     file: BinaryIO
     size: int | None
+    attributes: tuple[str, ...] = ()
 
 
 def format_of(path: Path | None, asked: Format | None, head: bytes = b"") -> Format:
@@ -98,7 +101,7 @@ def open_rows(
             if path is None or size is None or explicit:
                 raise InputError("an Excel workbook is given as a file, and has no --encoding")
             sheet = read_workbook(stack, path, name_by)
-            return Reading(f"XLSX, {sheet}", sheet.rows, file, None)
+            return Reading(f"XLSX, {sheet}", sheet.rows, file, None, _no_fields(sheet.columns))
         found = explicit or encodings.marked(head) or _detected(path if size is not None else None)
     except OSError as error:
         raise InputError(f"{path or 'the input'}: {error.strerror}") from error
@@ -106,7 +109,11 @@ def open_rows(
     if kind == "jsonl":
         return Reading(f"JSONL in {found}", read_json_lines(lines, name_by), file, size)
     table = read_table(lines, name_by)
-    return Reading(f"CSV in {found}, {table}", table.rows, file, size)
+    return Reading(f"CSV in {found}, {table}", table.rows, file, size, _no_fields(table.columns))
+
+
+def _no_fields(columns: Iterable[str]) -> tuple[str, ...]:
+    return tuple(name for name in columns if name and name not in FIELDS)
 
 
 def _detected(path: Path | None) -> Encoding:

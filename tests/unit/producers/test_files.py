@@ -112,6 +112,14 @@ READ = [
      ["^1: NaN is no number of JSON: write null", "^2: -Infinity is no number"]),
     ("huge_int.jsonl", json('"prompt": "a", "seed": ' + "9" * 5_000, '"prompt": "a", "n": 1e999999999'), "",
      ["^1: the number 99999999… has 5,000 digits; at most", "^2: the number '1e999999999' is out of range"]),
+    ("numbers_out_of_bounds.jsonl", json('"prompt": "a", "n": 1e99999999999999999999', '"prompt": "a", "seed": 1.23457e+12'), "",
+     ["^1: the number '1e99999999999999999999' is out of range",
+      r"^2: seed: got '1\.23457E\+12', takes a whole number with all its digits; this one has lost some"]),
+    ("json_in_a_cell.tsv",
+     b"prompt\tattributes\na\t{'sku': 1}\nb\t{\"sku\": NaN}\nc\t{\"sku\": 1, \"sku\": 2}\nd\t" + b"[" * 100_000
+     + b"\ne\t{\"sku\": 1.10}\n", "tabs",
+     ["^2: attributes: got .*it is no JSON: .* in column 2", "^3: attributes: .*NaN is no number of JSON",
+      "^4: attributes: .*the key 'sku' is there twice", "^5: attributes: .*nested too deeply", {"attributes": {"sku": "1.10"}}]),
     ("duplicate_keys.jsonl", json('"prompt": "a", "prompt": "b"'), "", ["^1: the key 'prompt' is there twice"]),
     ("surrogate.jsonl", json(r'"prompt": "a \ud83d"', r'"prompt": "b \ud83d\ude00"'), "",
      [r"^1: prompt: .* takes text without lone surrogates \(U\+D83D in it\)", {"prompt": "b 😀"}]),
@@ -174,6 +182,8 @@ REFUSED = [
     ("empty.csv", b"", "it is empty: the first line must name the columns"),
     ("broken_header.csv", b'prompt,"width\na,64\n', "the column names: the quote that opens in line 1, column 8 is"),
     ("array.json", b'[{"prompt": "a"},\n {"prompt": "b"}]\n', "line 1: it begins an array, .* jq -c"),
+    ("pretty.json", b'{\n  "prompt": "a"\n}\n', "line 1: it begins an object of several lines, .* jq -c"),
+    ("rows_of_json.csv", b'{"prompt": "a"}\n', "line 1 must name the columns, .* --input-format jsonl"),
     ("table.jsonl", b"prompt,width\na,64\n", "line 1: 'prompt,width' is no JSON object; .* --input-format csv"),
     ("xlsx_renamed.csv", b"PK\x03\x04\x14\0\6\0" + bytes(range(250)), "begins as an Excel workbook and cannot be"),
     ("csv_renamed.xlsx", b"prompt\na\n", "it is no XLSX workbook; say with --input-format"),
@@ -212,7 +222,7 @@ def test_the_encoding_that_is_said_wins(tmp_path: Path, codec: str, text: str) -
     assert request.prompt == text
 
 
-@pytest.mark.parametrize("name", ["latin-99", "rot13", "", "utf 8\0"])
+@pytest.mark.parametrize("name", ["latin-99", "rot13", "", "utf 8\0", "punycode", "idna"])
 def test_an_encoding_that_is_none_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "a.csv").write_bytes(b"prompt\na\n")
     with pytest.raises(InputError, match=r"--encoding: got .*, takes the name of an encoding"):
@@ -223,6 +233,13 @@ def test_bytes_that_are_not_in_the_encoding_said_are_named(tmp_path: Path) -> No
     (tmp_path / "a.csv").write_bytes(b"prompt\na\nb \xe9\n")
     with pytest.raises(InputError, match=r"^line 3, column 3: byte 0xE9 is no UTF-8$"):
         read(tmp_path / "a.csv", encoding="utf8")
+
+
+@pytest.mark.parametrize("end", [b"", b"\0\xd8\n\0"])
+def test_utf_16_without_a_mark_must_be_said_with_its_order(tmp_path: Path, end: bytes) -> None:
+    (tmp_path / "a.csv").write_bytes("prompt\na\n".encode("utf-16-le") + end)
+    with pytest.raises(InputError, match=r"^the input is no UTF-16 .*--encoding utf-16-le or utf-16-be$"):
+        read(tmp_path / "a.csv", encoding="utf-16")
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])

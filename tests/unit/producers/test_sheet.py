@@ -71,7 +71,7 @@ def test_a_cell_that_shows_no_value_is_told(tmp_path: Path, value: Any, problem:
     [
         ({"A": [["prompt"], ["a"]], "B": [["prompt"], ["b"]]}, "sheets 'A', 'B' have prompts: keep one"),
         ({"A": [["Prompt"], ["a"]]}, "the column 'Prompt' is no field: write prompt"),
-        ({"A": [["text"], ["a"]]}, "line 1 must name the columns, prompt among them"),
+        ({"A": [["text"], ["a"]]}, r"line 1 must name the columns, prompt among them; it is \['text'\]$"),
         ({"A": []}, "must name the columns"),
     ],
 )

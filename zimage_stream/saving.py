@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -246,8 +247,12 @@ class Saver:
 def _remove_left_behind(folder: Path) -> None:
     """Remove pictures that runs which were killed had half fetched; what is young may be another run's."""
     for path in folder.iterdir():
-        if _PART.fullmatch(path.name) and time.time() - path.stat().st_mtime > _LEFT_BEHIND_S:
-            path.unlink(missing_ok=True)
+        if not _PART.fullmatch(path.name):
+            continue
+        # Another run's may go at any moment.
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _LEFT_BEHIND_S:
+                path.unlink()
 
 
 def _holds(path: Path, image: StoredImage) -> bool:

@@ -90,6 +90,7 @@ def _send(stage: Stage, count: int) -> None:
                 timestamp=poison.timestamp,
                 partition=partition,
             )
+            assert offset is not None, f"the broker refuses {poison}"
             stage.accept(partition, offset, _line(poison, f"{poison} (seed {seed}, number {number})"))
             stage.fault()
             if number % ORDINARY_EVERY == 0:

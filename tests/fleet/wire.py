@@ -63,7 +63,7 @@ class RawProducer:
         }.items():
             failed = self._library.rd_kafka_conf_set(conf, name.encode(), value.encode(), error, _ERROR_BYTES)
             assert not failed, error.value
-        self._offsets: list[int] = []
+        self._offsets: list[int | None] = []
         self._delivered = _Delivered(self._note)
         self._library.rd_kafka_conf_set_dr_msg_cb(conf, self._delivered)
         handle = self._library.rd_kafka_new(0, conf, error, _ERROR_BYTES)
@@ -87,8 +87,9 @@ class RawProducer:
         headers: Sequence[RawHeader] = (),
         timestamp: int = 0,
         partition: int = 0,
-    ) -> int:
-        """Send one record, in a batch of its own, and wait until the broker has it; returns its offset.
+    ) -> int | None:
+        """Send one record, in a batch of its own, and wait for the broker's answer; returns its offset,
+        or ``None`` where the broker refuses it.
 
         Args:
             timestamp: milliseconds since 1970; 0: now.
@@ -110,5 +111,4 @@ class RawProducer:
         return self._offsets.pop()
 
     def _note(self, _: object, message: Any, __: object) -> None:
-        assert not message.contents.err, f"the broker refuses it: {message.contents.err}"
-        self._offsets.append(message.contents.offset)
+        self._offsets.append(None if message.contents.err else message.contents.offset)

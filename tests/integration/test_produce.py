@@ -57,11 +57,13 @@ def test_a_file_of_prompts_from_a_chinese_spreadsheet(
     assert "read as CSV in GB18030" in done.stderr
     assert "columns that are no fields come back as attributes: 城市\n" in done.stderr
     assert "line 4: width: got 65" in done.stderr
-    assert "line 3: FAILED    cities-2  GENERATION_FAILED" in done.stderr
+    (failed_id,) = [each for each, request in first.items() if "fail" in request.prompt]
+    assert f"line 3: FAILED    {failed_id}  GENERATION_FAILED" in done.stderr
     assert done.stdout.startswith("accepted 3, succeeded 2, failed 2, ")
     assert "images/s" in done.stdout
-    assert sorted(first) == ["cities-1", "cities-2", "cities-4"]
-    assert first["cities-1"].attributes == {"城市": "上海"}
+    assert len(first) == 3
+    assert all(each.startswith("cities-") for each in first)
+    assert {"城市": "上海"} in [request.attributes for request in first.values()]
     assert {request.tenant for request in first.values()} == {"studio"}
     # The second run asked for the same pictures, under the same ids, and made no second file.
     assert len(answers.requests) == 6
@@ -78,9 +80,7 @@ def test_a_long_file_is_answered_to_the_last_line(zimage: Run, settings: Setting
             "produce", "--file", "-", "--batch", "b", "--wait", "--timeout", "30", "--json", stdin=lines
         )
     answered = [json.loads(line) for line in done.stdout.splitlines()]
-    assert sorted(one["request_id"] for one in answered) == sorted(
-        f"b-{number}" for number in range(1, count + 1)
-    )
+    assert len({one["request_id"] for one in answered}) == len(answered) == count
     assert f"accepted {count:,}, succeeded 0, failed {count:,}" in done.stderr
 
 

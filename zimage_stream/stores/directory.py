@@ -67,8 +67,9 @@ class DirectoryStore:
 
     def _remove_left_behind(self) -> None:
         """Remove what writers that were killed have staged; what is young may be another process's."""
-        with suppress(OSError):
-            for file in (self._root / _INCOMING).iterdir():
+        for file in (self._root / _INCOMING).glob("*"):
+            # Another process may remove it meanwhile.
+            with suppress(OSError):
                 if time.time() - file.stat().st_mtime > _LEFT_BEHIND_S:
                     file.unlink(missing_ok=True)
 

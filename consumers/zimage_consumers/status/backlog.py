@@ -18,7 +18,7 @@ from zimage_consumers.image_worker.roster import slot_of
 from zimage_stream.kafka.clients import CONTACT_TIMEOUT_S, Trouble, common_config, metadata_of
 from zimage_stream.kafka.offsets import Log, standings
 from zimage_stream.kafka.oldest import first_records, first_written
-from zimage_stream.kafka.reader import record_headers, record_time
+from zimage_stream.kafka.reader import UnreadableHeadersError, record_headers, record_time
 from zimage_stream.settings import Settings
 
 
@@ -176,8 +176,11 @@ def _open_transactions(settings: Settings, partitions: Sequence[Partition]) -> d
 
 
 def _source_of(message: Message) -> str | None:
-    """Whom a record says that it comes from, as CloudEvents has it."""
-    said = [value for name, value in record_headers(message) if name == "ce_source" and value]
+    """Whom a record says that it comes from, as CloudEvents has it; ``None`` where it does not say."""
+    try:
+        said = [value for name, value in record_headers(message) if name == "ce_source" and value]
+    except UnreadableHeadersError:
+        return None
     return said[-1].decode(errors="replace") if said else None
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import tempfile
 
-from zimage_producers.produce.rows import Row, id_prefix
+from zimage_producers.produce.rows import InputError, Row, id_prefix
 
 _CACHE_KIB = 2_048
 _COUNT = """
@@ -30,11 +31,14 @@ class RowIds:
         self._seen.execute("CREATE TABLE seen (hash BLOB PRIMARY KEY, count INTEGER) WITHOUT ROWID")
 
     def id_of(self, row: Row) -> str:
-        """The id of the next row of the file."""
+        """The id of the next row of the file. Raises InputError where the temporary folder is full."""
         said = {name: str(value) for name, value in row.values.items() if value is not None}
         text = json.dumps(said, sort_keys=True, ensure_ascii=True)
         mark = hashlib.sha256(text.encode()).digest()[:8]
-        (count,) = self._seen.execute(_COUNT, (mark,)).fetchone()
+        try:
+            (count,) = self._seen.execute(_COUNT, (mark,)).fetchone()
+        except sqlite3.Error as error:
+            raise InputError(f"rows cannot be counted in {tempfile.gettempdir()}: {error}") from error
         return f"{self._prefix}-{mark.hex()}" + (f"-{count}" if count > 1 else "")
 
     def close(self) -> None:

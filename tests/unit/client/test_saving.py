@@ -207,3 +207,13 @@ def test_the_page_shows_what_the_table_says(store: ImageStore, tmp_path: Path) -
     assert {row["request_id"]: row["prompt"] for row in rows} == {"a": "a lighthouse", "b": "=SUM(1)"}
     assert {row["width"] for row in rows} == {64}
     assert {row["prompt"] for row in table(out)} == {"a lighthouse", "'=SUM(1)"}
+
+
+def test_a_picture_that_another_run_has_just_finished_is_no_reason_not_to_start(
+    store: ImageStore, tmp_path: Path
+) -> None:
+    # A link to nothing: it is listed, and asked for it is gone.
+    (tmp_path / ".0123456789abcdef.part").symlink_to(tmp_path / "gone")
+    with Saver(store, tmp_path) as saver:
+        saver.save(stored(store, "a", b"one"))
+    assert pictures(tmp_path) == {"a.png": b"one"}

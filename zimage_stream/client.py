@@ -131,10 +131,12 @@ class PromptClient:
         future: Future[Source] = Future()
 
         def settled(answer: Source | SubmitError) -> None:
-            if isinstance(answer, Source):
-                with self._news:
+            with self._news:
+                if isinstance(answer, Source):
                     self._mailbox.accepted(submission, answer)
-                    self._news.notify_all()
+                else:
+                    self._mailbox.refused(submission)
+                self._news.notify_all()
             # Whoever called it off does not want to know.
             if future.set_running_or_notify_cancel():
                 if isinstance(answer, SubmitError):

@@ -74,6 +74,11 @@ class Mailbox:
         for result in early:
             self._note(submission, result)
 
+    def refused(self, submission: Submission) -> None:
+        """No broker said where it is. Should it be there all the same, its result is for who reads from
+        ``since``: without a place it cannot be told from an older record's."""
+        submission.dropped = True
+
     def arrived(self, result: ImageResult) -> bool:
         """Take in a result; whether it answers a submission that is remembered."""
         submission = self._submissions.get(result.request_id)

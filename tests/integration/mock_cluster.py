@@ -9,10 +9,9 @@ import ctypes
 import time
 from collections.abc import Sequence
 from enum import IntEnum
-from pathlib import Path
 from types import TracebackType
 
-import confluent_kafka
+from tests.fleet.wire import library
 
 _PRODUCER = 0
 _ERROR_BYTES = 512
@@ -37,15 +36,11 @@ class Request(IntEnum):
 
 
 def _library() -> ctypes.CDLL:
-    package = Path(confluent_kafka.__file__).parent
-    places = (package.parent / "confluent_kafka.libs", package / ".dylibs", package)
-    (path,) = [file for place in places for file in sorted(place.glob("librdkafka*"))][:1]
-    # The same file that the client has loaded, so the same library.
-    library = ctypes.CDLL(str(path))
-    for name in ("rd_kafka_conf_new", "rd_kafka_new", "rd_kafka_mock_cluster_new"):
-        getattr(library, name).restype = ctypes.c_void_p
-    library.rd_kafka_mock_cluster_bootstraps.restype = ctypes.c_char_p
-    return library
+    """The same file that the client has loaded, so the same library."""
+    found = library()
+    found.rd_kafka_mock_cluster_new.restype = ctypes.c_void_p
+    found.rd_kafka_mock_cluster_bootstraps.restype = ctypes.c_char_p
+    return found
 
 
 class MockCluster:

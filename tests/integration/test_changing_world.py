@@ -16,7 +16,7 @@ from tests.fleet.workers import until
 from tests.integration.answers import Answers, failed
 from tests.integration.mock_cluster import MockCluster, Request
 from tests.services import KafkaAddress
-from zimage_stream import PromptClient, PromptRequest, Settings, SubmitError
+from zimage_stream import PromptClient, PromptRequest, Settings, Source, SubmitError
 from zimage_stream.events.codec import Codec
 from zimage_stream.kafka import reader as reader_module
 from zimage_stream.kafka.clients import producer_config
@@ -40,9 +40,16 @@ def test_an_acknowledgement_without_a_place_is_told_and_harms_no_later_request()
         with PromptClient(settings) as client:
             client.submit(PromptRequest(prompt="a heart"))
             cluster.answer(Request.PRODUCE, [KafkaError.DUPLICATE_SEQUENCE_NUMBER])
-            lost = client.submit_nowait(PromptRequest(prompt="a star"))
+            star = PromptRequest(prompt="a star")
+            lost = client.submit_nowait(star)
             with pytest.raises(SubmitError, match="did not say where"):
                 lost.result(TIMEOUT_S)
+            # Its result comes all the same, as the error says.
+            result = failed(star, Source(topic=topics.requests, partition=0, offset=7))
+            producer = Producer({"bootstrap.servers": cluster.bootstrap_servers})
+            producer.produce(topics.results, Codec().encode_result(result, topics.results), partition=0)
+            assert producer.flush(30) == 0
+            assert client.wait(star.request_id, TIMEOUT_S).source == result.source
             client.submit_nowait(PromptRequest(prompt="a circle")).result(TIMEOUT_S)
 
 

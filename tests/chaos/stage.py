@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -320,6 +320,10 @@ class Stage:
         if self._judge.poll() is None:
             self._judge.kill()
             self._judge.wait()
+        self._accepted_file.close()
+        if self._judge.stdin is not None:
+            with suppress(BrokenPipeError):
+                self._judge.stdin.close()
         for each in self.crew:
             each.close()
         for clean_up in self.at_end:

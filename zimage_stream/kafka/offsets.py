@@ -67,7 +67,7 @@ class Offsets:
         return {number: each.leader >= 0 for number, each in sorted(found.partitions.items())}
 
     def logs(self, topic: str) -> dict[int, Log | None]:
-        """The log of each partition of a topic; ``None`` for those that have no leader.
+        """The log of each partition of a topic; ``None`` for those that have no leader who says.
 
         Raises:
             TopicMissingError: there is no such topic.
@@ -78,7 +78,10 @@ class Offsets:
         high = self._list(topic, led, _LATEST, IsolationLevel.READ_UNCOMMITTED)
         end = self._list(topic, led, _LATEST, IsolationLevel.READ_COMMITTED)
         low = self._list(topic, led, _EARLIEST, IsolationLevel.READ_UNCOMMITTED)
-        logs = {number: Log(low[number], end[number], max(high[number], end[number])) for number in led}
+        logs = {
+            number: Log(low[number], end[number], max(high[number], end[number]))
+            for number in high.keys() & end.keys() & low.keys()
+        }
         return {number: logs.get(number) for number in partitions}
 
     def committed(self, topic: str, group_id: str, partitions: Collection[int]) -> list[TopicPartition]:
@@ -96,6 +99,7 @@ class Offsets:
         return sorted(found, key=lambda each: each.partition)
 
     def _list(self, topic: str, partitions: Collection[int], spec: Any, isolation: Any) -> Mapping[int, int]:
+        """Without those whose leader has just changed: the client fills in its own "no offset" for them."""
         if not partitions:
             return {}
         places = {TopicPartition(topic, number): spec for number in partitions}
@@ -103,9 +107,10 @@ class Offsets:
             places, isolation_level=isolation, request_timeout=CONTACT_TIMEOUT_S
         )
         try:
-            return {place.partition: answer.result().offset for place, answer in answers.items()}
+            found = {place.partition: answer.result().offset for place, answer in answers.items()}
         except KafkaException as error:
             raise self._trouble.explain(error.args[0]) from error
+        return {number: offset for number, offset in found.items() if offset >= 0}
 
 
 def standings(kafka: KafkaSettings, topic: str, group_id: str) -> list[Standing]:

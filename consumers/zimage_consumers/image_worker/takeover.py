@@ -173,6 +173,9 @@ class TakeOver:
             except KafkaException as error:
                 self._wait(error.args[0], [number])
                 continue
+            if offset < 0:
+                # The client fills in its own "no offset" where a leader that has just changed said none.
+                continue
             known = place.offset != OFFSET_INVALID
             self._found[number] = beginning_of(place, offset) if known else Beginning(Checkpoint(offset))
 

@@ -10,10 +10,11 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 from prometheus_client import CollectorRegistry
 
+from tests.fleet.batches import Batch, WireProducer, WireRecord, gzip_members, lz4_and_more
 from tests.fleet.workers import until
 from tests.integration.mock_cluster import MockCluster, Request
 from tests.services.addresses import KafkaAddress
-from zimage_consumers.image_worker import roster
+from zimage_consumers.image_worker import roster, stalls
 from zimage_consumers.image_worker.checkpoint import Checkpoint, Mark, Taken
 from zimage_consumers.image_worker.publish import ClientsLostError
 from zimage_consumers.image_worker.roster import draw_nonce
@@ -344,3 +345,133 @@ class TestALogThatWentBack:
         poll_until(session, lambda: session.held.keys() == ALL, "it holds all partitions again")
         assert [number for number, held in session.held.items() if held.stopped] == [0]
         session.close()
+
+
+def take(session: Session) -> int | None:
+    """What a worker does with what comes, without serving it. Returns the offset taken."""
+    message = session.poll(0.1)
+    session.claim()
+    if message is None:
+        return None
+    offset = message.offset()
+    assert offset is not None
+    session.held[number_of(message)].ledger.take(offset)
+    return offset
+
+
+def stands_still(session: Session) -> list[str]:
+    return [reason for reason in session.health.ready()[1] if "stands still" in reason]
+
+
+class TestABatchThatCannotBeRead:
+    @pytest.mark.parametrize(
+        ("batch", "readable"),
+        [
+            pytest.param(Batch([WireRecord(b"x" * 99)] * 3, "gzip", gzip_members), 1, id="gzip members"),
+            pytest.param(Batch([WireRecord(b"x" * 99)] * 3, "lz4", lz4_and_more), 0, id="more behind lz4"),
+            pytest.param(Batch([WireRecord(b"x"), WireRecord(b"x", null=-2)]), 1, id="a length of -2"),
+        ],
+    )
+    def test_is_named_with_the_first_offset_that_cannot_be_read_until_somebody_else_has_it(
+        self,
+        kafka: KafkaAddress,
+        topics: TopicSettings,
+        make_session: Callable[..., Session],
+        monkeypatch: pytest.MonkeyPatch,
+        batch: Batch,
+        readable: int,
+    ) -> None:
+        monkeypatch.setattr(stalls, "STALLED_AFTER_S", 1.0)
+        produce(kafka, topics, [0] * 3)
+        with WireProducer(kafka.settings.bootstrap_servers) as hand:
+            first = hand.send(topics.requests, batch)
+        produce(kafka, topics, [0] * 3)
+        session = make_session()
+        session.join()
+
+        def named() -> list[str]:
+            take(session)
+            return stands_still(session)
+
+        (reason,) = until(named, 30, "it is named")
+        assert reason.startswith("partition 0 stands still")
+        assert f"at offset {first + readable} that cannot be read" in reason
+        assert session.stalled == 1
+        assert session.health.is_up("kafka")
+        session.close()
+        assert stands_still(session) == []
+
+    def test_is_passed_once_the_groups_offset_is_set_behind_it(
+        self,
+        kafka: KafkaAddress,
+        topics: TopicSettings,
+        make_session: Callable[..., Session],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(stalls, "STALLED_AFTER_S", 1.0)
+        batch = Batch([WireRecord(b"x" * 99)] * 3, "gzip", gzip_members)
+        with WireProducer(kafka.settings.bootstrap_servers) as hand:
+            first = hand.send(topics.requests, batch)
+        produce(kafka, topics, [0] * 3)
+        session = make_session()
+        session.join()
+
+        def named() -> list[str]:
+            take(session)
+            return stands_still(session)
+
+        until(named, 30, "it is named")
+        session.close()
+        # As kafka-consumer-groups --reset-offsets does.
+        behind = first + len(batch.records)
+        tool = Consumer(worker_consumer_config(kafka.settings, topics.requests, "tool"))
+        tool.commit(offsets=[TopicPartition(topics.requests, 0, behind)], asynchronous=False)
+        tool.close()
+        session = make_session()
+        session.join()
+        taken: list[int] = []
+
+        def all_taken() -> bool:
+            offset = take(session)
+            taken.extend(() if offset is None else (offset,))
+            return len(taken) == 3
+
+        until(all_taken, 30, "what lies behind it comes")
+        assert taken == [behind, behind + 1, behind + 2]
+        assert stands_still(session) == []
+        session.close()
+
+    def test_is_not_what_an_open_transaction_is(
+        self,
+        kafka: KafkaAddress,
+        topics: TopicSettings,
+        make_session: Callable[..., Session],
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        monkeypatch.setattr(stalls, "STALLED_AFTER_S", 0.5)
+        answers: list[int] = []
+        monkeypatch.setattr(
+            stalls.Stalls, "_hear", lambda self, *given: (answers.append(1), hear(self, *given))
+        )
+        producer = Producer(transactional_config(kafka.settings, f"{topics.requests}-upstream"))
+        producer.init_transactions(30)
+        producer.begin_transaction()
+        producer.produce(topics.requests, b"request", partition=0)
+        assert producer.flush(30) == 0
+        produce(kafka, topics, [0])
+        session = make_session()
+        session.join()
+
+        def asked() -> bool:
+            take(session)
+            return len(answers) >= 2
+
+        until(asked, 30, "the leader was asked twice")
+        assert stands_still(session) == []
+        producer.commit_transaction(30)
+        until(lambda: take(session) == 1, 30, "what lay behind the transaction comes")
+        session.close()
+
+
+hear = stalls.Stalls._hear

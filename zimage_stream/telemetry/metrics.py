@@ -32,6 +32,11 @@ class Metrics:
         self.requests_taken = Counter(
             "zimage_requests_taken_total", "Requests taken into the window.", registry=registry
         )
+        self.misplaced = Counter(
+            "zimage_records_misplaced_total",
+            "Records that do not lie at the offset that their producer gave them, and are no requests.",
+            registry=registry,
+        )
         self.results = Counter(
             "zimage_results_total", "Results published, by status.", ["status"], registry=registry
         )
@@ -118,6 +123,11 @@ class Metrics:
             "zimage_window_bytes", "Bytes of the requests in the window.", registry=registry
         )
         self.partitions = Gauge("zimage_partitions", "Partitions held.", registry=registry)
+        self.partitions_stalled = Gauge(
+            "zimage_partitions_stalled",
+            "Partitions held that deliver nothing though their log has more; /readyz names them.",
+            registry=registry,
+        )
         self.queue_requests = Gauge(
             "zimage_queue_requests",
             "Requests that wait in the window, by tenant where telemetry.tenant_label is on.",

@@ -32,6 +32,7 @@ class Gauges:
         self._due = time.monotonic() + EVERY_S
         metrics, held = self._metrics, session.held.values()
         metrics.partitions.set(len(held))
+        metrics.partitions_stalled.set(session.stalled)
         metrics.window_requests.set(sum(each.count for each in held))
         metrics.window_bytes.set(sum(each.size for each in held))
         self._set_unresolved(session.unresolved(), picture_s)

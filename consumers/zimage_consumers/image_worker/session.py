@@ -12,12 +12,13 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from zimage_consumers.image_worker.checkpoint import GONE_BACK, Checkpoint, Ledger, Mark, release
+from zimage_consumers.image_worker.order import Answer, Claim, Order
 from zimage_consumers.image_worker.publish import (
     ClientsLostError,
     CommitRefusedError,
@@ -26,6 +27,7 @@ from zimage_consumers.image_worker.publish import (
     TransactionalPublisher,
 )
 from zimage_consumers.image_worker.roster import member_name
+from zimage_consumers.image_worker.stalls import Stalls
 from zimage_consumers.image_worker.takeover import UNKNOWN_EPOCH, TakeOver
 from zimage_consumers.image_worker.terminal import Outgoing
 from zimage_consumers.image_worker.topic_identity import TopicIdentity
@@ -46,6 +48,8 @@ MAX_REASON_CHARACTERS = 500
 _CONNECTIONS = frozenset((KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._RESOLVE))
 _LOG_GONE = frozenset((KafkaError._AUTO_OFFSET_RESET, KafkaError._LOG_TRUNCATION))
 """The log does not have the next offset: it was deleted before it was served, or the log went back."""
+_UNREADABLE = frozenset((KafkaError._BAD_MSG, KafkaError._BAD_COMPRESSION))
+"""A batch of which the client says that it cannot read it; of most it says nothing."""
 
 
 @dataclass(eq=False, slots=True)
@@ -62,6 +66,8 @@ class Held:
         stopped: the log no longer has what is next; the operator decides.
         leader_epoch: of the last record that was taken.
         gone_back: why its offsets mean nothing any more, if they do not.
+        order: what of its offsets is in doubt.
+        misplaced: records that lay elsewhere than they said.
     """
 
     epoch: int
@@ -75,6 +81,8 @@ class Held:
     stopped: bool = False
     leader_epoch: int = UNKNOWN_EPOCH
     gone_back: str | None = None
+    order: Order = field(default_factory=Order)
+    misplaced: int = 0
 
     def enters_window(self, size: int) -> None:
         """A request of so many bytes is kept."""
@@ -130,6 +138,7 @@ class Session:
         kafka, group_id = settings.kafka, settings.worker.group_id
         self._arriving = TakeOver(admin, group_id, self._topic, owner, health)
         self._identity = TopicIdentity(admin, self._topic)
+        self._stalls = Stalls(admin, self._topic, health)
         self._replaced = False
         self._consumer = Consumer(
             {
@@ -177,12 +186,15 @@ class Session:
             self._raise_broken()
             self._begin_arrived()
             if message is None:
+                self._look_for_stalls()
                 return None
             problem = message.error()
             if problem is None:
                 self.health.up("kafka")
-                self._note_epoch(message)
-                return message
+                if self._is_in_order(message):
+                    return message
+                timeout_s = 0.0
+                continue
             if problem.code() != KafkaError._PARTITION_EOF:
                 self._judge(problem, message.partition())
                 return None
@@ -242,13 +254,15 @@ class Session:
         """Requests without a terminal event in each partition held, as far as its end is known here."""
         out = {}
         for number, held in self.held.items():
-            place = TopicPartition(self._topic, number)
-            # What the last fetch was told; nobody is asked.
-            marks = self._consumer.get_watermark_offsets(place, cached=True)
-            end = max(held.ledger.next, marks[1] if marks else 0)
+            end = max(held.ledger.next, self._end(number))
             checkpoint = held.ledger.checkpoint
             out[number] = max(0, end - checkpoint.base - checkpoint.resolved.bit_count())
         return out
+
+    @property
+    def stalled(self) -> int:
+        """Partitions that deliver nothing though their log has more."""
+        return self._stalls.count
 
     def probe(self) -> None:
         """Ask the brokers for a sign of life while they are taken for dead."""
@@ -367,6 +381,7 @@ class Session:
             del self.held[number]
         self._paused -= mine
         self.health.release_partitions(mine)
+        self._stalls.drop(mine)
         self._arriving.drop(numbers)
         self._on_gone(mine)
         return mine
@@ -374,11 +389,69 @@ class Session:
     def _unassign(self, numbers: Collection[int]) -> None:
         self._consumer.incremental_unassign([TopicPartition(self._topic, number) for number in numbers])
 
-    def _note_epoch(self, message: Message) -> None:
-        held = self.held.get(-1 if (number := message.partition()) is None else number)
+    def _is_in_order(self, message: Message) -> bool:
+        """Whether a record is to be taken in. One that may lie elsewhere than it says is not, and comes again
+        if it does not."""
+        number, offset = message.partition(), message.offset()
+        held = self.held.get(-1 if number is None else number)
+        if held is None or number is None or offset is None:
+            return True
+        content = hash((message.timestamp(), message.key(), message.value()))
+        answer, sure = held.order.judge(held.ledger.next, Claim(offset, content), self._end(number))
+        if answer is Answer.TAKE:
+            self._note_epoch(held, message)
+            self._settle(number, held, offset + 1)
+            return True
+        if answer is Answer.DROP:
+            self._note_misplaced(number, held, offset)
+        else:
+            held.ledger.reach(sure)
+            self._fetch_from(number, held.order)
+        return False
+
+    def _fetch_from(self, number: int, order: Order) -> None:
+        """Have the client go on where it is to look. It may have stopped, where it went on behind an offset
+        that is none, and then it refuses to seek."""
+        assert order.sought is not None
+        self._consumer.incremental_unassign([TopicPartition(self._topic, number)])
+        # Without an epoch: the one that is known may end before this offset, and that would look like a log
+        # that went back.
+        self._consumer.incremental_assign([TopicPartition(self._topic, number, order.sought)])
+
+    def _settle(self, number: int, held: Held, reached: int) -> None:
+        lie = held.order.settle(reached)
+        if lie is not None:
+            self._note_misplaced(number, held, lie.offset)
+
+    def _note_misplaced(self, number: int, held: Held, offset: int) -> None:
+        held.misplaced += 1
+        self._metrics.misplaced.inc()
+        # The first, the second, the fourth: who sends them decides how many there are.
+        if held.misplaced.bit_count() == 1:
+            log.warning(
+                "a record of partition %d says that its offset is %d, where it does not lie: its producer made "
+                "that up, so it is taken for no request (%d so far)", number, offset, held.misplaced,
+                extra={"partition": number, "offset": held.ledger.next},
+            )  # fmt: skip
+
+    @staticmethod
+    def _note_epoch(held: Held, message: Message) -> None:
         epoch = message.leader_epoch()
-        if held is not None and epoch is not None:
+        if epoch is not None:
             held.leader_epoch = epoch
+
+    def _end(self, number: int) -> int:
+        """The end of the log as the last fetch was told, transactions that are open included; nobody is asked."""
+        marks = self._consumer.get_watermark_offsets(TopicPartition(self._topic, number), cached=True)
+        return marks[1] if marks else 0
+
+    def _look_for_stalls(self) -> None:
+        """Nothing has come. Behind a poll that found something there might be more of any partition."""
+        if not self._stalls.due():
+            return
+        held = {number: each.ledger.next for number, each in self.held.items()}
+        fetched = held.keys() - self._paused
+        self._stalls.watch(held, [number for number in fetched if self._end(number) > held[number]])
 
     def _at_end(self, message: Message) -> None:
         """All that the log has is delivered. What lies between the last record and its end is none: markers
@@ -386,8 +459,13 @@ class Session:
         retention deletes them."""
         number, end = message.partition(), message.offset()
         held = self.held.get(-1 if number is None else number)
-        if held is None or end is None:
+        if held is None or number is None or end is None:
             return
+        if held.order.sought is not None and held.order.sought > held.ledger.next:
+            held.order.look_back(held.ledger.next)
+            self._fetch_from(number, held.order)
+            return
+        self._settle(number, held, end)
         before = held.ledger.checkpoint.base
         held.ledger.reach(end)
         if held.ledger.checkpoint.base > before:
@@ -446,6 +524,8 @@ class Session:
                     f"its log does not have offset {held.ledger.next} ({problem.str()}): requests were "
                     f"deleted before they were served",
                 )
+        elif held is not None and partition is not None and problem.code() in _UNREADABLE:
+            self._stalls.cannot_read(partition, held.ledger.next, problem.str()[:MAX_REASON_CHARACTERS])
         elif problem.fatal():
             raise ClientsLostError(f"the consumer failed: {problem.str()}")
         else:

@@ -1,0 +1,69 @@
+"""Records that say a place where they do not lie cost nobody's request, and none is served twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.fleet.arena import Arena
+from tests.fleet.batches import Batch, WireProducer, WireRecord
+from tests.fleet.workers import until
+from tests.integration.test_worker import picture
+from tests.services import KafkaAddress, MinioAddress
+from zimage_stream.events.codec import Codec
+
+
+def lying(*offsets: int) -> Batch:
+    """A batch whose records say these offsets, from its first on."""
+    return Batch([WireRecord(b"no request", offset=offset) for offset in offsets])
+
+
+class Upstream:
+    """Batches from the hands of two producers, in one partition."""
+
+    def __init__(self, arena: Arena, producer: WireProducer) -> None:
+        self._arena = arena
+        self._topic = arena.settings.topics.requests
+        self._producer = producer
+        self._count = 0
+
+    def ordinary(self, count: int = 1) -> None:
+        """Requests, each in a batch of its own; all of them are to be answered."""
+        for _ in range(count):
+            name = f"request-{self._count}"
+            self._count += 1
+            value = Codec().encode_request(picture(request_id=name), "t")
+            offset = self._producer.send(self._topic, Batch([WireRecord(value)]))
+            self._arena.accepted[0, offset] = name
+
+    def send(self, batch: Batch) -> None:
+        self._producer.send(self._topic, batch)
+
+
+@pytest.fixture
+def arena(make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress) -> Arena:
+    return make_arena(kafka, minio, partitions=1, engine={"simulated_ms": 0})
+
+
+@pytest.mark.parametrize(
+    "offsets",
+    [(1,), (5,), (2**31 - 1,), (-1,), (0, 0), (0, 5), (1, 5), (5, 6, 7), (2, 1, 0), (300, 3)],
+    ids=str,
+)
+def test_requests_before_and_after_them_are_answered_once(arena: Arena, offsets: tuple[int, ...]) -> None:
+    with WireProducer(arena.settings.kafka.bootstrap_servers) as producer:
+        upstream = Upstream(arena, producer)
+        upstream.ordinary(3)
+        upstream.send(lying(*offsets))
+        upstream.ordinary(12)
+        upstream.send(lying(*offsets))
+        arena.fleet.start("worker")
+        until(lambda: not arena.report().missing(set(arena.accepted)), 60, "every request is answered")
+        # Now it is at the end of the log, and the client has gone on behind it.
+        upstream.ordinary(12)
+    until(lambda: not arena.report().missing(set(arena.accepted)), 60, "every request is answered")
+    report = arena.report()
+    assert report.results.keys() == arena.accepted.keys()
+    assert report.duplicates == []
+    assert not report.dead.keys() & arena.accepted.keys()

@@ -76,7 +76,8 @@ class Order:
         if self.sought > expected:
             if said == self.claim:
                 return Answer.TAKE, said.offset
-            return self.look_back(expected), expected
+            self.look_back(expected)
+            return Answer.LOOK, expected
         # Sent to the offset that is missing, and it is not there.
         self.empty += 1
         self.sought, self.claim = expected + 1, said
@@ -84,10 +85,9 @@ class Order:
             self.sought = said.offset
         return Answer.LOOK, expected + 1
 
-    def look_back(self, expected: int) -> Answer:
+    def look_back(self, expected: int) -> None:
         """What was claimed is not at its place: go on where offsets are missing."""
         self.sought, self.lied = expected, True
-        return Answer.LOOK
 
     def settle(self, reached: int) -> Claim | None:
         """The log is honest up to here, so nothing is in doubt. Returns a claim that was a lie."""

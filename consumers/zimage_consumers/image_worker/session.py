@@ -196,7 +196,7 @@ class Session:
                 timeout_s = 0.0
                 continue
             if problem.code() != KafkaError._PARTITION_EOF:
-                self._judge(problem, message.partition())
+                self._judge(problem, message.partition(), message.offset())
                 return None
             self._at_end(message)
             timeout_s = 0.0
@@ -509,7 +509,7 @@ class Session:
             log.warning("whoever comes next is not told: %s", error)
         self._unassign(self._forget(list(self.held)))
 
-    def _judge(self, problem: KafkaError, partition: int | None) -> None:
+    def _judge(self, problem: KafkaError, partition: int | None, offset: int | None) -> None:
         held = self.held.get(-1 if partition is None else partition)
         if held is not None and partition is not None and problem.code() in _LOG_GONE:
             # The code says the same of a log that was deleted.
@@ -517,6 +517,10 @@ class Session:
                 taken = held.ledger.next
                 why = f"its log went back below offset {taken}, which was taken already: {problem.str()}"
                 self._stop_gone_back(partition, held, why[:MAX_REASON_CHARACTERS])
+            elif offset != held.ledger.next:
+                # Where a record has sent the client that lies; this error comes even if it was called back.
+                held.order.look_back(held.ledger.next)
+                self._fetch_from(partition, held.order)
             else:
                 self._stop(
                     partition,

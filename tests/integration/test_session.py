@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
+from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -447,13 +448,16 @@ class TestABatchThatCannotBeRead:
         topics: TopicSettings,
         make_session: Callable[..., Session],
         monkeypatch: pytest.MonkeyPatch,
-        caplog: pytest.LogCaptureFixture,
     ) -> None:
         monkeypatch.setattr(stalls, "STALLED_AFTER_S", 0.5)
         answers: list[int] = []
-        monkeypatch.setattr(
-            stalls.Stalls, "_hear", lambda self, *given: (answers.append(1), hear(self, *given))
-        )
+        hear = stalls.Stalls._hear
+
+        def heard(watch: stalls.Stalls, number: int, *rest: Any) -> None:
+            answers.append(number)
+            hear(watch, number, *rest)
+
+        monkeypatch.setattr(stalls.Stalls, "_hear", heard)
         producer = Producer(transactional_config(kafka.settings, f"{topics.requests}-upstream"))
         producer.init_transactions(30)
         producer.begin_transaction()
@@ -472,6 +476,3 @@ class TestABatchThatCannotBeRead:
         producer.commit_transaction(30)
         until(lambda: take(session) == 1, 30, "what lay behind the transaction comes")
         session.close()
-
-
-hear = stalls.Stalls._hear

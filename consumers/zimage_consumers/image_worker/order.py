@@ -1,13 +1,15 @@
 """Whether a record lies where it says.
 
-In a batch that is not compressed each record has the offset that its producer wrote into it; the brokers check
-the batch alone. So a record may say a place far ahead, and to believe it would pass over the requests between;
-or one that was had already. The client believes it, too, and goes on fetching behind that place.
+In a batch that is not compressed each record has the offset that its producer wrote into it; the brokers
+check the batch alone. So a record may say a place far ahead, and to believe it would pass over the requests
+between; or one that was had already. The client believes it, too, and goes on fetching behind that place.
 
 What a record says is believed at once only where it is the next offset. Where offsets are missing before it,
-which is so after every transaction, the client is sent to the first of them: what a fetch from an offset delivers
-first is that offset, or there is no honest record of it. A long gap is not walked through to its end. After some
-steps the client is sent to the place that was said, and believes a record that is there, too, word by word.
+which is so after every transaction, the client is sent to the first of them: what a fetch from an offset
+delivers first is that offset, or there is no honest record of it. A long gap is not walked through to its
+end. After some steps the client is sent to the place that was said, and a record is believed that is there,
+too, word by word. Batches of many records can be shifted so that this does not see it; brokers that compress
+a topic themselves write its offsets themselves, and let none through.
 
 Pure: values in, values out.
 """
@@ -18,7 +20,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 STEPS = 4
-"""Missing offsets that are looked for one by one; each costs a fetch, and that up to ``fetch.wait.max.ms``."""
+"""Missing offsets that are looked for one by one. Each costs a fetch, of up to ``fetch.wait.max.ms``."""
 
 
 @dataclass(frozen=True, slots=True)

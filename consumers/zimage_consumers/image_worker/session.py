@@ -429,8 +429,8 @@ class Session:
         # The first, the second, the fourth: who sends them decides how many there are.
         if held.misplaced.bit_count() == 1:
             log.warning(
-                "a record of partition %d says that its offset is %d, where it does not lie: its producer made "
-                "that up, so it is taken for no request (%d so far)", number, offset, held.misplaced,
+                "a record of partition %d says that its offset is %d, where it does not lie: its producer "
+                "made that up, so it is taken for no request (%d so far)", number, offset, held.misplaced,
                 extra={"partition": number, "offset": held.ledger.next},
             )  # fmt: skip
 
@@ -441,7 +441,7 @@ class Session:
             held.leader_epoch = epoch
 
     def _end(self, number: int) -> int:
-        """The end of the log as the last fetch was told, transactions that are open included; nobody is asked."""
+        """The end of the log as the last fetch was told, with transactions that are open; nobody is asked."""
         marks = self._consumer.get_watermark_offsets(TopicPartition(self._topic, number), cached=True)
         return marks[1] if marks else 0
 

@@ -6,6 +6,7 @@ import gzip
 import io
 import socket
 import struct
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -47,8 +48,9 @@ class Batch:
         """As it stands on the wire, format 2."""
         body = self.compress(b"".join(_record(each, number) for number, each in enumerate(self.records)))
         last = len(self.records) - 1
-        # Timestamps of 1970, and of no idempotent producer.
-        fixed = struct.pack(">hiqqqhii", _CODECS[self.codec], last, 0, 0, -1, -1, -1, last + 1)
+        # Of now, or retention would delete it at once; of no idempotent producer.
+        at = int(time.time() * 1_000)
+        fixed = struct.pack(">hiqqqhii", _CODECS[self.codec], last, at, at, -1, -1, -1, last + 1)
         checked = fixed + body
         head = struct.pack(">ibI", -1, 2, crc32c(checked))
         return struct.pack(">qi", 0, len(head) + len(checked)) + head + checked

@@ -45,6 +45,8 @@ PROBE_TIMEOUT_S = 1.0
 SETTLE_S = 1.0
 """After which a base that only gaps in the log have moved is committed: so long may more records follow."""
 MAX_REASON_CHARACTERS = 500
+MAX_SKIPPED = 256
+"""Records of one poll that lie elsewhere than they say; who sends them must not keep a turn from ending."""
 _CONNECTIONS = frozenset((KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._RESOLVE))
 _LOG_GONE = frozenset((KafkaError._AUTO_OFFSET_RESET, KafkaError._LOG_TRUNCATION))
 """The log does not have the next offset: it was deleted before it was served, or the log went back."""
@@ -181,6 +183,7 @@ class Session:
             self._stop_all()
         if self._arriving:
             timeout_s = min(timeout_s, ARRIVING_POLL_S)
+        skipped = 0
         while True:
             message = self._consumer.poll(timeout_s)
             self._raise_broken()
@@ -193,6 +196,9 @@ class Session:
                 self.health.up("kafka")
                 if self._is_in_order(message):
                     return message
+                skipped += 1
+                if skipped == MAX_SKIPPED:
+                    return None
                 timeout_s = 0.0
                 continue
             if problem.code() != KafkaError._PARTITION_EOF:

@@ -58,7 +58,7 @@ def test_requests_before_and_after_them_are_answered_once(arena: Arena, offsets:
         upstream.send(lying(*offsets))
         upstream.ordinary(12)
         upstream.send(lying(*offsets))
-        arena.fleet.start("worker")
+        worker = arena.fleet.start("worker")
         until(lambda: not arena.report().missing(set(arena.accepted)), 60, "every request is answered")
         # Now it is at the end of the log, and the client has gone on behind it.
         upstream.ordinary(12)
@@ -67,3 +67,6 @@ def test_requests_before_and_after_them_are_answered_once(arena: Arena, offsets:
     assert report.results.keys() == arena.accepted.keys()
     assert report.duplicates == []
     assert not report.dead.keys() & arena.accepted.keys()
+    # What says a place before it the client may leave out itself.
+    said = [line["message"] for line in worker.lines() if "where it does not lie" in line["message"]]
+    assert said or min(offsets) < 0

@@ -91,8 +91,14 @@ class Order:
         """What was claimed is not at its place: go on where offsets are missing."""
         self.sought, self.lied = expected, True
 
-    def settle(self, reached: int) -> Claim | None:
-        """The log is honest up to here, so nothing is in doubt. Returns a claim that was a lie."""
+    def settle(self, reached: int, taken: Claim | None = None) -> Claim | None:
+        """The log is honest up to here, so nothing is in doubt. Returns a claim that was a lie.
+
+        Args:
+            taken: the last record before ``reached``, if it was taken.
+        """
         claim = self.claim
         self.sought, self.claim, self.empty, self.lied = None, None, 0, False
-        return claim if claim is not None and claim.offset >= reached else None
+        if claim is None or claim == taken:
+            return None
+        return claim if claim.offset >= reached or (taken and claim.offset == taken.offset) else None

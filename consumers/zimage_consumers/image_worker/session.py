@@ -402,13 +402,14 @@ class Session:
         held = self.held.get(-1 if number is None else number)
         if held is None or number is None or offset is None:
             return True
-        # The next one is believed whatever it holds.
-        in_doubt = offset != held.ledger.next
+        # Nearly always it is the next one, and is believed whatever it holds.
+        in_doubt = offset != held.ledger.next or held.order.claim is not None
         content = hash((message.timestamp(), message.key(), message.value())) if in_doubt else 0
-        answer, sure = held.order.judge(held.ledger.next, Claim(offset, content), self._end(number))
+        said = Claim(offset, content)
+        answer, sure = held.order.judge(held.ledger.next, said, self._end(number))
         if answer is Answer.TAKE:
             self._note_epoch(held, message)
-            self._settle(number, held, offset + 1)
+            self._settle(number, held, offset + 1, said)
             return True
         if answer is Answer.DROP:
             self._note_misplaced(number, held, offset)
@@ -426,8 +427,8 @@ class Session:
         # that went back.
         self._consumer.incremental_assign([TopicPartition(self._topic, number, order.sought)])
 
-    def _settle(self, number: int, held: Held, reached: int) -> None:
-        lie = held.order.settle(reached)
+    def _settle(self, number: int, held: Held, reached: int, taken: Claim | None = None) -> None:
+        lie = held.order.settle(reached, taken)
         if lie is not None:
             self._note_misplaced(number, held, lie.offset)
 

@@ -42,7 +42,7 @@ def consume(log: list[Entry], per_fetch: int) -> tuple[list[int], int, list[int]
             answer, sure = order.judge(expected, Claim(said, place), len(log))
             expected = max(expected, sure)
             if answer is Answer.TAKE:
-                lie = order.settle(said + 1)
+                lie = order.settle(said + 1, Claim(said, place))
                 lies.extend(() if lie is None else (lie.offset,))
                 taken.append(place)
                 expected = said + 1

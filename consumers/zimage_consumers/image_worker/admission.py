@@ -11,13 +11,14 @@ from zimage_consumers.image_worker.checkpoint import RECORDS_A_TURN
 from zimage_consumers.image_worker.intake import Intake
 from zimage_consumers.image_worker.jobs import Failed, Job
 from zimage_stream.errors import RegistryUnavailableError
-from zimage_stream.events.registry import SchemaUnavailableError
+from zimage_stream.events.registry import SchemaPendingError, SchemaUnavailableError
 from zimage_stream.telemetry.health import Health
 from zimage_stream.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
 ASK_AGAIN_S = 1.0
+PENDING_AGAIN_S = 0.2
 
 
 class Admission:
@@ -90,10 +91,18 @@ class Admission:
 
     def _set_aside(self, job: Job, error: RegistryUnavailableError) -> None:
         """Have a record wait for its schema, and nobody wait for the record."""
+        at, pending = time.monotonic(), isinstance(error, SchemaPendingError)
+        ask_at = at + (PENDING_AGAIN_S if pending else ASK_AGAIN_S)
         if not self._unread:
-            self._ask_at = time.monotonic() + ASK_AGAIN_S
-            log.warning("a record waits for its schema: %s", error, extra=job.log)
+            self._ask_at = ask_at
+            log.log(
+                logging.DEBUG if pending else logging.WARNING,
+                "a record waits for its schema: %s", error, extra=job.log,
+            )  # fmt: skip
+        self._ask_at = min(self._ask_at, ask_at)
         self._unread.append(job)
+        if pending:
+            return
         if isinstance(error, SchemaUnavailableError):
             self._health.up("registry")
         else:

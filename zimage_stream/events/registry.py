@@ -340,7 +340,8 @@ class Registry:
             ) from error
         except Exception as error:
             # The library lets its HTTP client's own errors through, and which client that is has changed.
-            raise RegistryUnavailableError(f"the registry at {self._url} does not answer: {error}") from error
+            what = str(error) or type(error).__name__
+            raise RegistryUnavailableError(f"the registry at {self._url} does not answer: {what}") from error
 
     def _too_slow(self) -> RegistryUnavailableError:
         return RegistryUnavailableError(

@@ -255,7 +255,8 @@ class Registry:
     # -- on the loop: what is asked, and nothing that has to be kept
 
     async def _hang_up(self) -> None:
-        await self._client.aclose()
+        async with self._client:  # whose end closes its connections
+            pass
 
     async def _fetch(self, schema_id: int) -> _Found | WireError | _Silent:
         name = f"schema id {schema_id}"

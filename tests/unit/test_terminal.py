@@ -52,6 +52,17 @@ def test_lines_errors_and_tables_are_escaped(capfdbinary: pytest.CaptureFixture[
     assert len(assert_harmless(err).splitlines()) == 5
 
 
+def test_errors_are_bounded_and_json_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    much = "x" * (4 << 20)
+    say(much, err=True)
+    complain(f"first\n{much}" + "\n" * (1 << 20))
+    say_json({"id": much})
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"id": much}
+    assert "(4194304 characters)" in err
+    assert len(err) < 100_000
+
+
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1", "utf-8", "cp437"])
 def test_any_encoding_can_be_printed_to(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
     raw = io.BytesIO()

@@ -7,6 +7,7 @@ from datetime import datetime
 from hashlib import sha256
 
 from zimage_consumers.image_worker.jobs import Job, Record, Resolution
+from zimage_stream.escaping import shortened
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.headers import (
     CUTS,
@@ -58,7 +59,8 @@ STUB_BYTES = 16 << 10
 """What every topic takes."""
 HEAD_BYTES = 64 << 10
 """Of a value, before anything else is carried."""
-MAX_NAME, MAX_MESSAGE = 128, 2_000
+MAX_NAME, MAX_MESSAGE = 128, 1_900
+"""In characters. A message in plain letters fits so into a dead letter's header, which has 2,000 bytes."""
 _CUTS_BYTES = 512
 """More than :data:`CUTS` take."""
 
@@ -102,8 +104,8 @@ def _failure(resolution: Resolution) -> Failure | None:
 
 
 def message_of(resolution: Resolution) -> str:
-    """Why there is no picture, for people."""
-    return str(resolution.cause or resolution.code or "")
+    """Why there is no picture, for people; bounded, whoever's words it quotes."""
+    return shortened(str(resolution.cause or resolution.code or ""), MAX_MESSAGE)
 
 
 def records_of(
@@ -144,7 +146,7 @@ def _abridged(result: ImageResult) -> ImageResult:
     was refused for that can."""
     error = result.error and replace(
         result.error,
-        message=f"{result.error.message[:MAX_MESSAGE]} (what the request says of itself is cut "
+        message=f"{result.error.message} (what the request says of itself is cut "
         f"here: it would not fit into a result)",
     )
     return replace(

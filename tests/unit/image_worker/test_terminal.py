@@ -171,6 +171,18 @@ def test_headers_that_nobody_could_read_are_told() -> None:
     assert cuts(dead(one)) == {"zimage.headers-left-out": b"all"}
 
 
+def test_what_is_said_of_an_error_is_bounded() -> None:
+    one, said = job(), "a page: " + "x" * (1 << 20) + ", the end"
+    resolution = Resolution(one, code=Code.UNKNOWN_SCHEMA, cause=WireError(said))
+    result, letter = records_of(resolution, TopicSettings(), Codec(), Identity("m", "", "slot"), AT)
+    error = Codec().decode_result(result.value).error
+    assert error is not None
+    assert len(error.message) < 2_000
+    assert error.message.startswith("a page: x")
+    assert error.message.endswith(f", the end ({len(said)} characters)")
+    assert dict(letter.headers)["__connect.errors.exception.message"] == error.message.encode()
+
+
 @pytest.mark.parametrize("field", ["attributes", "tenant", "request_id", "batch_id"])
 def test_a_result_fits_however_much_its_request_says(field: str) -> None:
     much = "长" * (2 << 20)

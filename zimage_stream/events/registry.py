@@ -17,6 +17,7 @@ from confluent_kafka.schema_registry import Schema as RegistrySchema
 
 from zimage_stream import forks
 from zimage_stream.errors import RegistryUnavailableError, UnknownSchemaError, WireError, ZImageError
+from zimage_stream.escaping import shortened
 from zimage_stream.events.loop import LoopThread
 from zimage_stream.events.schemas import Schema, published
 from zimage_stream.events.untrusted import RefusedSchemaError, Writer, admit
@@ -336,8 +337,9 @@ class Registry:
         except SchemaRegistryError as error:
             if error.http_status_code == _NOT_FOUND:
                 raise UnknownSchemaError(str(error)) from error
+            said = shortened(str(error.error_message), 300)  # it may be a page
             raise RegistryUnavailableError(
-                f"the registry at {self._url} answered {error.http_status_code}: {error.error_message}"
+                f"the registry at {self._url} answered {error.http_status_code}: {said}"
             ) from error
         except Exception as error:
             # The library lets its HTTP client's own errors through, and which client that is has changed.

@@ -50,6 +50,14 @@ def registry(server: AnyRegistry, clock: list[float]) -> Iterator[Registry]:
     made.close()
 
 
+def test_an_error_page_is_not_quoted_whole(server: AnyRegistry, registry: Registry) -> None:
+    page = {"error_code": 50001, "message": "a page: " + "x" * (4 << 20)}
+    server.answers["/schemas/ids/7"] = server.answers["/schemas/types"] = (503, page)
+    with pytest.raises(RegistryUnavailableError, match="answered 503: a page: x") as raised:
+        registry.schema(7)
+    assert len(str(raised.value)) < 1_000
+
+
 @pytest.mark.parametrize(
     ("text", "kind", "says"),
     [

@@ -449,8 +449,8 @@ def test_megabytes_are_shortened_for_people_and_whole_for_programs(
         assert done.returncode == 0, done.stderr
         assert len(done.stdout) < 20_000
     assert "2,097,152 bytes" in zimage("dead-letters", "show", "0:0").stdout
-    for words in (("show", "0:0", "--json"), ("export",), ("list", "--code", "UNDECODABLE", "--json")):
-        (one,) = lines(zimage("dead-letters", *words).stdout)
+    for whole in (("show", "0:0", "--json"), ("export",), ("list", "--code", "UNDECODABLE", "--json")):
+        (one,) = lines(zimage("dead-letters", *whole).stdout)
         assert base64.b64decode(str(one["key"])) == key
         assert one["headers"] == [["mine", "x" * (1 << 20)]]
 

@@ -17,7 +17,7 @@ from confluent_kafka.schema_registry import Schema as RegistrySchema
 
 from zimage_stream import forks
 from zimage_stream.errors import RegistryUnavailableError, UnknownSchemaError, WireError, ZImageError
-from zimage_stream.escaping import shortened
+from zimage_stream.escaping import NAME_CHARACTERS, shortened
 from zimage_stream.events.loop import LoopThread
 from zimage_stream.events.schemas import Schema, published
 from zimage_stream.events.untrusted import RefusedSchemaError, Writer, admit
@@ -282,7 +282,8 @@ class Registry:
                 continue
             if len(texts) >= MAX_REFERENCES:
                 raise RefusedSchemaError(f"{name} refers to more than {MAX_REFERENCES} schemas")
-            wanted = f"version {version} of subject {subject}, to which {name} refers,"
+            named = shortened(subject, NAME_CHARACTERS)
+            wanted = f"version {version} of subject {named}, to which {name} refers,"
             answer = await self._answer_for(wanted, partial(self._client.get_version, subject, version))
             found = answer.schema
             texts[subject, version] = ""  # so that a circle ends
@@ -336,7 +337,7 @@ class Registry:
             return await call()
         except SchemaRegistryError as error:
             if error.http_status_code == _NOT_FOUND:
-                raise UnknownSchemaError(str(error)) from error
+                raise UnknownSchemaError(shortened(str(error), 300)) from error
             said = shortened(str(error.error_message), 300)  # it may be a page
             raise RegistryUnavailableError(
                 f"the registry at {self._url} answered {error.http_status_code}: {said}"
@@ -357,6 +358,7 @@ def _writer(schema_id: int, found: _Found) -> Writer:
     name = f"schema id {schema_id}"
     kind = found.schema.schema_type or "AVRO"
     if kind != "AVRO":
+        kind = shortened(kind, NAME_CHARACTERS)
         raise UnknownSchemaError(f"{name} is a {kind} schema; records are in Avro")
     try:
         writer = admit(found.schema.schema_str or "", found.references)

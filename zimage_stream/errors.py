@@ -34,6 +34,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from zimage_stream.escaping import shortened
+
 
 class ZImageError(Exception):
     """Base of every error raised by this project."""
@@ -144,10 +146,6 @@ class ResultTimeoutError(ZImageError):
         super().__init__(f"no result within {timeout_s:g} s for {len(self.missing)} request(s): {some}")
 
 
-def shorten(value: object, limit: int = 80) -> str:
+def shorten(value: object, limit: int = 100) -> str:
     """``repr`` of a value, cut in the middle so that a 10 kB field does not fill a log line."""
-    text = repr(value)
-    if len(text) <= limit:
-        return text
-    kept = (limit - 1) // 2
-    return f"{text[:kept]}…{text[-kept:]} ({len(text)} characters)"
+    return shortened(repr(value), limit)

@@ -1,7 +1,8 @@
 """Text from anybody, made fit to be shown: on a terminal, in a log, in a page.
 
 A prompt, an id, a name, a header, an error's message can hold what a terminal obeys (escape sequences set
-its title and its clipboard), what begins a new line in a log, and what turns the order of signs around.
+its title and its clipboard), what begins a new line in a log, and what turns the order of signs around. It
+can have megabytes. Lengths are in characters; an escape takes up to six.
 """
 
 from __future__ import annotations
@@ -16,6 +17,12 @@ _HARMFUL = re.compile(
     # Controls and DEL; line and paragraph separators; bidirectional overrides and isolates; half a sign.
     "[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
+NAME_CHARACTERS = 200
+"""Of an id, a tenant, a name: more than any has that keeps the rules."""
+LINE_CHARACTERS = 2_000
+"""Of a message in one line; a prompt that keeps the rules has no more."""
+TEXT_CHARACTERS = 16_000
+"""Of a text in several lines, such as a traceback."""
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
@@ -39,17 +46,37 @@ def escaped_lines(text: str) -> str:
     return escaped(text, keep="\n").replace("\n", "\n  ")
 
 
+def shortened(text: str, limit: int = LINE_CHARACTERS) -> str:
+    """The text in so many characters at most, cut in its middle: its end often says what to do. Pure.
+
+    Args:
+        limit: with what is said of the whole length, for which there is room in 40.
+    """
+    if len(text) <= limit:
+        return text
+    size = f" ({len(text)} characters)"
+    # First, since half a URL would not be taken for one.
+    text = masked(text)
+    kept = max(1, (limit - len(size) - 1) // 2)
+    return f"{text[:kept]}…{text[-kept:]}{size}"
+
+
+def shortened_lines(text: str) -> str:
+    """The same of a text in several lines: each of them, and all together."""
+    return shortened("\n".join(map(shortened, text.split("\n"))), TEXT_CHARACTERS)
+
+
 class LineFormatter(logging.Formatter):
-    """A log line is one line, whatever is in its message; a traceback follows, indented."""
+    """A log line is one line and bounded, whatever is in its message; a traceback follows, indented."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        return escaped(masked(super().formatMessage(record)))
+        return escaped(shortened(masked(super().formatMessage(record))))
 
     def formatException(  # noqa: N802
         self,
         ei: tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None],
     ) -> str:
-        return "  " + escaped_lines(masked(super().formatException(ei)))
+        return "  " + escaped_lines(shortened_lines(masked(super().formatException(ei))))
 
     def formatStack(self, stack_info: str) -> str:  # noqa: N802
-        return "  " + escaped_lines(masked(super().formatStack(stack_info)))
+        return "  " + escaped_lines(shortened_lines(masked(super().formatStack(stack_info))))

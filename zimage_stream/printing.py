@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from zimage_stream.escaping import escaped
+from zimage_stream.escaping import NAME_CHARACTERS, escaped, shortened
 from zimage_stream.events.image_result import ImageResult
 from zimage_stream.terminal import is_utf8, say
 
@@ -41,12 +41,12 @@ def plain_fields(event: Any) -> dict[str, Any]:
 
 
 def result_as_line(result: ImageResult) -> str:
-    """Status, id, and where the picture is or why there is none."""
+    """Status, id, and where the picture is or why there is none; all of it is in JSON."""
     if result.image is not None:
         what = result.image.url or result.image.uri
     else:
         what = f"{result.error.code}: {result.error.message}" if result.error else ""
-    return f"{result.status:<9} {result.request_id}  {what}".rstrip()
+    return f"{result.status:<9} {shortened(result.request_id, NAME_CHARACTERS)}  {shortened(what)}".rstrip()
 
 
 def as_json(record: dict[str, Any], *, ascii_only: bool = False) -> str:
@@ -65,7 +65,8 @@ def age(passed: timedelta) -> str:
 
 class _Table(Table):
     def add_row(self, *cells: Any, **options: Any) -> None:
-        super().add_row(*(escaped(cell) if isinstance(cell, str) else cell for cell in cells), **options)
+        shown = (escaped(shortened(cell)) if isinstance(cell, str) else cell for cell in cells)
+        super().add_row(*shown, **options)
 
 
 def table(*headings: str) -> Table:

@@ -7,7 +7,7 @@ import io
 import sys
 from typing import TextIO
 
-from zimage_stream.escaping import escaped, escaped_lines
+from zimage_stream.escaping import escaped, escaped_lines, shortened, shortened_lines
 from zimage_stream.masking import masked
 
 
@@ -19,13 +19,16 @@ def prepare_streams() -> None:
 
 
 def say(text: str = "", *, err: bool = False) -> None:
-    """Print one line to stdout or stderr."""
-    _write(escaped(text), sys.stderr if err else sys.stdout)
+    """Print one line to stdout or stderr. What goes to stderr is for people, and bounded."""
+    if err:
+        _write(escaped(shortened(text)), sys.stderr)
+    else:
+        _write(escaped(text), sys.stdout)
 
 
 def complain(text: str) -> None:
-    """Print an error, which may have several lines, to stderr; without passwords of URLs in it."""
-    _write(escaped_lines(masked(text)), sys.stderr)
+    """Print an error, which may have several lines, to stderr; bounded, without passwords of URLs in it."""
+    _write(escaped_lines(shortened_lines(masked(text))), sys.stderr)
 
 
 def is_utf8(stream: TextIO) -> bool:

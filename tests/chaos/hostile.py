@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from confluent_kafka import Producer
 
 from tests.chaos.poison import (
+    DRIPPING_ID,
     FAILING_ID,
     MADE,
     PLAIN_ID,
@@ -58,8 +59,9 @@ def hostile_records(stage: Stage, scale: float) -> None:
         lives = [worker.pid for worker in stage.crew]
         _send(stage, LONG_RECORDS if long else SHORT_RECORDS)
         if long:
-            # One whose schema nobody can have: it ends after a minute.
-            stage.send_bytes(framed(FAILING_ID, picture()), UNKNOWN)
+            # Schemas that nobody can have: they end after a minute.
+            for schema_id in (FAILING_ID, DRIPPING_ID):
+                stage.send_bytes(framed(schema_id, picture()), UNKNOWN)
             stage.flush()
         stage.wait_served(range(stage.partitions), ANSWERED_WITHIN_S)
         assert [worker.pid for worker in stage.crew] == lives, "a worker died of a record"
@@ -125,6 +127,7 @@ def _registry(stage: Stage) -> Iterator[AnyRegistry]:
         for schema_id, (kind, schema) in schemas().items():
             registry.put(schema_id, schema, kind)
         registry.fail(FAILING_ID)
+        registry.drip(DRIPPING_ID)
         answer = {"subject": f"{topic}-value", "version": 1, "id": 2, "schema": result.text}
         registry.answers[f"/subjects/{topic}-value"] = 200, answer
         registry.put(2, result.text)

@@ -404,6 +404,28 @@ class TestALetterThatDoesNotHaveAllOfItsRecord:
             assert "is another one" in done.stderr
         assert len(sent(settings)) == 1
 
+    @pytest.mark.parametrize("headers_left_out", [b"1", b"all"])
+    def test_gets_its_key_back_and_no_other_record(
+        self, zimage: Run, settings: Settings, undertaker: Undertaker, headers_left_out: bytes
+    ) -> None:
+        key = b"k" * (2 << 20)
+        producer = Producer(producer_config(settings.kafka))
+        for value in (self.VALUE, b"something else"):
+            producer.produce(settings.topics.requests, key=key, value=value, partition=3)
+        assert producer.flush(30) == 0
+        cut: list[Header] = [
+            ("zimage.key-bytes", str(len(key)).encode()),
+            ("zimage.headers-left-out", headers_left_out),
+        ]
+        for offset in (0, 1):
+            undertaker.bury(None, self.VALUE, "UNDECODABLE", own=(), offset=offset, cut=cut)
+        done = zimage("dead-letters", "replay", "--all")
+        assert done.returncode == 1
+        assert "0:1 - is not sent" in done.stderr
+        assert "is another one" in done.stderr
+        *_, again = sent(settings)
+        assert (again.key(), again.value()) == (key, self.VALUE)
+
     def test_is_refused_where_its_record_is_gone(
         self, zimage: Run, settings: Settings, undertaker: Undertaker
     ) -> None:
@@ -415,6 +437,22 @@ class TestALetterThatDoesNotHaveAllOfItsRecord:
         assert done.returncode == 1
         assert "which is not kept any more" in done.stderr
         assert "give its bytes with --value" in done.stderr
+
+
+def test_megabytes_are_shortened_for_people_and_whole_for_programs(
+    zimage: Run, settings: Settings, undertaker: Undertaker
+) -> None:
+    key = b"k" * (2 << 20)
+    undertaker.bury(key, GARBAGE, "UNDECODABLE", own=[("mine", b"x" * (1 << 20))])
+    for words in (("list", "--code", "UNDECODABLE"), ("show", "0:0"), ("replay", "--all", "--dry-run")):
+        done = zimage("dead-letters", *words)
+        assert done.returncode == 0, done.stderr
+        assert len(done.stdout) < 20_000
+    assert "2,097,152 bytes" in zimage("dead-letters", "show", "0:0").stdout
+    for whole in (("show", "0:0", "--json"), ("export",), ("list", "--code", "UNDECODABLE", "--json")):
+        (one,) = lines(zimage("dead-letters", *whole).stdout)
+        assert base64.b64decode(str(one["key"])) == key
+        assert one["headers"] == [["mine", "x" * (1 << 20)]]
 
 
 def test_records_of_others_in_these_topics_are_no_obstacle(

@@ -292,6 +292,27 @@ class TestOtherStores:
             with pytest.raises(StoreUnavailableError, match="all the time"):
                 store.put("tenant/for-ever.png", b"data", PNG, {})
 
+    @pytest.mark.parametrize(
+        ("status", "code", "kind"),
+        [
+            (403, "AccessDenied", StoreMisconfiguredError),
+            (503, "SlowDown", StoreUnavailableError),
+            (400, "x" * (1 << 20), StoreRejectedError),
+        ],
+    )
+    def test_what_a_server_says_is_quoted_in_short(
+        self, status: int, code: str, kind: type[ZImageError]
+    ) -> None:
+        body = f"<Error><Code>{code}</Code><Message>{'y' * (1 << 20)}</Message></Error>".encode()
+
+        def answer(request: Request) -> None:
+            request.answer(status, "application/xml", body)
+
+        with serving(answer) as endpoint, opened(elsewhere(endpoint, region="us-east-1")) as store:
+            with pytest.raises(kind, match=code[:10]) as raised:
+                store.put("tenant/a.png", b"data", PNG, {})
+            assert len(str(raised.value)) < 1_000
+
     def test_a_slow_line_may_take_longer_than_connecting(self) -> None:
         """Sending stalls for longer than the time allowed for connecting, and is no failure."""
         data = bytes(32 << 20)

@@ -173,6 +173,32 @@ def test_a_schema_that_nobody_can_read_with_ends_and_others_go_on(
         until(lambda: codes().get(0) == "UNDECODABLE", 60, "the one that waited is answered")
 
 
+def test_an_id_whose_answer_takes_its_time_holds_up_nobody(
+    make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress
+) -> None:
+    with AnyRegistry() as registry:
+        registry.put(4, '"int"')
+        goes_on = registry.hold(4)
+        registry.drip(5)
+        arena = make_arena(
+            kafka, minio, partitions=1, engine={"simulated_ms": 0}, registry={"url": registry.url}
+        )
+        topics = arena.settings.topics
+        known = {"subject": "s", "id": 9, "version": 1, "schema": "{}"}
+        registry.answers[f"/subjects/{topics.results}-value"] = 200, known
+        arena.fleet.start("worker")
+        sender = Sender(arena)
+        for number in (4, 5):
+            sender.send(b"\0" + number.to_bytes(4, "big") + b"\xff" * 9)
+        until(lambda: "/schemas/ids/5" in registry.asked, 90, "both ids are asked for")
+        for number in range(20):
+            sender.send(request(f"good-{number}"))
+        until(lambda: len(list(read(arena, topics.results))) == 20, 90, "the others are served")
+        assert list(read(arena, topics.dead_letters)) == []
+        goes_on.set()
+        until(lambda: list(read(arena, topics.dead_letters)), 90, "what was answered late is read")
+
+
 def test_names_that_are_no_text_end_no_process_that_reads_many(anything: Arena) -> None:
     sender = Sender(anything)
     for _ in range(100):

@@ -18,7 +18,6 @@ from tests.unit.events.registries import AnyRegistry
 from zimage_consumers.image_worker.checkpoint import Checkpoint, Mark
 from zimage_stream import PromptClient, PromptRequest, Settings
 from zimage_stream.events import Codec
-from zimage_stream.events.headers import request_headers
 from zimage_stream.kafka.clients import producer_config, reader_config, transactional_config
 from zimage_stream.settings import environment_of
 
@@ -121,7 +120,9 @@ def test_a_partition_that_lost_requests_says_so(zimage: Run, settings: Settings)
     assert "LOST        partition 0: 1 requests were deleted" in zimage("status").stdout
 
 
-def open_transaction(settings: Settings, *ids: str, partition: int) -> Producer:
+def open_transaction(
+    settings: Settings, *ids: str, partition: int, source: str = "/catalogue/importer"
+) -> Producer:
     """A producer that has sent these requests in a transaction and has not ended it."""
     name = f"{settings.topics.requests}-{partition}"
     producer = Producer({**producer_config(settings.kafka), "transactional.id": name})
@@ -129,7 +130,7 @@ def open_transaction(settings: Settings, *ids: str, partition: int) -> Producer:
     producer.begin_transaction()
     for request_id in ids:
         request = PromptRequest(prompt="fail", request_id=request_id)
-        headers: list[tuple[str, str | bytes | None]] = list(request_headers(request, "/catalogue/importer"))
+        headers: list[tuple[str, str | bytes | None]] = [("ce_source", source.encode())]
         value = Codec().encode_request(request, "t")
         producer.produce(
             settings.topics.requests, key=request_id, value=value, partition=partition, headers=headers
@@ -162,6 +163,16 @@ def test_requests_behind_an_open_transaction_are_told_and_whose_it_is(
     upstream.abort_transaction(30)
     found = overview(zimage)
     assert (found["behind_transactions"], found["partitions"][1]["transaction"]) == (0, None)
+
+
+def test_who_sends_under_an_endless_name_is_told_in_short(zimage: Run, settings: Settings) -> None:
+    name = "x" * (1 << 20)
+    upstream = open_transaction(settings, "t", partition=1, source=name)
+    assert overview(zimage)["partitions"][1]["transaction"]["source"] == name
+    people = zimage("status").stdout
+    assert f"({len(name)} characters)" in people
+    assert len(people) < 10_000
+    upstream.abort_transaction(30)
 
 
 def test_a_worker_that_died_in_the_middle_of_a_commit_does_not_hold_up_the_answer(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.hostile import HARMFUL, HOSTILE
-from zimage_stream.escaping import LineFormatter, escaped, escaped_lines
+from zimage_stream.escaping import LINE_CHARACTERS, LineFormatter, escaped, escaped_lines, shortened
 from zimage_stream.printing import as_json
 
 anything = st.text(st.characters()) | st.text(st.sampled_from(HOSTILE + "\ud800\u2029\u2069\\é狐😀"))
@@ -58,3 +59,38 @@ def test_a_log_line_is_one_line_and_its_traceback_is_indented() -> None:
     assert first == f"ERROR it failed: {escaped(HOSTILE)}"
     assert others
     assert all(line.startswith("  ") and HARMFUL.search(line) is None for line in others)
+
+
+@given(anything, st.integers(40, 300), st.integers(1, 100))
+def test_what_is_too_long_is_cut_in_its_middle(text: str, limit: int, times: int) -> None:
+    text *= times
+    short = shortened(text, limit)
+    assert len(short) <= limit
+    if short != text:
+        assert len(text) > limit
+        head, _, rest = short.partition("…")
+        assert short.endswith(f" ({len(text)} characters)")
+        if "…" not in text:
+            tail = rest.removesuffix(f" ({len(text)} characters)")
+            assert text.startswith(head)
+            assert text.endswith(tail)
+            assert len(head) == len(tail) > 0
+
+
+@given(st.integers(0, 100), st.integers(0, 100), st.integers(40, 160))
+def test_a_password_is_masked_wherever_the_cut_goes(before: int, after: int, limit: int) -> None:
+    text = f"{'x' * before} no answer from http://user:hunter2@registry {'x' * after}"
+    short = shortened(text, limit)
+    assert short == text or not re.search("user|hunt|ter2", short)
+
+
+def test_a_log_line_is_bounded_and_so_is_its_traceback() -> None:
+    formatter = LineFormatter("%(levelname)s %(message)s")
+    try:
+        raise ValueError("x" * (4 << 20) + "\n" * (1 << 20))
+    except ValueError:
+        record = logging.LogRecord("x", logging.ERROR, "x", 1, "%s", ("y" * (4 << 20),), sys.exc_info())
+    first, *others = formatter.format(record).split("\n")
+    assert len(first) <= LINE_CHARACTERS
+    assert others[0].endswith("Traceback (most recent call last):")
+    assert sum(map(len, others)) < 100_000

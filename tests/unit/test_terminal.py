@@ -6,12 +6,21 @@ import ast
 import io
 import json
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from tests.hostile import HOSTILE, assert_harmless
-from zimage_stream.printing import print_table, say_json, table
+from zimage_stream.events.image_result import Failure, ImageResult, Source, Status
+from zimage_stream.printing import (
+    console,
+    print_table,
+    result_as_dict,
+    result_as_line,
+    say_json,
+    table,
+)
 from zimage_stream.terminal import complain, prepare_streams, say
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +59,38 @@ def test_lines_errors_and_tables_are_escaped(capfdbinary: pytest.CaptureFixture[
     assert "[red]:star:[/red]" in assert_harmless(out)
     assert "[link=http://x]1[/link]" in assert_harmless(out)
     assert len(assert_harmless(err).splitlines()) == 5
+
+
+def test_errors_are_bounded_and_json_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    much = "x" * (4 << 20)
+    say(much, err=True)
+    complain(f"first\n{much}" + "\n" * (1 << 20))
+    say_json({"id": much})
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"id": much}
+    assert "(4194304 characters)" in err
+    assert len(err) < 100_000
+
+
+def test_results_and_tables_for_people_are_bounded() -> None:
+    much = "x" * (4 << 20)
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    result = ImageResult(
+        request_id=much,
+        status=Status.FAILED,
+        error=Failure(code="INVALID_REQUEST", message=much, retriable=False),
+        source=Source(topic="requests", partition=0, offset=0),
+        requested_at=at,
+        completed_at=at,
+    )
+    assert len(result_as_line(result)) < 3_000
+    assert result_as_dict(result)["request_id"] == much
+    rows = table("NAME")
+    rows.add_row(much)
+    shown = console(width=200)
+    with shown.capture() as printed:
+        shown.print(rows)
+    assert len(printed.get()) < 3_000
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1", "utf-8", "cp437"])

@@ -17,6 +17,7 @@ from typing import Any
 from fastavro.schema import parse_schema
 
 from zimage_stream.errors import WireError
+from zimage_stream.escaping import NAME_CHARACTERS, shortened
 
 MAX_SCHEMA_CHARACTERS = 256 << 10
 MAX_DEPTH = 64
@@ -156,7 +157,9 @@ class _Measure:
         if name in _BYTES:
             return _Size(_BYTES[name], 1)
         if name in self._open:
-            raise RefusedSchemaError(f"{name} holds itself; recursive schemas are not read")
+            raise RefusedSchemaError(
+                f"{shortened(name, NAME_CHARACTERS)} holds itself; recursive schemas are not read"
+            )
         if name not in self._known:
             self._open.add(name)
             self._known[name] = self._declared(self._named[name])

@@ -32,6 +32,7 @@ from zimage_stream.errors import (
     ZImageError,
     shorten,
 )
+from zimage_stream.escaping import shortened
 from zimage_stream.settings import StoreSettings
 from zimage_stream.stores.answers import Answer, classify
 from zimage_stream.stores.base import Put, StoredObject
@@ -224,7 +225,8 @@ class MinioStore:
         if isinstance(error, ZImageError):
             raise error
         if isinstance(error, S3Error):
-            message = f"{where} refused {what}: {error.code}: {error.message}"
+            said = shortened(f"{error.code}: {error.message}", 500)
+            message = f"{where} refused {what}: {said}"
             match classify(error.response.status, error.code or ""):
                 case Answer.MISCONFIGURED:
                     raise StoreMisconfiguredError(f"{message} (bucket {self.bucket!r})") from error

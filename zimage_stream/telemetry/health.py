@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from zimage_stream.escaping import shortened
+
 HEARTBEAT_BOUND_S = 60.0
 """The Kafka thread turns many times a second."""
 PATIENCE_S = 3.0
@@ -36,7 +38,7 @@ class _Call:
 
 
 class Health:
-    """Thread-safe.
+    """Thread-safe. Reasons are shortened: they quote what servers say, and records.
 
     Args:
         clock: monotonic seconds.
@@ -82,7 +84,9 @@ class Health:
         """A dependency does not answer, or refuses everybody."""
         with self._lock:
             known = self._dependencies.get(dependency)
-            self._dependencies[dependency] = _Outage(reason, known.since if known else self._clock())
+            self._dependencies[dependency] = _Outage(
+                shortened(reason), known.since if known else self._clock()
+            )
 
     def is_up(self, dependency: str) -> bool:
         """Whether the dependency answered when it was last asked."""
@@ -101,7 +105,7 @@ class Health:
             partition: whose it is; with the partition it goes, for whoever has it next to say.
         """
         with self._lock:
-            self._holds[key] = _Hold(reason, partition)
+            self._holds[key] = _Hold(shortened(reason), partition)
 
     def release(self, key: str) -> None:
         """What needed an operator is mended."""

@@ -6,10 +6,19 @@ import logging
 import sys
 from datetime import UTC, datetime
 
+from pythonjsonlogger.core import LogData
 from pythonjsonlogger.json import JsonFormatter
 
-from zimage_stream.errors import RequestError
-from zimage_stream.escaping import LineFormatter, escaped, escaped_lines
+from zimage_stream.errors import RequestError, shorten
+from zimage_stream.escaping import (
+    LINE_CHARACTERS,
+    NAME_CHARACTERS,
+    LineFormatter,
+    escaped,
+    escaped_lines,
+    shortened,
+    shortened_lines,
+)
 from zimage_stream.masking import masked
 from zimage_stream.settings import TelemetrySettings
 from zimage_stream.terminal import is_utf8
@@ -18,6 +27,8 @@ REQUEST_FIELDS = ("request_id", "tenant", "partition", "offset", "attempt")
 """On every line that concerns a request, beside the worker's ``slot``."""
 QUOTED = "quoted"
 """The field with lines of another program."""
+_SENTENCES = ("message", "prompt")
+_TEXTS = ("exc_info", "stack_info", QUOTED)
 
 
 class _Fields(logging.Filter):
@@ -45,7 +56,20 @@ def _without_prompt(argument: object) -> object:
     return argument
 
 
+def _bounded(name: str, value: object) -> object:
+    """A field's value, of which a record or a server may have made megabytes."""
+    if name in _TEXTS:
+        return shortened_lines(str(value)) if value else value
+    text = str(value)
+    short = shortened(text, LINE_CHARACTERS if name in _SENTENCES else NAME_CHARACTERS)
+    return value if short == text else short
+
+
 class _Json(JsonFormatter):
+    def process_log_record(self, log_data: LogData) -> LogData:
+        bounded = {name: _bounded(name, value) for name, value in log_data.items()}
+        return super().process_log_record(bounded)
+
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
         return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
 
@@ -65,18 +89,20 @@ class _Console(LineFormatter):
         )
         place = f"{partition}:{offset}" if offset is not None else None
         tried = f"attempt {attempt}" if attempt not in (None, 0, 1) else None
-        about = " ".join(str(each) for each in (request_id, tenant, place, tried) if each is not None)
+        said = (str(each) for each in (request_id, tenant, place, tried) if each is not None)
+        about = " ".join(shortened(each, NAME_CHARACTERS) for each in said)
         prompt = getattr(record, "prompt", None)
         quoted = getattr(record, QUOTED, None)
         line = super().formatMessage(record) + escaped(f" [{about}]" if about else "")
-        line += "" if prompt is None else f" {prompt!r}"
-        return line if quoted is None else f"{line}\n  {escaped_lines(quoted.rstrip())}"
+        line += "" if prompt is None else f" {shorten(prompt, LINE_CHARACTERS)}"
+        return line if quoted is None else f"{line}\n  {escaped_lines(shortened_lines(quoted.rstrip()))}"
 
 
 def configure(settings: TelemetrySettings, slot: str) -> None:
     """Send this process's log lines to stderr in the form that the settings name.
 
-    What is given as ``extra`` becomes fields of the line; ``prompt`` only with ``log_prompts``.
+    What is given as ``extra`` becomes fields of the line; ``prompt`` only with ``log_prompts``. Whatever is
+    in message and fields, a line is bounded.
 
     Args:
         slot: on every line, so that lines of many workers can be told apart.

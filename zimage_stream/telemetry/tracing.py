@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from zimage_stream.errors import SettingsError
+from zimage_stream.escaping import NAME_CHARACTERS, shortened
 from zimage_stream.events.headers import Header, trace_context
 
 if TYPE_CHECKING:
@@ -132,19 +133,24 @@ class OpenTelemetryTracer:
             "process request",
             context=TraceContextTextMapPropagator().extract(carrier),
             kind=SpanKind.CONSUMER,
-            attributes=attributes,
+            attributes={name: _bounded(value) for name, value in attributes.items()},
             start_time=_ns(min(start for start, _ in stages.values())),
         )
         inside = set_span_in_context(span)
         for name, (start, end) in stages.items():
             self._tracer.start_span(name, context=inside, start_time=_ns(start)).end(_ns(max(start, end)))
         if error is not None:
-            span.set_status(Status(StatusCode.ERROR, error))
+            span.set_status(Status(StatusCode.ERROR, shortened(error)))
         span.end(_ns(max(end for _, end in stages.values())))
 
     def close(self) -> None:
         """See :class:`Tracer`."""
         self._provider.shutdown()
+
+
+def _bounded(value: str | int) -> str | int:
+    """An attribute's value: a refused request may have an id of megabytes, and the SDK sends all of it."""
+    return shortened(value, NAME_CHARACTERS) if isinstance(value, str) else value
 
 
 def _ns(seconds: float) -> int:

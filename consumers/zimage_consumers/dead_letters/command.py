@@ -18,9 +18,10 @@ from zimage_consumers.dead_letters.original import whole
 from zimage_consumers.dead_letters.read import read_letters
 from zimage_consumers.dead_letters.release import write_releases
 from zimage_consumers.dead_letters.replay import AT_A_TIME, Replay, Replayer
-from zimage_consumers.dead_letters.show import details, groups_table, line_of
+from zimage_consumers.dead_letters.show import details, groups_table, id_of, line_of
 from zimage_consumers.image_worker.verdict import OURS
 from zimage_stream.errors import RequestError
+from zimage_stream.escaping import NAME_CHARACTERS, shortened
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.image_result import Code
 from zimage_stream.events.registry import Registry
@@ -296,7 +297,7 @@ class _Tally:
 
     def refuse(self, letter: DeadLetter, error: Exception | str) -> None:
         self._refused += 1
-        say(f"{letter.place} {letter.request_id or '-'} is not sent: {error}", err=True)
+        say(f"{letter.place} {id_of(letter)} is not sent: {error}", err=True)
 
     def send(self, waiting: list[Replay], replayer: Replayer | None) -> None:
         """Send and forget them."""
@@ -319,7 +320,8 @@ class _Tally:
                 "changed": each.value != letter.value,
             }
             changed = "changed" if said["changed"] else "as it was"
-            line = f"{letter.place!s:>8}  {letter.code:<17} {letter.request_id or '-'}  {changed}"
+            code = shortened(letter.code, NAME_CHARACTERS)
+            line = f"{letter.place!s:>8}  {code:<17} {id_of(letter)}  {changed}"
             if self._json:
                 say_json(said)
             else:

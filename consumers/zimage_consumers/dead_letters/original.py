@@ -10,7 +10,7 @@ from confluent_kafka import Message
 from zimage_consumers.dead_letters.choose import NotMendableError
 from zimage_consumers.dead_letters.letter import DeadLetter, Decoder
 from zimage_stream.events.codec import Codec
-from zimage_stream.events.headers import CUTS, HEADERS_LEFT_OUT, REASONS, VALUE_BYTES, VALUE_SHA256
+from zimage_stream.events.headers import CUTS, HEADERS_LEFT_OUT, REASONS, VALUE_SHA256
 from zimage_stream.kafka.reader import TopicMissingError, TopicReader, UnreadableHeadersError, record_headers
 from zimage_stream.settings import KafkaSettings
 
@@ -24,16 +24,19 @@ def whole(kafka: KafkaSettings, codec: Codec, letter: DeadLetter) -> DeadLetter:
         NotMendableError: it cannot be had any more.
         BrokerUnavailableError: no broker answers.
     """
-    if not letter.cut or (letter.said(HEADERS_LEFT_OUT) == "all" and letter.said(VALUE_BYTES) is None):
+    cut = {name for name in CUTS if letter.said(name) is not None}
+    # Headers that nobody could read are not to be had at its place either.
+    if not cut or (cut == {HEADERS_LEFT_OUT} and letter.said(HEADERS_LEFT_OUT) == "all"):
         return letter
     message = _find(kafka, letter)
     value = message.value()
     value = value.encode() if isinstance(value, str) else value
     hashed = letter.said(VALUE_SHA256)
-    if hashed is not None and sha256(value or b"").hexdigest() != hashed:
+    same = value == letter.value if hashed is None else sha256(value or b"").hexdigest() == hashed
+    if not same:
         raise NotMendableError(
-            f"{letter.place} has the first {len(letter.value or b''):,} bytes only, and the record that lies "
-            f"at {letter.source} now is another one"
+            f"{letter.place} does not have all of its record, and the record that lies at {letter.source} "
+            f"now is another one"
         )
     key = message.key()
     try:

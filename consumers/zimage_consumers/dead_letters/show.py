@@ -1,7 +1,11 @@
-"""Dead letters as people read them on a terminal. Pure."""
+"""Dead letters as people read them on a terminal. Pure.
+
+A key, a header, an id can have megabytes: what is longer than anybody reads is shortened, and says so.
+"""
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 
@@ -9,10 +13,14 @@ from rich.table import Table
 
 from zimage_consumers.dead_letters.choose import Group
 from zimage_consumers.dead_letters.letter import DeadLetter
-from zimage_stream.events.headers import without_reasons
+from zimage_stream.escaping import LINE_CHARACTERS, NAME_CHARACTERS, shortened
+from zimage_stream.events.headers import Headers, without_reasons
 from zimage_stream.printing import age, plain_fields, table
 
 DUMPED_BYTES = 512
+SHOWN_BYTES = 2_000
+"""Of a key or a header's value."""
+SHOWN_HEADERS = 100
 _WIDTH = 16
 
 
@@ -31,53 +39,108 @@ def groups_table(groups: Mapping[str, Group], now: datetime) -> Table:
     return shown
 
 
+def id_of(letter: DeadLetter) -> str:
+    """Its request's id in a line."""
+    return shortened(letter.request_id or "-", NAME_CHARACTERS)
+
+
 def line_of(letter: DeadLetter, now: datetime, *, replayed: bool) -> str:
     """Place, age, code, id and reason."""
     mark = (" (replayed)" if replayed else "") + (" (cut)" if letter.cut else "")
     return (
-        f"{letter.place!s:>8}  {age(now - letter.at):>5}  {letter.code:<17} "
-        f"{letter.request_id or '-'}{mark}  {letter.message}"
+        f"{letter.place!s:>8}  {age(now - letter.at):>5}  {shortened(letter.code, NAME_CHARACTERS):<17} "
+        f"{id_of(letter)}{mark}  {shortened(letter.message)}"
     )
 
 
 def details(letter: DeadLetter, now: datetime, *, replayed: bool) -> Iterator[str]:
-    """Everything about it: why it died, what it asked for, its headers and its bytes."""
-    yield from _pairs(
-        {
-            "dead letter": str(letter.place),
-            "died": f"{letter.at:%Y-%m-%d %H:%M:%S} UTC, {age(now - letter.at)} ago",
-            "code": letter.code,
-            "message": letter.message,
-            "error": letter.said("__connect.errors.exception.class.name") or "",
-            "record": letter.source,
-            "worker": letter.said("zimage.worker") or "",
-            "attempts": letter.said("zimage.attempts") or "",
-            "replayed": "yes" if replayed else "no",
-            "replays": f"{letter.replays} before this death",
-        }
-    )
+    """Everything about it: why it died, what it asked for, its headers and its bytes.
+
+    Where anything is shortened, the last line says how to get all of it.
+    """
+    brief = _Brief()
+    said = {
+        "dead letter": str(letter.place),
+        "died": f"{letter.at:%Y-%m-%d %H:%M:%S} UTC, {age(now - letter.at)} ago",
+        "code": letter.code,
+        "message": letter.message,
+        "error": letter.said("__connect.errors.exception.class.name") or "",
+        "record": letter.source,
+        "worker": letter.said("zimage.worker") or "",
+        "attempts": letter.said("zimage.attempts") or "",
+        "replayed": "yes" if replayed else "no",
+        "replays": f"{letter.replays} before this death",
+    }
+    yield from (f"{name:<12} {brief.text(value)}".rstrip() for name, value in said.items())
     yield ""
     if letter.request is None:
-        yield f"request      it cannot be read: {letter.unreadable}"
+        yield f"request      it cannot be read: {brief.text(letter.unreadable)}"
     else:
         yield "request"
-        yield from _indented(list(plain_fields(letter.request).items()))
+        fields = plain_fields(letter.request).items()
+        yield from _indented(
+            [(name, "" if value is None else brief.text(str(value))) for name, value in fields]
+        )
     yield ""
     yield "headers"
-    yield from _indented([(name, _header(value)) for name, value in without_reasons(letter.headers)])
+    yield from _headers(without_reasons(letter.headers), brief)
     yield ""
     if letter.cut:
-        yield "left out     " + ", ".join(f"{name} {said}" for name, said in letter.cut.items())
-        yield f"             all of it, while it is kept, lies at {letter.source}"
+        yield "left out     " + ", ".join(f"{name} {brief.text(cut)}" for name, cut in letter.cut.items())
+        yield f"             all of it, while it is kept, lies at {brief.text(letter.source)}"
         yield ""
-    yield f"key          {_header(letter.key)}"
+    yield f"key          {brief.data(letter.key)}"
     if letter.value is None:
         yield "value        none (a null)"
-        return
-    yield f"value        {len(letter.value):,} bytes"
-    yield from dump(letter.value[:DUMPED_BYTES])
-    if len(letter.value) > DUMPED_BYTES:
-        yield f"  … {len(letter.value) - DUMPED_BYTES:,} more; all of them: --raw"
+    else:
+        yield f"value        {len(letter.value):,} bytes"
+        yield from dump(letter.value[:DUMPED_BYTES])
+        if len(letter.value) > DUMPED_BYTES:
+            yield f"  … {len(letter.value) - DUMPED_BYTES:,} more; all of them: --raw"
+    if brief.shortened:
+        yield ""
+        yield (
+            f"shortened    all of it: zimage dead-letters show {letter.place} --json, or "
+            f"zimage dead-letters export --at {letter.place}"
+        )
+
+
+class _Brief:
+    """Shortens, and remembers whether it had to."""
+
+    def __init__(self) -> None:
+        self.shortened = False
+
+    def text(self, text: str | None, limit: int = LINE_CHARACTERS) -> str:
+        text = text or ""
+        short = shortened(text, limit)
+        self.shortened |= short != text
+        return short
+
+    def data(self, value: bytes | None) -> str:
+        """A key, or a header's value: text where it is text, and how much there is of it."""
+        if value is None:
+            return "none"
+        some = value[:SHOWN_BYTES]
+        try:
+            # A sign that the cut goes through is left out.
+            text = codecs.utf_8_decode(some, "strict", len(some) == len(value))[0]
+        except UnicodeDecodeError:
+            shown = f"{some.hex(' ')} (hexadecimal)"
+        else:
+            shown = text if text.isprintable() else repr(text)
+        if len(some) == len(value):
+            return shown
+        self.shortened = True
+        return f"{shown}… ({len(value):,} bytes)"
+
+
+def _headers(headers: Headers, brief: _Brief) -> Iterator[str]:
+    some = headers[:SHOWN_HEADERS]
+    yield from _indented([(brief.text(name, NAME_CHARACTERS), brief.data(value)) for name, value in some])
+    if len(some) < len(headers):
+        brief.shortened = True
+        yield f"  … {len(headers) - len(some):,} more"
 
 
 def dump(data: bytes) -> Iterator[str]:
@@ -88,20 +151,6 @@ def dump(data: bytes) -> Iterator[str]:
         yield f"  {start:06x}  {row.hex(' '):<{3 * _WIDTH - 1}}  {text}"
 
 
-def _pairs(fields: Mapping[str, str]) -> Iterator[str]:
-    return (f"{name:<12} {value}".rstrip() for name, value in fields.items())
-
-
-def _indented(fields: Sequence[tuple[str, object]]) -> Iterator[str]:
+def _indented(fields: Sequence[tuple[str, str]]) -> Iterator[str]:
     width = max((len(name) for name, _ in fields), default=0)
-    return (f"  {name:<{width}}  {'' if value is None else value}".rstrip() for name, value in fields)
-
-
-def _header(value: bytes | None) -> str:
-    if value is None:
-        return "none"
-    try:
-        text = value.decode()
-    except UnicodeDecodeError:
-        return f"{value.hex(' ')} (hexadecimal)"
-    return text if text.isprintable() else repr(text)
+    return (f"  {name:<{width}}  {value}".rstrip() for name, value in fields)

@@ -11,13 +11,14 @@ from zimage_consumers.image_worker.checkpoint import RECORDS_A_TURN
 from zimage_consumers.image_worker.intake import Intake
 from zimage_consumers.image_worker.jobs import Failed, Job
 from zimage_stream.errors import RegistryUnavailableError
-from zimage_stream.events.registry import SchemaUnavailableError
+from zimage_stream.events.registry import SchemaPendingError, SchemaUnavailableError
 from zimage_stream.telemetry.health import Health
 from zimage_stream.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
 ASK_AGAIN_S = 1.0
+PENDING_AGAIN_S = 0.2
 
 
 class Admission:
@@ -39,6 +40,7 @@ class Admission:
         self._incoming: deque[Job] = deque()
         self._unread: list[Job] = []
         self._ask_at = 0.0
+        self._said = False
 
     def __bool__(self) -> bool:
         """Whether something can be decoded now."""
@@ -84,16 +86,23 @@ class Admission:
                 decoded = True
                 job.stage("decode", time.monotonic() - started)
                 out.append(job)
-        if (decoded or again) and not self._unread and not outage_known:
-            self._health.up("registry")
+        if (decoded or again) and not self._unread:
+            self._said = False
+            if not outage_known:
+                self._health.up("registry")
         return out
 
     def _set_aside(self, job: Job, error: RegistryUnavailableError) -> None:
         """Have a record wait for its schema, and nobody wait for the record."""
-        if not self._unread:
-            self._ask_at = time.monotonic() + ASK_AGAIN_S
-            log.warning("a record waits for its schema: %s", error, extra=job.log)
+        pending = isinstance(error, SchemaPendingError)
+        ask_at = time.monotonic() + (PENDING_AGAIN_S if pending else ASK_AGAIN_S)
+        self._ask_at = min(self._ask_at, ask_at) if self._unread else ask_at
         self._unread.append(job)
+        if pending:
+            return
+        if not self._said:
+            self._said = True
+            log.warning("a record waits for its schema: %s", error, extra=job.log)
         if isinstance(error, SchemaUnavailableError):
             self._health.up("registry")
         else:

@@ -221,7 +221,7 @@ class Dispatcher:
             if not judged and at is not None and expires_at is not None and expires_at <= at:
                 raise ExpiredError("it was not started before its expires_at")
         except RegistryUnavailableError as error:
-            log.warning("the schema registry does not answer: %s", error, extra=job.log)
+            log.warning("it waits for its schema: %s", error, extra=job.log)
             job.marked = judged
             self.retry(job, REGISTRY_WAIT_S)
         except Exception as error:

@@ -35,6 +35,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """As malloc.h has them."""
 _LARGEST_BUFFER, _KEPT_FREE = 32 << 20, 256 << 20
 """Bytes. A larger buffer than the first, the most that glibc takes, comes from the system and goes back."""
+PATIENCE_S = 0.05
+"""The Kafka thread waits so long for the schema registry, where most answer within less."""
 LEAVE_S = 5.0
 """After the drain time, for what is finished to be committed and the group to be left."""
 
@@ -70,7 +72,7 @@ def run_worker(
     tracer = create_tracer(settings.telemetry.traces, slot)
     if store is None:
         store = create_store(settings.store, connections=settings.worker.upload_threads + QUESTIONS)
-    codec = Codec(Registry(settings.registry) if settings.registry.url else None)
+    codec = Codec(Registry(settings.registry, patience_s=PATIENCE_S) if settings.registry.url else None)
     try:
         if engine is None:
             engine = create_engine(settings.engine)

@@ -7,6 +7,7 @@ from datetime import datetime
 from hashlib import sha256
 
 from zimage_consumers.image_worker.jobs import Job, Record, Resolution
+from zimage_stream.escaping import shortened
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.headers import (
     CUTS,
@@ -57,8 +58,9 @@ BATCH_BYTES = 1 << 10
 STUB_BYTES = 16 << 10
 """What every topic takes."""
 HEAD_BYTES = 64 << 10
-"""Of a value that does not fit."""
-MAX_NAME, MAX_MESSAGE = 128, 2_000
+"""Of a value, before anything else is carried."""
+MAX_NAME, MAX_MESSAGE = 128, 1_900
+"""In characters. A message in plain letters fits so into a dead letter's header, which has 2,000 bytes."""
 _CUTS_BYTES = 512
 """More than :data:`CUTS` take."""
 
@@ -102,8 +104,8 @@ def _failure(resolution: Resolution) -> Failure | None:
 
 
 def message_of(resolution: Resolution) -> str:
-    """Why there is no picture, for people."""
-    return str(resolution.cause or resolution.code or "")
+    """Why there is no picture, for people; bounded, whoever's words it quotes."""
+    return shortened(str(resolution.cause or resolution.code or ""), MAX_MESSAGE)
 
 
 def records_of(
@@ -144,7 +146,7 @@ def _abridged(result: ImageResult) -> ImageResult:
     was refused for that can."""
     error = result.error and replace(
         result.error,
-        message=f"{result.error.message[:MAX_MESSAGE]} (what the request says of itself is cut "
+        message=f"{result.error.message} (what the request says of itself is cut "
         f"here: it would not fit into a result)",
     )
     return replace(
@@ -178,33 +180,46 @@ def _dead_letter(
 
 
 def carry(record: Record, reasons: Headers, topic: str, limit: int) -> Outgoing:
-    """A record in its dead letter: byte for byte where it fits, and else what does.
+    """A record in its dead letter: byte for byte where it fits, and else what does. Pure.
 
-    Value and key come before headers. Of a value that does not fit the first bytes are kept, to see what it
-    is; size and hash say what it was, and the record itself is still at its place.
+    What goes first, each where there is room left for it: the head of the value, to see what it is; the
+    key; the rest of the value; each header. A value of up to :data:`HEAD_BYTES`, and so every request that
+    keeps the rules, is its own head. Size and hash say what was left out, and the record itself is still at
+    its place.
 
     Args:
         reasons: the headers that say why it died.
-        limit: bytes in all.
+        limit: bytes in all, more than the reasons and :data:`CUTS` take.
     """
     key, value, cuts = record.key, record.value, list[Header]()
+    own = without_reasons(record.headers)
+    whole = Outgoing(topic, key, value, [*own, *reasons])
+    if whole.size <= limit and len(whole.headers) <= MAX_HEADERS and record.headers_lost is None:
+        return whole
     room = limit - size_of(reasons) - _CUTS_BYTES
-    if key is not None and len(key) > room // 4:
+    head = _head(value or b"", room)
+    if key is not None and len(key) > room - len(head):
         cuts.append((KEY_BYTES, str(len(key)).encode()))
         key = None
     room -= len(key or b"")
     if value is not None and len(value) > room:
         cuts.append((VALUE_BYTES, str(len(value)).encode()))
         cuts.append((VALUE_SHA256, sha256(value).hexdigest().encode()))
-        value = value[: min(HEAD_BYTES, max(0, room // 2))]
+        value = head
     room -= len(value or b"")
-    own = without_reasons(record.headers)
     kept = fitting(own, room, MAX_HEADERS - len(reasons) - len(CUTS))
     if record.headers_lost is not None:
         cuts.append((HEADERS_LEFT_OUT, b"all"))
     elif len(kept) < len(own):
         cuts.append((HEADERS_LEFT_OUT, str(len(own) - len(kept)).encode()))
     return Outgoing(topic, key, value, [*kept, *reasons, *cuts])
+
+
+def _head(value: bytes, room: int) -> bytes:
+    """What goes first of a value. Where it is not all of a small one, half of the room is for the others."""
+    if len(value) <= min(HEAD_BYTES, room):
+        return value
+    return value[: max(0, min(HEAD_BYTES, room // 2))]
 
 
 def _timing(job: Job, at: datetime) -> Timing:

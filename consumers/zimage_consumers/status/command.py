@@ -13,6 +13,7 @@ import typer
 from zimage_consumers.status.backlog import Backlog, OpenTransaction, Partition, read_backlog
 from zimage_consumers.status.rate import Rate, results_since
 from zimage_consumers.status.where import Phase, Unresolved, find_results, find_unresolved
+from zimage_stream.escaping import NAME_CHARACTERS, shortened
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.registry import Registry
 from zimage_stream.kafka.offsets import Offsets
@@ -86,7 +87,9 @@ def _everything(settings: Settings, codec: Codec, all_: bool, json: bool) -> boo
 
 
 def _summary(settings: Settings, backlog: Backlog, rate: Rate, now: datetime) -> Iterator[str]:
-    workers = ", ".join(f"{m.name} on {m.host} ({m.partitions})" for m in backlog.members)
+    workers = ", ".join(
+        f"{shortened(m.name, NAME_CHARACTERS)} on {m.host} ({m.partitions})" for m in backlog.members
+    )
     yield f"workers     {len(backlog.members)} in {settings.worker.group_id}, {backlog.state}"
     if workers:
         yield f"            {workers}"
@@ -117,7 +120,7 @@ def _summary(settings: Settings, backlog: Backlog, rate: Rate, now: datetime) ->
                 f"before they were served; its worker waits for the group's offset to be reset"
             )
         if each.damaged:
-            yield f"checkpoint  partition {each.number}: its metadata is not used: {each.damaged}"
+            yield f"checkpoint  partition {each.number}: its metadata is not used: {shortened(each.damaged)}"
 
 
 def _open_transaction(
@@ -126,7 +129,8 @@ def _open_transaction(
     topic, servers = settings.topics.requests, settings.kafka.bootstrap_servers
     tool = f"kafka-transactions.sh --bootstrap-server {servers}"
     since = age(now - transaction.since)
-    source = transaction.source or "somebody who does not say (no header ce_source)"
+    said = transaction.source
+    source = shortened(said, NAME_CHARACTERS) if said else "somebody who does not say (no header ce_source)"
     yield (
         f"OPEN        partition {number}: {transaction.waiting:,} records wait behind a transaction that was "
         f"begun {since} ago at offset {transaction.offset} by {source}. They are "
@@ -154,7 +158,7 @@ def _cells(each: Partition, now: datetime) -> tuple[str, ...]:
         str(each.checkpoint.base),
         str(each.log.high) if each.log else "?",
         age(now - each.oldest_at) if each.oldest_at else "",
-        each.worker or "nobody",
+        shortened(each.worker, NAME_CHARACTERS) if each.worker else "nobody",
     )
 
 
@@ -220,11 +224,13 @@ def _one(settings: Settings, codec: Codec, request_id: str, tenant: str | None, 
 def _line(each: Unresolved) -> str:
     waited = age(datetime.now(UTC) - each.written_at)
     parts = [
-        f"{each.request_id} {_PHASES[each.phase]}",
+        f"{shortened(each.request_id, NAME_CHARACTERS)} {_PHASES[each.phase]}",
         f"{waited} old",
         f"partition {each.partition}, offset {each.offset}",
         f"{each.ahead:,} before it there",
-        f"held by {each.worker}" if each.worker else "held by nobody: no worker runs",
+        f"held by {shortened(each.worker, NAME_CHARACTERS)}"
+        if each.worker
+        else "held by nobody: no worker runs",
     ]
     if each.attempts:
         parts.append(f"{each.attempts} attempt(s) spent")

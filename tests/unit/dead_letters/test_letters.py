@@ -8,15 +8,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zimage_consumers.dead_letters.letter import Place
-from zimage_consumers.dead_letters.show import dump
+from zimage_consumers.dead_letters.choose import Group
+from zimage_consumers.dead_letters.letter import DeadLetter, Place
+from zimage_consumers.dead_letters.show import details, dump, groups_table, line_of
 from zimage_stream.events.headers import (
     REASONS,
+    Headers,
     dead_letter_headers,
     replay_headers,
     replays_of,
     without_reasons,
 )
+from zimage_stream.events.prompt_request import PromptRequest
+from zimage_stream.printing import as_json, console
+
+MUCH = 2 << 20
+AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 headers = st.lists(
     st.tuples(st.sampled_from(["a", "traceparent", "zimage.mine", *REASONS[:2]]), st.binary() | st.none())
@@ -72,3 +79,69 @@ def test_every_byte_is_shown_within_a_terminals_width(data: bytes) -> None:
     lines = list(dump(data))
     assert all(len(line) <= 80 for line in lines)
     assert bytes.fromhex("".join(line[10:57] for line in lines)) == data
+
+
+def letter(
+    key: bytes | None = b"k",
+    value: bytes | None = b"v",
+    headers: Headers | None = None,
+    request: PromptRequest | None = None,
+) -> DeadLetter:
+    unreadable = None if request else "it is no Avro"
+    return DeadLetter(Place(0, 17), key, value, headers or [], AT, request, unreadable)
+
+
+def shown(one: DeadLetter) -> str:
+    return "\n".join(details(one, AT, replayed=False))
+
+
+SHORTENED = (
+    "shortened    all of it: zimage dead-letters show 0:17 --json, or zimage dead-letters export --at 0:17"
+)
+
+
+@pytest.mark.parametrize(
+    ("one", "says"),
+    [
+        (letter(key=b"k" * MUCH), f"… ({MUCH:,} bytes)"),
+        (letter(key=b"\xff" * MUCH), f"ff ff (hexadecimal)… ({MUCH:,} bytes)"),
+        (letter(key="长".encode() * MUCH), f"长长… ({3 * MUCH:,} bytes)"),
+        (letter(headers=[("mine", b"x" * MUCH)]), f"… ({MUCH:,} bytes)"),
+        (letter(headers=[("x" * MUCH, b"mine")]), f"({MUCH} characters)"),
+        (letter(headers=[("mine", b"x")] * 100_000), "… 99,900 more"),
+        *(
+            (letter(headers=[(name, b"x" * MUCH)]), " characters)")
+            for name in (*REASONS, "zimage.value-sha256", "zimage.key-bytes")
+            if name != "zimage.time"
+        ),
+        (letter(request=PromptRequest(prompt="x" * MUCH)), f"({MUCH} characters)"),
+        (letter(request=PromptRequest(prompt="a", request_id="x" * MUCH)), f"({MUCH} characters)"),
+        (letter(request=PromptRequest(prompt="a", attributes={"x" * MUCH: "y"})), " characters)"),
+    ],
+    ids=lambda each: "" if isinstance(each, DeadLetter) else each[:40],
+)
+def test_what_nobody_reads_to_its_end_is_shortened(one: DeadLetter, says: str) -> None:
+    text = shown(one)
+    assert len(text) < 20_000
+    assert says in text
+    assert text.endswith(SHORTENED)
+    line = line_of(one, AT, replayed=False)
+    assert len(line) < 3_000
+    with console(width=200).capture() as printed:
+        console(width=200).print(groups_table({one.code: Group.of(one)}, AT))
+    assert len(printed.get()) < 10_000
+
+
+def test_what_people_read_is_shown_whole() -> None:
+    request = PromptRequest(prompt="长" * 2_000, request_id="r" * 128, attributes={"a": "b" * 1_000})
+    one = letter(b"k" * 128, b"v" * 2_000, [("mine", b"x" * 1_000), ("none", None)] * 50, request)
+    text = shown(one)
+    assert "shortened" not in text
+    for said in ("长" * 2_000, "r" * 128, "k" * 128, "x" * 1_000, "b" * 1_000):
+        assert said in text
+    assert "r" * 128 in line_of(one, AT, replayed=False)
+
+
+def test_json_has_all_of_it() -> None:
+    one = letter(b"k" * MUCH, b"v" * MUCH, [("x" * MUCH, b"y" * MUCH)])
+    assert len(as_json(one.as_dict())) > 4 * MUCH

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BufferedIOBase
 from types import TracebackType
 from typing import Any
 
@@ -16,6 +18,9 @@ class AnyRegistry:
         self.answers: dict[str, tuple[int, Any]] = {"/schemas/types": (200, ["AVRO"])}
         """By path: status, and what the body is in JSON."""
         self.asked: list[str] = []
+        self._held: dict[str, threading.Event] = {}
+        self._dripping: set[str] = set()
+        self._over = threading.Event()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -26,9 +31,16 @@ class AnyRegistry:
                 data = json.dumps(body).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
+                if path not in outer._dripping:
+                    self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
-                self.wfile.write(data)
+                if path in outer._held:
+                    outer._held[path].wait()
+                if path in outer._dripping:
+                    outer._drip(self.wfile)
+                else:
+                    with suppress(ConnectionError):
+                        self.wfile.write(data)
 
             def do_POST(self) -> None:
                 self.do_GET()
@@ -49,6 +61,19 @@ class AnyRegistry:
         """Have it answer an id with an error."""
         self.answers[f"/schemas/ids/{schema_id}"] = status, {"error_code": status * 100, "message": "no"}
 
+    def hold(self, schema_id: int) -> threading.Event:
+        """Have it begin its answer for an id, and go on when the event is set."""
+        return self._held.setdefault(f"/schemas/ids/{schema_id}", threading.Event())
+
+    def drip(self, schema_id: int) -> None:
+        """Have its answer for an id come byte by byte, without end."""
+        self._dripping.add(f"/schemas/ids/{schema_id}")
+
+    def _drip(self, out: BufferedIOBase) -> None:
+        with suppress(ConnectionError):
+            while not self._over.wait(0.02):
+                out.write(b" ")
+
     def __enter__(self) -> AnyRegistry:
         self._thread.start()
         return self
@@ -56,6 +81,9 @@ class AnyRegistry:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._over.set()
+        for event in self._held.values():
+            event.set()
         self._http.shutdown()
         self._http.server_close()
         self._thread.join()

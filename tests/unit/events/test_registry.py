@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import fastavro
 import pytest
 
+from tests.fleet.workers import until
 from tests.unit.events.registries import AnyRegistry
 from zimage_stream.errors import RegistryUnavailableError, UnknownSchemaError
+from zimage_stream.events import registry as module
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.prompt_request import PromptRequest
-from zimage_stream.events.registry import GIVE_UP_S, Registry, SchemaUnavailableError
+from zimage_stream.events.registry import (
+    GIVE_UP_S,
+    MAX_ASKED,
+    Registry,
+    SchemaPendingError,
+    SchemaUnavailableError,
+)
 from zimage_stream.events.schemas import PROMPT_REQUEST, current
 from zimage_stream.events.untrusted import RefusedSchemaError
 from zimage_stream.settings import RegistrySettings
@@ -38,6 +48,14 @@ def registry(server: AnyRegistry, clock: list[float]) -> Iterator[Registry]:
     made = Registry(RegistrySettings(url=server.url), clock=lambda: clock[0])
     yield made
     made.close()
+
+
+def test_an_error_page_is_not_quoted_whole(server: AnyRegistry, registry: Registry) -> None:
+    page = {"error_code": 50001, "message": "a page: " + "x" * (4 << 20)}
+    server.answers["/schemas/ids/7"] = server.answers["/schemas/types"] = (503, page)
+    with pytest.raises(RegistryUnavailableError, match="answered 503: a page: x") as raised:
+        registry.schema(7)
+    assert len(str(raised.value)) < 1_000
 
 
 @pytest.mark.parametrize(
@@ -123,6 +141,70 @@ def test_an_error_for_one_id_holds_up_no_other_and_ends(
     server.put(7, OURS)
     clock[0] += 60.0
     assert registry.schema(7).parsed["name"] == PROMPT_REQUEST
+
+
+@pytest.fixture
+def hasty(server: AnyRegistry) -> Iterator[Registry]:
+    """One that waits for no answer, as good as."""
+    made = Registry(RegistrySettings(url=server.url), patience_s=0.001)
+    yield made
+    made.close()
+
+
+def read_in_the_end(registry: Registry, schema_id: int) -> Any:
+    """What an id is, once its answer is in."""
+
+    def read() -> Any:
+        with suppress(SchemaPendingError):
+            return registry.schema(schema_id).parsed
+        return None
+
+    return until(read, 30, f"schema id {schema_id} is known")
+
+
+def test_nobody_waits_for_an_answer_that_takes_its_time(server: AnyRegistry, hasty: Registry) -> None:
+    server.put(7, OURS)
+    server.put(8, OURS)
+    goes_on = server.hold(7)
+    for _ in range(3):
+        with pytest.raises(SchemaPendingError, match="schema id 7"):
+            hasty.schema(7)
+    assert read_in_the_end(hasty, 8)["name"] == PROMPT_REQUEST
+    goes_on.set()
+    assert read_in_the_end(hasty, 7)["name"] == PROMPT_REQUEST
+    assert server.asked.count("/schemas/ids/7") == 1
+
+
+def test_so_many_are_asked_for_at_once_and_no_more(server: AnyRegistry, hasty: Registry) -> None:
+    for schema_id in range(MAX_ASKED + 1):
+        server.put(schema_id, OURS)
+        server.hold(schema_id)
+        with pytest.raises(SchemaPendingError):
+            hasty.schema(schema_id)
+    until(lambda: len(server.asked) >= MAX_ASKED, 30, "all of them are asked for")
+    for schema_id in range(MAX_ASKED + 1):
+        server.hold(schema_id).set()
+    for schema_id in range(MAX_ASKED + 1):
+        assert read_in_the_end(hasty, schema_id)["name"] == PROMPT_REQUEST
+        assert server.asked.count(f"/schemas/ids/{schema_id}") == 1
+
+
+def test_an_answer_that_drips_is_none(
+    server: AnyRegistry, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ANSWERED_WITHIN_S", 0.5)
+    server.drip(7)
+    with pytest.raises(SchemaUnavailableError, match=r"schema id 7.*had not ended its answer after 0.5 s"):
+        registry.schema(7)
+
+
+def test_what_is_asked_for_ends_with_the_registry(server: AnyRegistry, hasty: Registry) -> None:
+    server.hold(7)
+    with pytest.raises(SchemaPendingError):
+        hasty.schema(7)
+    until(lambda: server.asked, 30, "it is asked for")
+    hasty.close()
+    assert "zimage-registry" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_ours_from_a_registry_is_decoded_as_ours(server: AnyRegistry, registry: Registry) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from prometheus_client import CollectorRegistry
 
+from tests.fleet.workers import until
 from tests.unit.events.registries import AnyRegistry
 from tests.unit.image_worker.jobs import job
 from zimage_consumers.image_worker import admission as module
@@ -77,3 +78,28 @@ def test_a_record_whose_schema_is_not_to_be_had_holds_up_no_other(
     registry.close()
     admission.add(later := readable())
     assert admission.admit(outage_known=False) == [later]
+
+
+def test_an_answer_that_is_awaited_says_nothing_of_the_registry(
+    health: Health, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PENDING_AGAIN_S", 0.0)
+    waits, good = job(), readable()
+    waits.record = replace(waits.record, value=b"\x00\x00\x00\x00\x07")
+    with AnyRegistry() as server:
+        server.put(7, "{")
+        goes_on = server.hold(7)
+        registry = Registry(RegistrySettings(url=server.url), patience_s=0.001)
+        admission = admission_with(Codec(registry), health)
+        admission.add(waits)
+        for is_up in (True, False):
+            if not is_up:
+                health.down("registry", "as somebody else was told")
+            admission.add(good)
+            assert admission.admit(outage_known=False) == [good]
+            assert health.is_up("registry") is is_up
+        goes_on.set()
+        (failed,) = until(lambda: admission.admit(outage_known=False), 30, "it is read")
+        assert isinstance(failed, Failed)
+        assert failed.job is waits
+        registry.close()

@@ -13,10 +13,17 @@ from hypothesis import strategies as st
 
 from tests.unit.image_worker.jobs import job
 from zimage_consumers.image_worker.jobs import Job, Resolution
-from zimage_consumers.image_worker.terminal import STUB_BYTES, Identity, Outgoing, records_of
+from zimage_consumers.image_worker.terminal import (
+    HEAD_BYTES,
+    STUB_BYTES,
+    Identity,
+    Outgoing,
+    carry,
+    records_of,
+)
 from zimage_stream.errors import RequestError, WireError
 from zimage_stream.events.codec import Codec
-from zimage_stream.events.headers import CUTS, MAX_HEADERS, REASONS, Header, without_reasons
+from zimage_stream.events.headers import CUTS, MAX_HEADERS, REASONS, Header, size_of, without_reasons
 from zimage_stream.events.image_result import Code
 from zimage_stream.kafka.clients import MAX_MESSAGE_BYTES
 from zimage_stream.settings import TopicSettings
@@ -86,6 +93,70 @@ def test_what_fits_is_kept_byte_for_byte() -> None:
     assert cuts(letter) == {}
 
 
+_REASONS: list[Header] = [(name, b"why") for name in REASONS]
+_CUTS_BYTES = 512
+"""What the letter may keep free for saying what is left out."""
+
+
+@given(
+    st.none() | pieces,
+    st.none() | pieces,
+    st.lists(st.tuples(names, st.none() | pieces), max_size=4).map(tuple),
+    st.integers(2 << 10, 5 << 20),
+)
+def test_nothing_is_left_out_that_would_have_fitted(
+    value: bytes | None, key: bytes | None, headers: tuple[Header, ...], limit: int
+) -> None:
+    record = holding(value, key, headers).record
+    letter = carry(record, _REASONS, "dead", limit)
+    assert letter.size <= limit
+    room = limit - size_of(_REASONS) - _CUTS_BYTES
+    carried = letter.value or b""
+    head = carried if letter.value == value and len(carried) <= HEAD_BYTES else carried[:HEAD_BYTES]
+    # First the head of the value, which is all of one that is small.
+    if value is not None and letter.value != value:
+        assert len(value) > min(room, HEAD_BYTES)
+        assert len(carried) == min(HEAD_BYTES, room // 2)
+    if letter.key != key:
+        assert len(key or b"") > room - min(len(head), room)
+    left = room - len(letter.key or b"")
+    if letter.value != value:
+        assert len(value or b"") > left
+    left -= len(carried)
+    own, kept = without_reasons(headers), without_reasons(letter.headers)
+    for header in own:
+        if kept and header == kept[0]:
+            left -= size_of([kept.pop(0)])
+        else:
+            assert size_of([header]) > left
+    assert kept == []
+
+
+@given(pieces, pieces, st.integers(0, 3))
+def test_what_fits_exactly_is_whole(value: bytes, key: bytes, spare: int) -> None:
+    headers = (("mine", b"x"),)
+    needed = len(value) + len(key) + size_of([*headers, *_REASONS]) + spare
+    letter = carry(holding(value, key, headers).record, _REASONS, "dead", needed)
+    assert (letter.key, letter.value, cuts(letter)) == (key, value, {})
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_large_key_is_kept_where_there_is_room(cut: bool) -> None:
+    key = b"k" * (10_000 if cut else (11 << 20) // 10)
+    one = holding(b"value", key)
+    one.cut = cut
+    letter = dead(one)
+    assert (letter.key, letter.value, cuts(letter)) == (key, b"value", {})
+
+
+def test_a_request_goes_before_a_key_and_a_key_before_the_rest_of_a_value() -> None:
+    small, large = b"v" * HEAD_BYTES, b"v" * (3 << 20)
+    letter = dead(holding(small, b"k" * MAX_MESSAGE_BYTES))
+    assert (letter.key, letter.value) == (None, small)
+    letter = dead(holding(large, b"k" * (2 << 20)))
+    assert (letter.key, letter.value) == (b"k" * (2 << 20), large[:HEAD_BYTES])
+
+
 def test_no_more_headers_are_written_than_a_client_shows() -> None:
     headers = tuple((f"h{number}", b"") for number in range(MAX_HEADERS))
     letter = dead(holding(b"v", headers=headers))
@@ -98,6 +169,18 @@ def test_headers_that_nobody_could_read_are_told() -> None:
     one = holding(b"v")
     one.record = replace(one.record, headers_lost="a header's name is no UTF-8")
     assert cuts(dead(one)) == {"zimage.headers-left-out": b"all"}
+
+
+def test_what_is_said_of_an_error_is_bounded() -> None:
+    one, said = job(), "a page: " + "x" * (1 << 20) + ", the end"
+    resolution = Resolution(one, code=Code.UNKNOWN_SCHEMA, cause=WireError(said))
+    result, letter = records_of(resolution, TopicSettings(), Codec(), Identity("m", "", "slot"), AT)
+    error = Codec().decode_result(result.value).error
+    assert error is not None
+    assert len(error.message) < 2_000
+    assert error.message.startswith("a page: x")
+    assert error.message.endswith(f", the end ({len(said)} characters)")
+    assert dict(letter.headers)["__connect.errors.exception.message"] == error.message.encode()
 
 
 @pytest.mark.parametrize("field", ["attributes", "tenant", "request_id", "batch_id"])

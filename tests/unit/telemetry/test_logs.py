@@ -102,6 +102,53 @@ def test_the_short_form_has_a_requests_fields(capsys: pytest.CaptureFixture[str]
     assert about.endswith("WARNING about one [r-1 3:17 attempt 2]")
 
 
+MUCH = "长" * (4 << 20)
+LONGEST_LINE_BYTES = 64 << 10
+
+
+class TestMegabytes:
+    """Of whatever a record or a server says."""
+
+    @pytest.mark.parametrize("log_format", ["json", "console"])
+    def test_a_line_is_bounded_and_says_what_it_was(
+        self, capsys: pytest.CaptureFixture[str], log_format: Literal["json", "console"]
+    ) -> None:
+        configure(TelemetrySettings(log_format=log_format, log_prompts=True), slot="s")
+        more = {"request_id": MUCH, "tenant": MUCH, "prompt": MUCH, "code": MUCH, "listed": [MUCH]}
+        logging.getLogger("zimage_stream").warning("it says %s; do this", MUCH, extra=REQUEST | more)
+        line = capsys.readouterr().err
+        assert len(line.encode()) < LONGEST_LINE_BYTES
+        assert f"({len(MUCH)} characters)" in line
+        assert "it says 长" in line
+        # The end of a message says what to do.
+        assert "; do this" in line
+
+    @pytest.mark.parametrize("log_format", ["json", "console"])
+    def test_so_are_a_traceback_and_what_is_quoted(
+        self, capsys: pytest.CaptureFixture[str], log_format: Literal["json", "console"]
+    ) -> None:
+        configure(TelemetrySettings(log_format=log_format), slot="s")
+        try:
+            raise ValueError(MUCH + "\n" * len(MUCH))
+        except ValueError:
+            logging.getLogger("zimage_stream").exception("it failed", extra={QUOTED: MUCH})
+        err = capsys.readouterr().err
+        assert "Traceback" in err
+        assert len(err.encode()) < 2 * LONGEST_LINE_BYTES
+
+    @pytest.mark.parametrize("log_format", ["json", "console"])
+    def test_what_keeps_the_rules_is_whole(
+        self, capsys: pytest.CaptureFixture[str], log_format: Literal["json", "console"]
+    ) -> None:
+        configure(TelemetrySettings(log_format=log_format, log_prompts=log_format == "json"), slot="s")
+        longest = {"request_id": "r" * 128, "tenant": "t" * 128, "prompt": "长" * 2_000}
+        logging.getLogger("zimage_stream").info("generated", extra=REQUEST | longest)
+        line = capsys.readouterr().err
+        assert "characters)" not in line
+        assert "r" * 128 in line
+        assert "t" * 128 in line
+
+
 class TestHostileText:
     @pytest.mark.parametrize("log_format", ["json", "console"])
     def test_a_record_cannot_add_lines_or_obey_the_terminal(

@@ -67,6 +67,18 @@ def test_a_request_without_a_picture_is_an_error(
     assert (status.status_code, status.description) == (StatusCode.ERROR, "OUT_OF_MEMORY")
 
 
+def test_attributes_are_bounded(tracer: OpenTelemetryTracer, exporter: InMemorySpanExporter) -> None:
+    tracer.record(
+        [], STAGES, {"messaging.message.id": "x" * (4 << 20), "zimage.attempts": 2}, "y" * (4 << 20)
+    )
+    span = by_name(exporter)["process request"]
+    attributes = span.attributes or {}
+    assert str(attributes["messaging.message.id"]).endswith("(4194304 characters)")
+    assert len(str(attributes["messaging.message.id"])) < 300
+    assert attributes["zimage.attempts"] == 2
+    assert len(span.status.description or "") < 3_000
+
+
 @pytest.mark.parametrize(
     "parent", [None, b"", b"\xff\xfe", b"00-zz-zz-01", b"00-" + b"0" * 32, b"x" * 10_000]
 )

@@ -1,0 +1,67 @@
+"""An event loop on a thread of its own, for questions whose answers nobody may have to wait for."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from zimage_stream import forks
+
+_T = TypeVar("_T")
+
+
+class LoopThread:
+    """Runs coroutines side by side. Thread-safe; its thread starts with the first one.
+
+    Args:
+        last: run by :meth:`close`, after all others have been cancelled.
+    """
+
+    def __init__(self, name: str, last: Callable[[], Awaitable[Any]]) -> None:
+        self._name = name
+        self._last = last
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        forks.follow(self)
+
+    def after_fork(self) -> None:
+        """A child has no such thread, and starts one when it needs it."""
+        self._lock = threading.Lock()
+        forks.leave(self._loop)
+        self._loop = self._thread = None
+
+    def begin(self, question: Callable[[], Awaitable[_T]]) -> Future[_T]:
+        """Start a coroutine and return at once."""
+
+        async def asked() -> _T:
+            return await question()
+
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=self._loop.run_forever, name=self._name, daemon=True)
+                self._thread.start()
+            return asyncio.run_coroutine_threadsafe(asked(), self._loop)
+
+    def close(self) -> None:
+        """Cancel what is under way, run the last one, and end the thread."""
+        with self._lock:
+            loop, thread = self._loop, self._thread
+            self._loop = self._thread = None
+        if loop is None or thread is None:
+            return
+        asyncio.run_coroutine_threadsafe(self._wind_up(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+    async def _wind_up(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._last()

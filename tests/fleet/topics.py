@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
     AlterConfigOpType,
@@ -19,7 +21,11 @@ EVER = 2**63 - 1
 
 def take_anything(kafka: KafkaSettings, topic: str, max_bytes: int = 8 << 20) -> None:
     """Have a topic take any timestamp, and records of so many bytes; returns once that is in force."""
-    values = {"message.timestamp.after.max.ms": EVER, "max.message.bytes": max_bytes}
+    configure(kafka, topic, {"message.timestamp.after.max.ms": EVER, "max.message.bytes": max_bytes})
+
+
+def configure(kafka: KafkaSettings, topic: str, values: Mapping[str, object]) -> None:
+    """Change a topic's settings; returns once they are in force."""
     entries = [
         ConfigEntry(name, str(value), incremental_operation=AlterConfigOpType.SET)
         for name, value in values.items()

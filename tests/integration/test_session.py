@@ -12,6 +12,7 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 from prometheus_client import CollectorRegistry
 
 from tests.fleet.batches import Batch, WireProducer, WireRecord, gzip_members, lz4_and_more
+from tests.fleet.topics import configure
 from tests.fleet.workers import until
 from tests.integration.mock_cluster import MockCluster, Request
 from tests.services.addresses import KafkaAddress
@@ -364,6 +365,10 @@ def stands_still(session: Session) -> list[str]:
     return [reason for reason in session.health.ready()[1] if "stands still" in reason]
 
 
+UNOPENED = {"compression.type": "producer"}
+"""The brokers keep batches as they came."""
+
+
 class TestABatchThatCannotBeRead:
     @pytest.mark.parametrize(
         ("batch", "readable"),
@@ -383,6 +388,7 @@ class TestABatchThatCannotBeRead:
         readable: int,
     ) -> None:
         monkeypatch.setattr(stalls, "STALLED_AFTER_S", 1.0)
+        configure(kafka.settings, topics.requests, UNOPENED)
         produce(kafka, topics, [0] * 3)
         with WireProducer(kafka.settings.bootstrap_servers) as hand:
             first = hand.send(topics.requests, batch)
@@ -411,6 +417,7 @@ class TestABatchThatCannotBeRead:
     ) -> None:
         monkeypatch.setattr(stalls, "STALLED_AFTER_S", 1.0)
         batch = Batch([WireRecord(b"x" * 99)] * 3, "gzip", gzip_members)
+        configure(kafka.settings, topics.requests, UNOPENED)
         with WireProducer(kafka.settings.bootstrap_servers) as hand:
             first = hand.send(topics.requests, batch)
         produce(kafka, topics, [0] * 3)

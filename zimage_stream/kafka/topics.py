@@ -37,6 +37,12 @@ REPLICAS = 3
 MIN_INSYNC = 2
 """With so many copies, of which so many acknowledge, a broker may be lost and nothing else is."""
 
+CODEC = "lz4"
+"""Of the requests topic; our own producers' batches are in it already. A codec of the topic's own has the
+brokers open each batch. They then write its offsets themselves, and refuse what is broken."""
+_UNOPENED = ("producer", "uncompressed")
+"""Values of ``compression.type`` with which brokers leave some batches as a producer made them."""
+
 INTERNAL = ("__consumer_offsets", "__transaction_state")
 """Kafka's own topics that hold checkpoints and transactions; some clusters do not show them."""
 
@@ -56,18 +62,21 @@ class TopicError(ZImageError):
 @dataclass(frozen=True, slots=True)
 class TopicSpec:
     """What a topic must be. ``at_least`` are configuration values in the setting's own unit (bytes or
-    milliseconds), of which a topic may have more; -1 means unlimited. ``at_most`` is the other way round."""
+    milliseconds), of which a topic may have more; -1 means unlimited. ``at_most`` is the other way round.
+    ``advised`` is what a topic is made with, and for which others do as well."""
 
     name: str
     partitions: int
     at_least: Mapping[str, int]
     exactly: Mapping[str, str] = field(default_factory=lambda: {"cleanup.policy": "delete"})
     at_most: Mapping[str, int] = field(default_factory=dict)
+    advised: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def config(self) -> dict[str, str]:
         """What the topic is made with."""
-        return {**{name: str(value) for name, value in self.at_least.items()}, **self.exactly}
+        at_least = {name: str(value) for name, value in self.at_least.items()}
+        return {**at_least, **self.exactly, **self.advised}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +131,7 @@ def required_topics(names: TopicSettings, request_partitions: int = REQUEST_PART
             },
             # What is larger is not decoded, and no dead letter carries it.
             at_most={"max.message.bytes": MAX_MESSAGE_BYTES},
+            advised={"compression.type": CODEC},
         ),
         TopicSpec(
             names.results,
@@ -182,6 +192,18 @@ def compare(spec: TopicSpec, state: TopicState | None) -> Iterator[Finding]:
         had = state.config.get(name, value)
         if had != value:
             yield Finding(spec.name, name, had, value, _alter(spec.name, name, value))
+
+
+def compare_codec(spec: TopicSpec, state: TopicState) -> Iterator[Finding]:
+    """Whether the brokers take batches that they have not opened. Pure."""
+    name = "compression.type"
+    got = state.config.get(name, CODEC)
+    if got in _UNOPENED:
+        needs = (
+            f"a codec, such as {CODEC}, or a producer that makes its batches by hand can have requests of "
+            f"others passed over"
+        )
+        yield Finding(spec.name, name, got, needs, _alter(spec.name, name, CODEC), Severity.WARNING)
 
 
 def compare_durability(name: str, state: TopicState, brokers: int) -> Iterator[Finding]:
@@ -329,8 +351,9 @@ def check_topics(
         findings += compare_durability(name, state, brokers)
     findings += compare_cluster(brokers)
     requests = states.get(names.requests)
-    if oldest is not None and requests is not None:
-        findings += compare_age(specs[0], requests, oldest)
+    if requests is not None:
+        findings += compare_codec(specs[0], requests)
+        findings += compare_age(specs[0], requests, oldest) if oldest is not None else ()
     return findings
 
 

@@ -32,11 +32,6 @@ class Metrics:
         self.requests_taken = Counter(
             "zimage_requests_taken_total", "Requests taken into the window.", registry=registry
         )
-        self.misplaced = Counter(
-            "zimage_records_misplaced_total",
-            "Records that do not lie at the offset that their producer gave them, and are no requests.",
-            registry=registry,
-        )
         self.results = Counter(
             "zimage_results_total", "Results published, by status.", ["status"], registry=registry
         )

@@ -12,13 +12,12 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from zimage_consumers.image_worker.checkpoint import GONE_BACK, Checkpoint, Ledger, Mark, release
-from zimage_consumers.image_worker.order import Answer, Claim, Order
 from zimage_consumers.image_worker.publish import (
     ClientsLostError,
     CommitRefusedError,
@@ -45,8 +44,6 @@ PROBE_TIMEOUT_S = 1.0
 SETTLE_S = 1.0
 """After which a base that only gaps in the log have moved is committed: so long may more records follow."""
 MAX_REASON_CHARACTERS = 500
-MAX_SKIPPED = 256
-"""Records of one poll that lie elsewhere than they say; who sends them must not keep a turn from ending."""
 _CONNECTIONS = frozenset((KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._RESOLVE))
 _LOG_GONE = frozenset((KafkaError._AUTO_OFFSET_RESET, KafkaError._LOG_TRUNCATION))
 """The log does not have the next offset: it was deleted before it was served, or the log went back."""
@@ -68,8 +65,6 @@ class Held:
         stopped: the log no longer has what is next; the operator decides.
         leader_epoch: of the last record that was taken.
         gone_back: why its offsets mean nothing any more, if they do not.
-        order: what of its offsets is in doubt.
-        misplaced: records that lay elsewhere than they said.
     """
 
     epoch: int
@@ -83,8 +78,6 @@ class Held:
     stopped: bool = False
     leader_epoch: int = UNKNOWN_EPOCH
     gone_back: str | None = None
-    order: Order = field(default_factory=Order)
-    misplaced: int = 0
 
     def enters_window(self, size: int) -> None:
         """A request of so many bytes is kept."""
@@ -183,7 +176,6 @@ class Session:
             self._stop_all()
         if self._arriving:
             timeout_s = min(timeout_s, ARRIVING_POLL_S)
-        skipped = 0
         while True:
             message = self._consumer.poll(timeout_s)
             self._raise_broken()
@@ -194,15 +186,10 @@ class Session:
             problem = message.error()
             if problem is None:
                 self.health.up("kafka")
-                if self._is_in_order(message):
-                    return message
-                skipped += 1
-                if skipped == MAX_SKIPPED:
-                    return None
-                timeout_s = 0.0
-                continue
+                self._note_epoch(message)
+                return message
             if problem.code() != KafkaError._PARTITION_EOF:
-                self._judge(problem, message.partition(), message.offset())
+                self._judge(problem, message.partition())
                 return None
             self._at_end(message)
             timeout_s = 0.0
@@ -395,58 +382,10 @@ class Session:
     def _unassign(self, numbers: Collection[int]) -> None:
         self._consumer.incremental_unassign([TopicPartition(self._topic, number) for number in numbers])
 
-    def _is_in_order(self, message: Message) -> bool:
-        """Whether a record is to be taken in. One that may lie elsewhere than it says is not, and comes again
-        if it does not."""
-        number, offset = message.partition(), message.offset()
-        held = self.held.get(-1 if number is None else number)
-        if held is None or number is None or offset is None:
-            return True
-        # Nearly always it is the next one, and is believed whatever it holds.
-        in_doubt = offset != held.ledger.next or held.order.claim is not None
-        content = hash((message.timestamp(), message.key(), message.value())) if in_doubt else 0
-        said = Claim(offset, content)
-        answer, sure = held.order.judge(held.ledger.next, said, self._end(number))
-        if answer is Answer.TAKE:
-            self._note_epoch(held, message)
-            self._settle(number, held, offset + 1, said)
-            return True
-        if answer is Answer.DROP:
-            self._note_misplaced(number, held, offset)
-        else:
-            held.ledger.reach(sure)
-            self._fetch_from(number, held.order)
-        return False
-
-    def _fetch_from(self, number: int, order: Order) -> None:
-        """Have the client go on where it is to look. It may have stopped, where it went on behind an offset
-        that is none, and then it refuses to seek."""
-        assert order.sought is not None
-        self._consumer.incremental_unassign([TopicPartition(self._topic, number)])
-        # Without an epoch: the one that is known may end before this offset, and that would look like a log
-        # that went back.
-        self._consumer.incremental_assign([TopicPartition(self._topic, number, order.sought)])
-
-    def _settle(self, number: int, held: Held, reached: int, taken: Claim | None = None) -> None:
-        lie = held.order.settle(reached, taken)
-        if lie is not None:
-            self._note_misplaced(number, held, lie.offset)
-
-    def _note_misplaced(self, number: int, held: Held, offset: int) -> None:
-        held.misplaced += 1
-        self._metrics.misplaced.inc()
-        # The first, the second, the fourth: who sends them decides how many there are.
-        if held.misplaced.bit_count() == 1:
-            log.warning(
-                "a record of partition %d says that its offset is %d, where it does not lie: its producer "
-                "made that up, so it is taken for no request (%d so far)", number, offset, held.misplaced,
-                extra={"partition": number, "offset": held.ledger.next},
-            )  # fmt: skip
-
-    @staticmethod
-    def _note_epoch(held: Held, message: Message) -> None:
+    def _note_epoch(self, message: Message) -> None:
+        held = self.held.get(-1 if (number := message.partition()) is None else number)
         epoch = message.leader_epoch()
-        if epoch is not None:
+        if held is not None and epoch is not None:
             held.leader_epoch = epoch
 
     def _end(self, number: int) -> int:
@@ -468,13 +407,8 @@ class Session:
         retention deletes them."""
         number, end = message.partition(), message.offset()
         held = self.held.get(-1 if number is None else number)
-        if held is None or number is None or end is None:
+        if held is None or end is None:
             return
-        if held.order.sought is not None and held.order.sought > held.ledger.next:
-            held.order.look_back(held.ledger.next)
-            self._fetch_from(number, held.order)
-            return
-        self._settle(number, held, end)
         before = held.ledger.checkpoint.base
         held.ledger.reach(end)
         if held.ledger.checkpoint.base > before:
@@ -518,7 +452,7 @@ class Session:
             log.warning("whoever comes next is not told: %s", error)
         self._unassign(self._forget(list(self.held)))
 
-    def _judge(self, problem: KafkaError, partition: int | None, offset: int | None) -> None:
+    def _judge(self, problem: KafkaError, partition: int | None) -> None:
         held = self.held.get(-1 if partition is None else partition)
         if held is not None and partition is not None and problem.code() in _LOG_GONE:
             # The code says the same of a log that was deleted.
@@ -526,10 +460,6 @@ class Session:
                 taken = held.ledger.next
                 why = f"its log went back below offset {taken}, which was taken already: {problem.str()}"
                 self._stop_gone_back(partition, held, why[:MAX_REASON_CHARACTERS])
-            elif offset != held.ledger.next:
-                # Where a record has sent the client that lies; this error comes even if it was called back.
-                held.order.look_back(held.ledger.next)
-                self._fetch_from(partition, held.order)
             else:
                 self._stop(
                     partition,

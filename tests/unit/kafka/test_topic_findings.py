@@ -8,6 +8,7 @@ from zimage_stream.kafka.topics import (
     TopicState,
     compare,
     compare_cluster,
+    compare_codec,
     compare_durability,
     required_topics,
 )
@@ -60,6 +61,18 @@ def test_a_difference_is_named_with_its_remedy(
     assert (finding.topic, finding.setting) == (spec.name, setting)
     assert says in str(finding)
     assert spec.name in str(finding)
+
+
+@pytest.mark.parametrize("codec", ["lz4", "zstd", "gzip", "snappy"])
+def test_any_codec_has_the_brokers_open_each_batch(codec: str) -> None:
+    assert list(compare_codec(REQUESTS, exact(REQUESTS, compression_type=codec))) == []
+
+
+@pytest.mark.parametrize("codec", ["producer", "uncompressed"])
+def test_batches_that_the_brokers_do_not_open_are_a_warning(codec: str) -> None:
+    (finding,) = compare_codec(REQUESTS, exact(REQUESTS, compression_type=codec))
+    assert (finding.setting, finding.severity) == ("compression.type", Severity.WARNING)
+    assert "--add-config compression.type=lz4" in finding.remedy
 
 
 def kept(

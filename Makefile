@@ -24,8 +24,8 @@ demo: $(VENV)/installed ## 24 pictures from prompts, nothing else needed
 demo-native: $(VENV)/installed ## the same on real Kafka and MinIO, exactly once (needs Java, Maven and Go)
 	$(BIN)/python -m tests.services run --no-registry -- $(BIN)/zimage demo --configured
 
-test: $(VENV)/installed ## all tests, on real services
-	$(BIN)/python -m pytest
+test: $(VENV)/installed ## all tests, on real services, in two processes that share them
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 chaos: $(VENV)/installed ## the whole fault suite, three quarters of an hour; and its table in docs/reliability.md
 	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) --page docs/reliability.md --json chaos.json

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -43,6 +45,17 @@ hypothesis.settings.load_profile("zimage")
 JAVA_EXAMPLE = Path(__file__).parents[1] / "examples" / "java"
 REQUEST_PARTITIONS = 4
 SERVED_TIMEOUT_S = 20.0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The processes among which a run is divided (``-n``) share the services: this one starts them."""
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        return
+    folder = Path(tempfile.mkdtemp(prefix="zimage-tests-"))
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    services = ExitStack()
+    config.add_cleanup(services.close)
+    os.environ.update(services.enter_context(sources.shared(os.environ, folder)))
 
 
 @contextmanager

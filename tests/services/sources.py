@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from tests.services import containers
 from tests.services.addresses import KafkaAddress, MinioAddress, RegistryAddress, wait_until_ready
+from tests.services.errors import ServiceMissingError
 from tests.services.native.kafka import Kafka
 from tests.services.native.minio import Minio
 from tests.services.native.registry import Registry
@@ -74,6 +75,26 @@ def registry(environment: Mapping[str, str], folder: Path) -> AbstractContextMan
     return _provide(
         environment.get(GIVEN_REGISTRY), RegistryAddress, containers.registry, lambda: Registry(folder)
     )
+
+
+@contextmanager
+def shared(environment: Mapping[str, str], folder: Path) -> Iterator[Mapping[str, str]]:
+    """All of them, as the variables by which other processes find them. One that cannot be had is left out:
+    the tests that need it say so.
+
+    Raises:
+        ServiceError: one does not answer or start.
+    """
+    with ExitStack() as stack:
+        variables = {}
+        with suppress(ServiceMissingError):
+            broker = stack.enter_context(kafka(environment, folder / "kafka"))
+            variables[GIVEN_KAFKA] = broker.bootstrap_servers
+        with suppress(ServiceMissingError):
+            variables[GIVEN_MINIO] = stack.enter_context(minio(environment, folder / "minio")).url
+        with suppress(ServiceMissingError):
+            variables[GIVEN_REGISTRY] = stack.enter_context(registry(environment, folder / "registry")).url
+        yield variables
 
 
 class _Probed(Protocol):

@@ -53,7 +53,11 @@ class Supervised:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait(10)
-        until(lambda: not any(alive(pid) for pid in self.started()), 40, "no worker outlives its supervisor")
+        try:
+            until(lambda: not any(map(alive, self.started())), 40, "no worker outlives its supervisor")
+        finally:
+            for pid in filter(alive, self.started()):
+                os.kill(pid, signal.SIGKILL)
 
     def words(self) -> str:
         """The log so far."""

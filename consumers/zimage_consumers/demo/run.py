@@ -46,7 +46,7 @@ from zimage_stream.stores import create_store
 TOPICS = TopicSettings(
     requests="zimage-demo.requests", results="zimage-demo.results", dead_letters="zimage-demo.dead-letters"
 )
-STARTUP_S = 120.0
+STARTUP_S = 600.0
 TIMEOUT_S = 120.0
 
 

@@ -9,18 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 
 from zimage_stream import forks
-from zimage_stream.errors import (
-    ResultTimeoutError,
-    SubmitError,
-    ZImageError,
-)
+from zimage_stream.errors import ResultTimeoutError, SubmitError, TopicMissingError, ZImageError
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.headers import Header, request_headers
 from zimage_stream.events.image_result import ImageResult, Source
 from zimage_stream.events.prompt_request import PromptRequest
 from zimage_stream.events.registry import Registry
 from zimage_stream.events.rules import Limits, check_request
-from zimage_stream.kafka.reader import ResultReader, TopicMissingError
+from zimage_stream.kafka.reader import ResultReader
 from zimage_stream.kafka.submitter import Submitter
 from zimage_stream.mailbox import Mailbox, Submission
 from zimage_stream.settings import Settings, load_settings
@@ -56,6 +52,8 @@ class PromptClient:
 
     Raises:
         SettingsError: the settings cannot be read.
+
+    All that it raises is importable from :mod:`zimage_stream`.
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
@@ -104,7 +102,9 @@ class PromptClient:
 
         Raises:
             RequestError: it breaks a rule; nothing was sent.
-            BrokerUnavailableError: no broker answers; nothing was sent.
+            BrokerUnavailableError, TopicMissingError: no broker answers, or there is no requests topic;
+                nothing was sent.
+            RegistryUnavailableError, SchemaMissingError: the schema's id cannot be had; nothing was sent.
             SubmitError: the brokers did not acknowledge it.
         """
         self.submit_nowait(request, headers=headers).result()
@@ -118,8 +118,8 @@ class PromptClient:
             brokers did not take it. Its callbacks run on the client's own thread and must be short.
 
         Raises:
-            RequestError: it breaks a rule; nothing was sent.
-            BrokerUnavailableError: no broker answers; nothing was sent.
+            RequestError, BrokerUnavailableError, TopicMissingError, RegistryUnavailableError,
+            SchemaMissingError: as :meth:`submit`; nothing was sent.
         """
         request = check_request(request, self._limits)
         value = self._codec.encode_request(request, self._settings.topics.requests)
@@ -161,7 +161,8 @@ class PromptClient:
                 (RequestError) or was not taken (SubmitError); the others go on. Absent: logged.
 
         Raises:
-            BrokerUnavailableError: no broker answers, so that going on would fail them all.
+            BrokerUnavailableError, TopicMissingError, RegistryUnavailableError, SchemaMissingError: going
+                on would fail them all.
         """
         return submit_each(self.submit_nowait, requests, on_failure)
 
@@ -180,6 +181,8 @@ class PromptClient:
         Raises:
             ResultTimeoutError: it has not come within ``timeout``.
             BrokerUnavailableError: no broker answered within ``timeout``.
+            TopicMissingError: the results topic is not there or may not be read.
+            RegistryUnavailableError: a result came whose schema cannot be had now; the next call tries again.
         """
         deadline = _deadline(timeout)
         with self._news:
@@ -217,6 +220,7 @@ class PromptClient:
         Raises:
             ResultTimeoutError: some of ``request_ids`` have no result within ``timeout``.
             BrokerUnavailableError: no broker answers, or answered within ``timeout``.
+            TopicMissingError, RegistryUnavailableError: as :meth:`wait`.
         """
         return self._results(request_ids, batch_id, timeout, _deadline(timeout))
 

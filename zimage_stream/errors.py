@@ -20,11 +20,13 @@
     │   ├── BrokerUnavailableError
     │   ├── RegistryUnavailableError
     │   └── StoreUnavailableError
+    ├── TopicMissingError          a topic is not there, or these credentials may not see it
+    ├── SchemaMissingError         what we write with is not registered, and ``registry.auto_register`` is off
     ├── SubmitError                the broker did not take a request
     └── ResultTimeoutError         no terminal event within the time asked for
 
 Modules add others of their own below :class:`ZImageError`, each of which says all that a person needs in
-its message: a topic that is missing, a file that cannot be read, a replay that was refused.
+its message: a file that cannot be read, a replay that was refused.
 
 What an error *means* for a request (retry, dead letter, pause) is decided in one place,
 ``zimage_consumers.image_worker.verdict``; the classes only say what happened.
@@ -131,6 +133,17 @@ class SubmitError(ZImageError):
     def __init__(self, request_id: str, reason: str) -> None:
         self.request_id = request_id
         super().__init__(f"request {request_id} was not accepted: {reason}")
+
+
+class TopicMissingError(ZImageError):
+    """The topic is not there, or these credentials may not see it."""
+
+    def __init__(self, topic: str, reason: str) -> None:
+        super().__init__(f"topic {topic}: {reason}. To make it: zimage topics create")
+
+
+class SchemaMissingError(ZImageError):
+    """A schema that we write with is not registered, and registering it by ourselves is off."""
 
 
 class ResultTimeoutError(ZImageError):

@@ -37,6 +37,7 @@ from pydantic_settings import (
 )
 
 from zimage_stream.errors import SettingsError
+from zimage_stream.faults import Fault
 from zimage_stream.masking import is_secret, masked, without_credentials
 
 ENV_PREFIX = "ZIMAGE_"
@@ -232,8 +233,6 @@ class EngineSettings(Group):
     @field_validator("simulated_faults")
     @classmethod
     def faults_are_known(cls, value: dict[str, str]) -> dict[str, str]:
-        from zimage_stream.engines.faults import Fault  # its package imports this module
-
         for directive in value.values():
             try:
                 Fault.parse(directive)

@@ -15,7 +15,7 @@ from typing import Any
 from tests.chaos.workloads import picture
 from tests.fleet.wire import RawHeader
 from zimage_stream import PromptRequest
-from zimage_stream.events import Codec
+from zimage_stream.events.codec import Codec
 from zimage_stream.events.schemas import PROMPT_REQUEST, current
 
 MADE = ("SUCCEEDED",)

@@ -29,7 +29,7 @@ from tests.services.native.cluster import KafkaCluster
 from tests.services.native.kafka import Kafka
 from tests.services.native.minio import Minio
 from zimage_stream import PromptRequest
-from zimage_stream.events import Codec
+from zimage_stream.events.codec import Codec
 
 ANSWERED_WITHIN_S = 180.0
 STOPPED_WITHIN_S = 60.0

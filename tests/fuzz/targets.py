@@ -23,7 +23,8 @@ from zimage_producers.produce.encoding import detected, text_lines
 from zimage_producers.produce.json_lines import read_json_lines
 from zimage_producers.produce.table import read_table
 from zimage_stream.errors import RequestError, WireError
-from zimage_stream.events import Codec, PromptRequest
+from zimage_stream.events import PromptRequest
+from zimage_stream.events.codec import Codec
 from zimage_stream.events.headers import dead_letter_headers, replay_headers
 from zimage_stream.events.image_result import ImageResult, Source, Status
 from zimage_stream.events.rules import check_request

@@ -11,7 +11,8 @@ from typing import Any
 
 import fastavro
 
-from zimage_stream.events import Codec, PromptRequest
+from zimage_stream.events import PromptRequest
+from zimage_stream.events.codec import Codec
 from zimage_stream.events.image_result import Code, ImageResult, Source, Status
 from zimage_stream.events.schemas import PROMPT_REQUEST, current
 

@@ -18,8 +18,9 @@ from tests.fleet.arena import Arena, open_arena
 from tests.integration.bad_input import CASES, MAX_PIXELS, Case, written
 from tests.services import KafkaAddress, MinioAddress, RegistryAddress
 from zimage_stream import ImageResult
-from zimage_stream.events import Codec, Registry
+from zimage_stream.events.codec import Codec
 from zimage_stream.events.headers import without_reasons
+from zimage_stream.events.registry import Registry
 from zimage_stream.kafka.clients import producer_config
 from zimage_stream.kafka.reader import TopicReader, record_headers
 from zimage_stream.kafka.topics import TopicSpec, create_topics, make_topics

@@ -24,8 +24,9 @@ from zimage_stream import (
     Submitted,
     ZImageError,
 )
+from zimage_stream.errors import TopicMissingError
 from zimage_stream.events.codec import Codec
-from zimage_stream.kafka.reader import TopicMissingError, TopicReader
+from zimage_stream.kafka.reader import TopicReader
 from zimage_stream.kafka.topics import create_topics
 from zimage_stream.settings import TopicSettings
 

@@ -23,7 +23,7 @@ from tests.fleet.workers import until
 from zimage_consumers.dead_letters.release import read_releases
 from zimage_consumers.image_worker.verdict import OURS
 from zimage_stream import PromptRequest, Settings
-from zimage_stream.events import Codec
+from zimage_stream.events.codec import Codec
 from zimage_stream.events.headers import Header, dead_letter_headers, without_reasons
 from zimage_stream.events.image_result import Code
 from zimage_stream.kafka.clients import producer_config

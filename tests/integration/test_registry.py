@@ -14,10 +14,10 @@ from confluent_kafka.serialization import MessageField, SerializationContext
 
 from tests.services import Registry as RegistryService
 from tests.services import RegistryAddress
-from zimage_stream.errors import RegistryUnavailableError, UnknownSchemaError
+from zimage_stream.errors import RegistryUnavailableError, SchemaMissingError, UnknownSchemaError
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.prompt_request import PromptRequest
-from zimage_stream.events.registry import Registry, SchemaMissingError
+from zimage_stream.events.registry import Registry
 from zimage_stream.events.schemas import PROMPT_REQUEST, current
 from zimage_stream.settings import RegistrySettings
 

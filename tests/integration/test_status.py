@@ -17,7 +17,7 @@ from tests.integration.answers import Answers
 from tests.unit.events.registries import AnyRegistry
 from zimage_consumers.image_worker.checkpoint import Checkpoint, Mark
 from zimage_stream import PromptClient, PromptRequest, Settings
-from zimage_stream.events import Codec
+from zimage_stream.events.codec import Codec
 from zimage_stream.kafka.clients import producer_config, reader_config, transactional_config
 from zimage_stream.settings import environment_of
 

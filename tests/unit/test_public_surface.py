@@ -17,6 +17,7 @@ PUBLIC = {
     "RegistryUnavailableError",
     "RequestError",
     "ResultTimeoutError",
+    "SchemaMissingError",
     "Settings",
     "SettingsError",
     "Source",
@@ -27,6 +28,7 @@ PUBLIC = {
     "SubmitError",
     "Submitted",
     "Timing",
+    "TopicMissingError",
     "UnavailableError",
     "UnsupportedSizeError",
     "WireError",
@@ -70,3 +72,10 @@ def test_importing_loads_nothing_heavy(statement: str) -> None:
     ).stdout.split()
     own = {name for name in HEAVY if f"import {name}." in statement}
     assert not (HEAVY - own) & set(loaded)
+
+
+def test_the_events_come_without_a_client() -> None:
+    """Whoever makes or reads events over a transport of their own needs neither Kafka nor Avro for it."""
+    code = "import sys\nfrom zimage_stream import ImageResult, PromptRequest\nprint(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"confluent_kafka", "fastavro", "pydantic", "minio", "PIL"} & set(loaded.stdout.split())

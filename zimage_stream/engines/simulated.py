@@ -25,7 +25,6 @@ from itertools import pairwise
 from PIL import Image, ImageDraw, ImageFont
 
 from zimage_stream.engines.base import ImageSpec, never
-from zimage_stream.engines.faults import Fault, FaultKind
 from zimage_stream.engines.scenery import SIDE, scenery
 from zimage_stream.errors import (
     ContextLostError,
@@ -34,6 +33,7 @@ from zimage_stream.errors import (
     OutOfMemoryError,
     RequestError,
 )
+from zimage_stream.faults import Fault, FaultKind
 from zimage_stream.settings import EngineSettings
 
 _REFERENCE_PIXELS, _REFERENCE_STEPS = 1024 * 1024, 8

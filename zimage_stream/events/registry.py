@@ -16,7 +16,13 @@ from confluent_kafka.schema_registry import AsyncSchemaRegistryClient, SchemaReg
 from confluent_kafka.schema_registry import Schema as RegistrySchema
 
 from zimage_stream import forks
-from zimage_stream.errors import RegistryUnavailableError, UnknownSchemaError, WireError, ZImageError
+from zimage_stream.errors import (
+    RegistryUnavailableError,
+    SchemaMissingError,
+    UnknownSchemaError,
+    WireError,
+    ZImageError,
+)
 from zimage_stream.escaping import NAME_CHARACTERS, shortened
 from zimage_stream.events.loop import LoopThread
 from zimage_stream.events.schemas import Schema, published
@@ -45,10 +51,6 @@ _OF_EVERY_ID = frozenset((401, 403, 407, 408, 425, 429))
 
 
 _T = TypeVar("_T")
-
-
-class SchemaMissingError(ZImageError):
-    """A schema that we write with is not registered, and registering it by ourselves is off."""
 
 
 class SchemaUnavailableError(RegistryUnavailableError):

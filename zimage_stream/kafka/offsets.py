@@ -14,8 +14,8 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
+from zimage_stream.errors import TopicMissingError
 from zimage_stream.kafka.clients import CONTACT_TIMEOUT_S, Trouble, common_config, metadata_of
-from zimage_stream.kafka.reader import TopicMissingError
 from zimage_stream.settings import KafkaSettings
 
 _EARLIEST = OffsetSpec.earliest()  # type: ignore[no-untyped-call]

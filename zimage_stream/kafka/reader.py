@@ -20,7 +20,13 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from zimage_stream.errors import BrokerUnavailableError, RegistryUnavailableError, WireError, ZImageError
+from zimage_stream.errors import (
+    BrokerUnavailableError,
+    RegistryUnavailableError,
+    TopicMissingError,
+    WireError,
+    ZImageError,
+)
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.headers import Headers
 from zimage_stream.events.image_result import ImageResult
@@ -46,13 +52,6 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Offsets = Mapping[int, int]
 """Partition number to the offset of the next record."""
-
-
-class TopicMissingError(ZImageError):
-    """The topic is not there, or these credentials may not see it."""
-
-    def __init__(self, topic: str, reason: str) -> None:
-        super().__init__(f"topic {topic}: {reason}. To make it: zimage topics create")
 
 
 class UnreadableHeadersError(ZImageError):

@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from zimage_stream import forks
-from zimage_stream.errors import BrokerUnavailableError, SubmitError
+from zimage_stream.errors import BrokerUnavailableError, SubmitError, TopicMissingError
 from zimage_stream.events.image_result import Source
 from zimage_stream.kafka.clients import CONTACT_TIMEOUT_S, Trouble, metadata_of, producer_config
 from zimage_stream.kafka.partitions import walk
-from zimage_stream.kafka.reader import TopicMissingError
 from zimage_stream.settings import KafkaSettings
 
 log = logging.getLogger(__name__)

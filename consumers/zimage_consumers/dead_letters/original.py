@@ -9,9 +9,10 @@ from confluent_kafka import Message
 
 from zimage_consumers.dead_letters.choose import NotMendableError
 from zimage_consumers.dead_letters.letter import DeadLetter, Decoder
+from zimage_stream.errors import TopicMissingError
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.headers import CUTS, HEADERS_LEFT_OUT, REASONS, VALUE_SHA256
-from zimage_stream.kafka.reader import TopicMissingError, TopicReader, UnreadableHeadersError, record_headers
+from zimage_stream.kafka.reader import TopicReader, UnreadableHeadersError, record_headers
 from zimage_stream.settings import KafkaSettings
 
 _POLL_S = 0.2

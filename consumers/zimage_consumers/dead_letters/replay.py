@@ -13,7 +13,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from zimage_consumers.dead_letters.letter import DeadLetter
 from zimage_consumers.dead_letters.notes import Note, Notes, key_of, read_notes, value_of
-from zimage_stream.errors import ZImageError
+from zimage_stream.errors import TopicMissingError, ZImageError
 from zimage_stream.events.headers import replay_headers
 from zimage_stream.kafka.clients import (
     Trouble,
@@ -23,7 +23,6 @@ from zimage_stream.kafka.clients import (
     transactional_id,
 )
 from zimage_stream.kafka.partitions import walk
-from zimage_stream.kafka.reader import TopicMissingError
 from zimage_stream.kafka.topics import make_topics, replayed_topic
 from zimage_stream.settings import Settings
 

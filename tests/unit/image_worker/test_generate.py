@@ -17,9 +17,9 @@ from zimage_consumers.image_worker.generate import Batch, EngineThread, check_pi
 from zimage_consumers.image_worker.jobs import BatchDone, EngineLost, Failed, Job, MemoryLeaked, Outcome
 from zimage_consumers.image_worker.leaks import SETTLE
 from zimage_stream.engines.base import ImageSpec
-from zimage_stream.engines.faults import Fault
 from zimage_stream.engines.simulated import SimulatedEngine, draw
 from zimage_stream.errors import EngineError
+from zimage_stream.faults import Fault
 from zimage_stream.settings import EngineSettings
 from zimage_stream.telemetry.metrics import Metrics
 

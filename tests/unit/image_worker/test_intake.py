@@ -19,7 +19,8 @@ from zimage_consumers.image_worker.jobs import Job, now
 from zimage_consumers.image_worker.verdict import Action, IntakeError, judge
 from zimage_stream.engines.base import MAX_PROMPT_TOKENS, ImageSpec
 from zimage_stream.errors import RequestError, WireError
-from zimage_stream.events import Codec, PromptRequest
+from zimage_stream.events import PromptRequest
+from zimage_stream.events.codec import Codec
 from zimage_stream.events.image_result import ImageResult, Status
 from zimage_stream.events.rules import Limits
 

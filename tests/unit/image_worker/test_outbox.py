@@ -20,10 +20,9 @@ from zimage_consumers.image_worker.jobs import Job, Resolution
 from zimage_consumers.image_worker.outbox import Outbox
 from zimage_consumers.image_worker.publish import RefusedRecordError
 from zimage_consumers.image_worker.terminal import Identity, Outgoing
-from zimage_stream.errors import RegistryUnavailableError
+from zimage_stream.errors import RegistryUnavailableError, SchemaMissingError
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.image_result import Code
-from zimage_stream.events.registry import SchemaMissingError
 from zimage_stream.settings import TopicSettings
 from zimage_stream.telemetry.health import Health
 from zimage_stream.telemetry.metrics import Metrics

@@ -51,7 +51,6 @@ def make_session(kafka: KafkaAddress, topics: TopicSettings) -> Callable[..., Se
             AdminClient(common_config(address)),
             slot=slot,
             owner=owner,
-            first_epoch=1,
             give_up=lambda: False,
             on_revoke=nothing,
             on_gone=nothing,
@@ -64,7 +63,7 @@ def make_session(kafka: KafkaAddress, topics: TopicSettings) -> Callable[..., Se
 
 def polled(session: Session) -> set[int]:
     session.poll(0.1)
-    return set(session.held)
+    return set(session.assignments)
 
 
 def poll_for(session: Session, seconds: float) -> set[int]:
@@ -72,7 +71,7 @@ def poll_for(session: Session, seconds: float) -> set[int]:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         polled(session)
-    return set(session.held)
+    return set(session.assignments)
 
 
 def test_while_no_checkpoint_can_be_read_nothing_is_held_and_leaving_is_clean(
@@ -168,7 +167,7 @@ def test_a_group_that_it_may_not_read_ends_the_session(
         cluster.answer(Request.OFFSET_FETCH, [KafkaError.GROUP_AUTHORIZATION_FAILED] * 9)
         with pytest.raises(ClientsLostError, match="cannot be read"):
             until(lambda: polled(session), 30, "it has partitions")
-        assert session.held == {}
+        assert session.assignments == {}
         session.abandon()
 
 
@@ -183,13 +182,13 @@ def poll_until(session: Session, condition: Callable[[], object], what: str) -> 
 def leave_marks_open(session: Session, kafka: KafkaAddress, topics: TopicSettings) -> None:
     """Take the partitions, with a request of each running alone, and end without a word."""
     session.join()
-    poll_until(session, lambda: session.held.keys() == ALL, "it holds all partitions")
+    poll_until(session, lambda: session.assignments.keys() == ALL, "it holds all partitions")
     session.claim()
     produce(kafka, topics, ALL)
-    while not all(held.ledger.next for held in session.held.values()):
+    while not all(held.ledger.next for held in session.assignments.values()):
         message = session.poll(1.0)
         if message is not None:
-            assert session.held[number_of(message)].ledger.take(0) is Taken.NEW
+            assert session.assignments[number_of(message)].ledger.take(0) is Taken.NEW
     session.mark({number: {0: Mark(1, open=True, alone=True)} for number in ALL})
     session.abandon()
 
@@ -223,7 +222,7 @@ class TestWhatAnotherProcessLeftOpen:
             return bool(polled(session)) and polled(session) | polled(again) == ALL
 
         until(shared, 30, "both have partitions")
-        marks = {held.ledger.mark(0) for held in session.held.values()}
+        marks = {held.ledger.mark(0) for held in session.assignments.values()}
         assert marks == {Mark(1)}
         again.abandon()
         session.abandon()
@@ -239,8 +238,8 @@ class TestWhatAnotherProcessLeftOpen:
         leave_marks_open(make_session(slot="other", owner=draw_nonce("other")), kafka, topics)
         session = make_session()
         session.join()
-        poll_until(session, lambda: session.held.keys() == ALL, "it holds all partitions")
-        assert {held.ledger.mark(0) for held in session.held.values()} == {Mark(2, suspect=True)}
+        poll_until(session, lambda: session.assignments.keys() == ALL, "it holds all partitions")
+        assert {held.ledger.mark(0) for held in session.assignments.values()} == {Mark(2, suspect=True)}
         session.abandon()
 
     def test_is_charged_at_once_if_its_slot_has_another_process(
@@ -254,8 +253,8 @@ class TestWhatAnotherProcessLeftOpen:
         leave_marks_open(make_session(owner=ME), kafka, topics)
         session = make_session(owner=ME ^ 1 if ME & 0xFFFF != 1 else ME + 1)
         session.join()
-        poll_until(session, lambda: session.held.keys() == ALL, "it holds all partitions")
-        assert {held.ledger.mark(0) for held in session.held.values()} == {Mark(2, suspect=True)}
+        poll_until(session, lambda: session.assignments.keys() == ALL, "it holds all partitions")
+        assert {held.ledger.mark(0) for held in session.assignments.values()} == {Mark(2, suspect=True)}
         session.abandon()
 
 
@@ -275,7 +274,7 @@ def test_a_marker_at_the_end_of_the_log_is_committed_as_passed(
         message = session.poll(0.1)
         session.claim()
         if message is not None:
-            held = session.held[number_of(message)]
+            held = session.assignments[number_of(message)]
             held.ledger.take(0)
             delivered.append(message.offset())
             # What it comes to does not matter here.
@@ -303,7 +302,7 @@ class TestALogThatWentBack:
     ) -> None:
         session = make_session()
         session.join()
-        poll_until(session, lambda: session.held.keys() == ALL, "it holds all partitions")
+        poll_until(session, lambda: session.assignments.keys() == ALL, "it holds all partitions")
         session.claim()
         poll_for(session, 1.0)
         admin = AdminClient(common_config(kafka.settings))
@@ -317,7 +316,7 @@ class TestALogThatWentBack:
             return True
 
         until(made, 30, "the topic is made again")
-        poll_until(session, lambda: not session.held, "nothing of it is held")
+        poll_until(session, lambda: not session.assignments, "nothing of it is held")
         ready, reasons = session.health.ready()
         assert not ready
         assert any("deleted and made again" in reason for reason in reasons)
@@ -333,8 +332,8 @@ class TestALogThatWentBack:
         tool.close()
         session = make_session()
         session.join()
-        poll_until(session, lambda: session.held.keys() == ALL, "it holds all partitions")
-        assert [number for number, held in session.held.items() if held.stopped] == [0]
+        poll_until(session, lambda: session.assignments.keys() == ALL, "it holds all partitions")
+        assert [number for number, held in session.assignments.items() if held.stopped] == [0]
         assert any("partition 0 is stopped" in reason for reason in session.health.ready()[1])
         session.claim()
         session.close()
@@ -344,8 +343,8 @@ class TestALogThatWentBack:
         produce(kafka, topics, [0] * 5)
         session = make_session()
         session.join()
-        poll_until(session, lambda: session.held.keys() == ALL, "it holds all partitions again")
-        assert [number for number, held in session.held.items() if held.stopped] == [0]
+        poll_until(session, lambda: session.assignments.keys() == ALL, "it holds all partitions again")
+        assert [number for number, held in session.assignments.items() if held.stopped] == [0]
         session.close()
 
 
@@ -357,7 +356,7 @@ def take(session: Session) -> int | None:
         return None
     offset = message.offset()
     assert offset is not None
-    session.held[number_of(message)].ledger.take(offset)
+    session.assignments[number_of(message)].ledger.take(offset)
     return offset
 
 

@@ -46,7 +46,6 @@ def join(settings_of: Callable[[str], Settings]) -> Iterator[Callable[[str, str]
             AdminClient(common_config(settings.kafka)),
             slot=slot,
             owner=1,
-            first_epoch=1,
             give_up=lambda: False,
             on_revoke=nothing,
             on_gone=nothing,
@@ -64,7 +63,7 @@ def join(settings_of: Callable[[str], Settings]) -> Iterator[Callable[[str, str]
 
 def holds_all(session: Session) -> bool:
     session.poll(0.1)
-    return set(session.held) == ALL
+    return set(session.assignments) == ALL
 
 
 def test_slots_and_groups_whose_names_run_together_leave_each_other_alone(
@@ -105,4 +104,4 @@ def test_a_transaction_left_open_under_the_former_id_of_a_slot_ends_by_itself(
     session = join(group, "slot")
     until(lambda: holds_all(session), 60, "it holds all partitions")
     session.claim()
-    assert {held.ledger.checkpoint.base for held in session.held.values()} == {0}
+    assert {held.ledger.checkpoint.base for held in session.assignments.values()} == {0}

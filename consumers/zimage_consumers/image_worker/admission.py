@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
 
 from zimage_consumers.image_worker.checkpoint import RECORDS_A_TURN
 from zimage_consumers.image_worker.intake import Intake
@@ -25,16 +24,10 @@ class Admission:
     """Decodes what was fetched, in the order of arrival. One whose schema cannot be had now waits by itself.
 
     Kafka thread only.
-
-    Args:
-        wanted: whether a job's partition is still held under the job's epoch.
     """
 
-    def __init__(
-        self, intake: Intake, wanted: Callable[[Job], bool], health: Health, metrics: Metrics
-    ) -> None:
+    def __init__(self, intake: Intake, health: Health, metrics: Metrics) -> None:
         self._intake = intake
-        self._wanted = wanted
         self._health = health
         self._metrics = metrics
         self._incoming: deque[Job] = deque()
@@ -72,7 +65,7 @@ class Admission:
         decoded = False
         for _ in range(min(len(self._incoming), RECORDS_A_TURN)):
             job = self._incoming.popleft()
-            if not self._wanted(job):
+            if job.gone:
                 continue
             started = time.monotonic()
             try:

@@ -43,8 +43,6 @@ class Delivery:
     """Looks up, encodes and uploads, in a pool for each; each outcome is reported once.
 
     Args:
-        wanted: whether a job's partition is still ours; an upload that waits for the store ends
-            when it is not.
         report: takes outcomes; called from the pools' threads.
     """
 
@@ -56,7 +54,6 @@ class Delivery:
         public_base_url: str | None,
         encode_threads: int,
         upload_threads: int,
-        wanted: Callable[[Job], bool],
         report: Callable[[Outcome], None],
         health: Health,
         metrics: Metrics,
@@ -68,7 +65,6 @@ class Delivery:
         self._uploaders = ThreadPoolExecutor(upload_threads, "upload")
         self._lookers = ThreadPoolExecutor(LOOK_UPS, "look-up")
         self._askers = ThreadPoolExecutor(QUESTIONS - LOOK_UPS, "look-up-others")
-        self._wanted = wanted
         self._report = report
         self._health = health
         self._metrics = metrics
@@ -217,7 +213,7 @@ class Delivery:
                 self._health.up("store")
                 return answer
             refused_alone = False
-            if not self._wanted(job):
+            if job.gone:
                 raise reason
             self._health.down("store", str(reason))
             log.warning("the store does not take objects, trying again: %s", reason, extra=job.log)

@@ -37,7 +37,6 @@ class Dispatcher:
 
     Args:
         max_batch: pictures in the largest batch.
-        wanted: whether a job's partition is still held under the job's epoch.
         fail: takes a job that cannot run and the error that says why.
     """
 
@@ -50,7 +49,6 @@ class Dispatcher:
         *,
         max_attempts: int,
         max_batch: int,
-        wanted: Callable[[Job], bool],
         fail: Callable[[Job, Exception], None],
     ) -> None:
         self._scheduler = scheduler
@@ -59,7 +57,6 @@ class Dispatcher:
         self._delivery = delivery
         self._max_attempts = max_attempts
         self._max_batch = max_batch
-        self._wanted = wanted
         self._fail = fail
         self._started: set[Job] = set()
         self._notes: dict[Job, Mark] = {}
@@ -258,12 +255,12 @@ class Dispatcher:
         # A batch that nobody wants any more may still run, and kill.
         company = len(jobs) > 1 or bool(self._started or self._batches)
         changes: dict[int, dict[int, Mark | None]] = defaultdict(dict)
-        notes = {job: mark for job, mark in self._notes.items() if self._wanted(job)}
+        notes = {job: mark for job, mark in self._notes.items() if not job.gone}
         for job, mark in notes.items():
             changes[job.record.partition][job.record.offset] = mark
         for job in self._started if jobs else ():
             # Whoever was alone so far is so no longer.
-            if self._wanted(job):
+            if not job.gone:
                 changes[job.record.partition][job.record.offset] = Mark(job.attempts, job.suspect, open=True)
         for job in jobs:
             mark = Mark(job.attempts, job.suspect, open=True, alone=not company)

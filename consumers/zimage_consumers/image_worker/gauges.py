@@ -30,7 +30,7 @@ class Gauges:
         if time.monotonic() < self._due:
             return
         self._due = time.monotonic() + EVERY_S
-        metrics, held = self._metrics, session.held.values()
+        metrics, held = self._metrics, session.assignments.values()
         metrics.partitions.set(len(held))
         metrics.partitions_stalled.set(session.stalled)
         metrics.window_requests.set(sum(each.count for each in held))

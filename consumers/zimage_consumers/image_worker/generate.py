@@ -83,7 +83,6 @@ class EngineThread(threading.Thread):
         limits: of batches; told what did not fit.
         deliver: takes each finished picture, without blocking.
         report: takes outcomes; called from this thread.
-        wanted: whether anybody still wants a job's picture; a batch that nobody wants is cut short.
     """
 
     def __init__(
@@ -92,7 +91,6 @@ class EngineThread(threading.Thread):
         limits: BatchLimits,
         deliver: Callable[[Job, Image], None],
         report: Callable[[Outcome], None],
-        wanted: Callable[[Job], bool],
         metrics: Metrics,
         settings: EngineSettings,
     ) -> None:
@@ -105,7 +103,6 @@ class EngineThread(threading.Thread):
         self._deadline = float("inf")
         self._deliver = deliver
         self._report = report
-        self._wanted = wanted
         self._metrics = metrics
         self._deck: deque[Batch] = deque()
         self._changed = threading.Condition()
@@ -233,7 +230,7 @@ class EngineThread(threading.Thread):
         failpoint("generating")
         try:
             specs = [job.spec for job in jobs]
-            images = self._engine.generate(specs, lambda: not any(self._wanted(job) for job in jobs))
+            images = self._engine.generate(specs, lambda: all(job.gone for job in jobs))
         finally:
             elapsed = time.monotonic() - started
             self._metrics.engine_busy_seconds.inc(elapsed)

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from zimage_consumers.image_worker.assignment import Assignment
 from zimage_stream.engines.base import ImageSpec
 from zimage_stream.events.image_result import Code, Source, StoredImage
 from zimage_stream.events.prompt_request import PromptRequest
@@ -52,7 +53,7 @@ class Job:
     """A request on its way. Owned by one thread at a time: Kafka, engine, encoder, uploader, Kafka.
 
     Attributes:
-        epoch: of the assignment it was taken under; a completion of another epoch is discarded.
+        assignment: of its partition; once that is gone, nothing of the job counts any more.
         request: ``None`` while undecoded; a suspect is decoded only under its own mark.
         tokens: length of its prompt for the model; 0 where no tokenizer is at hand.
         attempts: charged to it so far.
@@ -67,7 +68,7 @@ class Job:
     """
 
     record: Record
-    epoch: int
+    assignment: Assignment
     request: PromptRequest | None = None
     tokens: int = 0
     attempts: int = 0
@@ -94,6 +95,11 @@ class Job:
         """Forget the attempt that has failed; the next one starts at that monotonic time or later."""
         self.started_at = self.generate_ms = self.encode_ms = self.upload_ms = None
         self.not_before = not_before
+
+    @property
+    def gone(self) -> bool:
+        """Whether its partition was given up. May be read by any thread."""
+        return self.assignment.gone
 
     @property
     def alone(self) -> bool:

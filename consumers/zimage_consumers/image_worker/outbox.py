@@ -33,7 +33,6 @@ class Outbox:
     """Publishes what has ended, together with the checkpoints that say so. Kafka thread only.
 
     Args:
-        wanted: whether a job's partition is still held under the job's epoch.
         withheld: told of each job whose terminal event does not come, unless it is tried again.
         held_back: takes those that fail for reasons that may be ours.
     """
@@ -43,7 +42,6 @@ class Outbox:
         topics: TopicSettings,
         codec: Codec,
         identity: Identity,
-        wanted: Callable[[Job], bool],
         withheld: Callable[[Job], None],
         held_back: HeldBack,
         health: Health,
@@ -54,7 +52,6 @@ class Outbox:
         self._topics = topics
         self._codec = codec
         self._identity = identity
-        self._wanted = wanted
         self._report_withheld = withheld
         self._health = health
         self._metrics = metrics
@@ -124,7 +121,7 @@ class Outbox:
         Raises:
             CommitRefusedError, ClientsLostError: see :mod:`~zimage_consumers.image_worker.publish`.
         """
-        self._ready = [resolution for resolution in self._ready if self._wanted(resolution.job)]
+        self._ready = [resolution for resolution in self._ready if not resolution.job.gone]
         if not self._ready or time.monotonic() < self._not_before or not self.can_encode():
             return []
         batch, checkpoints = _fitting(self._ready[: 1 if self._singly else AT_ONCE], session)
@@ -233,7 +230,7 @@ def _fitting(ready: list[Resolution], session: Session) -> tuple[list[Resolution
     batch: list[Resolution] = []
     checkpoints: dict[int, Checkpoint] = {}
     for number, resolutions in by_partition.items():
-        ledger = session.held[number].ledger
+        ledger = session.assignments[number].ledger
         resolutions.sort(key=lambda resolution: resolution.job.record.offset)
         while resolutions:
             after = ledger.after(resolution.job.record.offset for resolution in resolutions)

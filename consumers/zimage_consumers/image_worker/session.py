@@ -12,11 +12,12 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from zimage_consumers.image_worker.assignment import Assignment
 from zimage_consumers.image_worker.checkpoint import GONE_BACK, Checkpoint, Ledger, Mark, release
 from zimage_consumers.image_worker.publish import (
     ClientsLostError,
@@ -27,7 +28,7 @@ from zimage_consumers.image_worker.publish import (
 )
 from zimage_consumers.image_worker.roster import member_name
 from zimage_consumers.image_worker.stalls import Stalls
-from zimage_consumers.image_worker.takeover import UNKNOWN_EPOCH, TakeOver
+from zimage_consumers.image_worker.takeover import TakeOver
 from zimage_consumers.image_worker.terminal import Outgoing
 from zimage_consumers.image_worker.topic_identity import TopicIdentity
 from zimage_stream.errors import ZImageError
@@ -51,52 +52,12 @@ _UNREADABLE = frozenset((KafkaError._BAD_MSG, KafkaError._BAD_COMPRESSION))
 """A batch of which the client says that it cannot read it; of most it says nothing."""
 
 
-@dataclass(eq=False, slots=True)
-class Held:
-    """A partition while it is ours.
-
-    Attributes:
-        epoch: number of this assignment, never used again in this process.
-        count, size: requests of it in the window, and their bytes.
-        roomy: the window has room for more of it.
-        claimed: the broker knows that this process has it.
-        settle_at: monotonic time from which a base that gaps in the log have moved is to be committed.
-        leaving: being revoked; nothing new is started.
-        stopped: the log no longer has what is next; the operator decides.
-        leader_epoch: of the last record that was taken.
-        gone_back: why its offsets mean nothing any more, if they do not.
-    """
-
-    epoch: int
-    ledger: Ledger
-    count: int = 0
-    size: int = 0
-    roomy: bool = True
-    claimed: bool = False
-    settle_at: float = math.inf
-    leaving: bool = False
-    stopped: bool = False
-    leader_epoch: int = UNKNOWN_EPOCH
-    gone_back: str | None = None
-
-    def enters_window(self, size: int) -> None:
-        """A request of so many bytes is kept."""
-        self.count += 1
-        self.size += size
-
-    def leaves_window(self, size: int) -> None:
-        """It is kept no more."""
-        self.count -= 1
-        self.size -= size
-
-
 class Session:
     """See the module.
 
     Args:
         admin: asked about the group and the topic; it outlives sessions.
         owner: nonce of this process, as checkpoints name it.
-        first_epoch: above every epoch of former sessions.
         on_revoke: called with partitions that are to be given back, while they are still held.
         on_gone: called with partitions after they are gone, for whatever reason.
     """
@@ -108,7 +69,6 @@ class Session:
         *,
         slot: str,
         owner: int,
-        first_epoch: int,
         give_up: Callable[[], bool],
         on_revoke: Callable[[Collection[int]], None],
         on_gone: Callable[[Collection[int]], None],
@@ -116,12 +76,11 @@ class Session:
         metrics: Metrics,
     ) -> None:
         self._topic = settings.topics.requests
-        self.epoch = first_epoch
         self._on_revoke = on_revoke
         self._on_gone = on_gone
         self.health = health
         self._metrics = metrics
-        self.held: dict[int, Held] = {}
+        self.assignments: dict[int, Assignment] = {}
         self.clean = True
         """Nothing that it held was left without being released."""
         self._give_up = give_up
@@ -203,7 +162,9 @@ class Session:
         """
         now = time.monotonic()
         due = {
-            number: held for number, held in self.held.items() if not held.claimed or held.settle_at <= now
+            number: held
+            for number, held in self.assignments.items()
+            if not held.claimed or held.settle_at <= now
         }
         if due:
             self._commit({number: held.ledger.checkpoint for number, held in due.items()})
@@ -213,7 +174,7 @@ class Session:
     def mark(self, changes: Mapping[int, Mapping[int, Mark | None]]) -> None:
         """Commit marks, by partition and offset, and wait for the answer. Raises as :meth:`claim`."""
         with self._metrics.mark_seconds.time():
-            self._commit({p: self.held[p].ledger.after(marks=marks) for p, marks in changes.items()})
+            self._commit({p: self.assignments[p].ledger.after(marks=marks) for p, marks in changes.items()})
         self._metrics.marks.inc()
 
     def publish(self, records: list[Outgoing], checkpoints: Mapping[int, Checkpoint]) -> None:
@@ -223,30 +184,32 @@ class Session:
 
     def release(self, partitions: Iterable[int]) -> None:
         """Let go cleanly: nothing of these partitions runs, and whoever comes next accuses nobody."""
-        held = {p: release(self.held[p].ledger.checkpoint) for p in partitions if p in self.held}
-        if not held:
+        mine = self.assignments.keys() & set(partitions)
+        if not mine:
             return
         try:
-            self._commit(held)
+            self._commit({number: release(self.assignments[number].ledger.checkpoint) for number in mine})
         except CommitRefusedError as error:
-            log.warning("partitions %s were taken before they could be released: %s", sorted(held), error)
+            log.warning("partitions %s were taken before they could be released: %s", sorted(mine), error)
 
-    def regulate(self, stop: Callable[[Held], bool]) -> None:
+    def regulate(self, stop: Callable[[Assignment], bool]) -> None:
         """Pause the partitions for which ``stop`` says so, and resume the others."""
-        wanted = {number for number, held in self.held.items() if held.leaving or held.stopped or stop(held)}
-        if wanted == self._paused:
+        to_pause = {
+            number for number, each in self.assignments.items() if each.leaving or each.stopped or stop(each)
+        }
+        if to_pause == self._paused:
             return
-        pause, resume = wanted - self._paused, (self._paused - wanted) & self.held.keys()
+        pause, resume = to_pause - self._paused, (self._paused - to_pause) & self.assignments.keys()
         if pause:
             self._consumer.pause([TopicPartition(self._topic, number) for number in pause])
         if resume:
             self._consumer.resume([TopicPartition(self._topic, number) for number in resume])
-        self._paused = wanted
+        self._paused = to_pause
 
     def unresolved(self) -> dict[int, int]:
         """Requests without a terminal event in each partition held, as far as its end is known here."""
         out = {}
-        for number, held in self.held.items():
+        for number, held in self.assignments.items():
             end = max(held.ledger.next, self._end(number))
             checkpoint = held.ledger.checkpoint
             out[number] = max(0, end - checkpoint.base - checkpoint.resolved.bit_count())
@@ -274,9 +237,9 @@ class Session:
     def abandon(self) -> None:
         """Leave the group as a dead process would: no commit is made, marks stay as they are."""
         self._abandoned = True
-        self.clean &= not self.held
+        self.clean &= not self.assignments
         self._close_clients()
-        self._forget(list(self.held))
+        self._forget(list(self.assignments))
 
     def _close_clients(self) -> None:
         if not self._closed:
@@ -299,13 +262,13 @@ class Session:
 
     def _adopt(self, checkpoints: Mapping[int, Checkpoint]) -> None:
         for number, checkpoint in checkpoints.items():
-            self.held[number].ledger.adopt(checkpoint)
-            self.held[number].settle_at = math.inf
+            self.assignments[number].ledger.adopt(checkpoint)
+            self.assignments[number].settle_at = math.inf
 
     def _offsets(self, checkpoints: Mapping[int, Checkpoint]) -> list[TopicPartition]:
         places = []
         for number, checkpoint in checkpoints.items():
-            held = self.held[number]
+            held = self.assignments[number]
             metadata = checkpoint.encode() if held.gone_back is None else GONE_BACK + held.gone_back
             epoch = held.leader_epoch
             places.append(TopicPartition(self._topic, number, checkpoint.base, metadata, epoch))
@@ -330,11 +293,10 @@ class Session:
         if not begin:
             return
         for number, beginning in begin.items():
-            self.epoch += 1
-            held = Held(self.epoch, Ledger(beginning.checkpoint), leader_epoch=beginning.leader_epoch)
-            self.held[number] = held
+            began = Assignment(number, Ledger(beginning.checkpoint), leader_epoch=beginning.leader_epoch)
+            self.assignments[number] = began
             if beginning.gone_back is not None:
-                self._stop_gone_back(number, held, beginning.gone_back)
+                self._stop_gone_back(began, beginning.gone_back)
         starts = [
             TopicPartition(self._topic, number, each.checkpoint.base, "", each.leader_epoch)
             for number, each in begin.items()
@@ -347,13 +309,13 @@ class Session:
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         numbers = [partition.partition for partition in partitions]
-        mine = self.held.keys() & numbers
+        mine = self.assignments.keys() & numbers
         # An exception raised here would leave the partitions assigned and delivering.
         try:
             self._metrics.rebalances.labels("revoked").inc()
             if not self._abandoned:
                 for number in mine:
-                    self.held[number].leaving = True
+                    self.assignments[number].leaving = True
                 self._on_revoke(mine)
                 self.release(mine)
         except Exception as error:
@@ -369,9 +331,9 @@ class Session:
 
     def _forget(self, numbers: Collection[int]) -> set[int]:
         """Hold these no more. Returns those that were held."""
-        mine = self.held.keys() & numbers
+        mine = self.assignments.keys() & numbers
         for number in mine:
-            del self.held[number]
+            self.assignments.pop(number).gone = True
         self._paused -= mine
         self.health.release_partitions(mine)
         self._stalls.drop(mine)
@@ -383,7 +345,7 @@ class Session:
         self._consumer.incremental_unassign([TopicPartition(self._topic, number) for number in numbers])
 
     def _note_epoch(self, message: Message) -> None:
-        held = self.held.get(-1 if (number := message.partition()) is None else number)
+        held = self.assignments.get(-1 if (number := message.partition()) is None else number)
         epoch = message.leader_epoch()
         if held is not None and epoch is not None:
             held.leader_epoch = epoch
@@ -397,7 +359,7 @@ class Session:
         """Nothing has come. Behind a poll that found something there might be more of any partition."""
         if not self._stalls.due():
             return
-        held = {number: each.ledger.next for number, each in self.held.items()}
+        held = {number: each.ledger.next for number, each in self.assignments.items()}
         fetched = held.keys() - self._paused
         self._stalls.watch(held, [number for number in fetched if self._end(number) > held[number]])
 
@@ -406,7 +368,7 @@ class Session:
         of transactions, aborted records. Left below the base they would look like lost requests once
         retention deletes them."""
         number, end = message.partition(), message.offset()
-        held = self.held.get(-1 if number is None else number)
+        held = self.assignments.get(-1 if number is None else number)
         if held is None or end is None:
             return
         before = held.ledger.checkpoint.base
@@ -414,24 +376,25 @@ class Session:
         if held.ledger.checkpoint.base > before:
             held.settle_at = min(held.settle_at, time.monotonic() + SETTLE_S)
 
-    def _stop(self, number: int, held: Held, why: str) -> None:
+    def _stop(self, stopped: Assignment, why: str) -> None:
         """Serve nothing new of a partition until an operator has decided."""
-        held.stopped = True
+        stopped.stopped = True
         reason = (
-            f"partition {number} is stopped: {why}. To go on with what the log has, stop the workers and "
-            f"reset the group's offset for this partition"
+            f"partition {stopped.number} is stopped: {why}. To go on with what the log has, stop the workers "
+            f"and reset the group's offset for this partition"
         )
-        log.error(reason, extra={"partition": number, "offset": held.ledger.checkpoint.base})
-        self.health.hold(f"partition-{number}", reason, number)
+        place = {"partition": stopped.number, "offset": stopped.ledger.checkpoint.base}
+        log.error(reason, extra=place)
+        self.health.hold(f"partition-{stopped.number}", reason, stopped.number)
 
-    def _stop_gone_back(self, number: int, held: Held, why: str) -> None:
+    def _stop_gone_back(self, before: Assignment, why: str) -> None:
         """As :meth:`_stop`, and drop what was taken: its offsets may belong to other records now. The next
         commit says so to whoever takes the partition over."""
-        self.epoch += 1
-        held.epoch, held.count, held.size = self.epoch, 0, 0
-        held.gone_back, held.claimed = why, False
-        self._on_gone([number])
-        self._stop(number, held, why)
+        before.gone = True
+        after = replace(before, gone=False, count=0, size=0, claimed=False, gone_back=why)
+        self.assignments[before.number] = after
+        self._on_gone([before.number])
+        self._stop(after, why)
 
     def _stop_all(self) -> None:
         """The topic is another one now. Offsets of the old one mean nothing in it."""
@@ -443,32 +406,31 @@ class Session:
         log.error(reason)
         self.health.hold("topic", reason)
         self._arriving.drop(list(self._arriving.numbers))
-        for held in self.held.values():
+        for held in self.assignments.values():
             held.gone_back = f"its log went back: topic {self._topic} was deleted and made again"
         try:
-            if self.held:
-                self._commit({number: held.ledger.checkpoint for number, held in self.held.items()})
+            if self.assignments:
+                self._commit({number: held.ledger.checkpoint for number, held in self.assignments.items()})
         except (CommitRefusedError, ClientsLostError) as error:
             log.warning("whoever comes next is not told: %s", error)
-        self._unassign(self._forget(list(self.held)))
+        self._unassign(self._forget(list(self.assignments)))
 
     def _judge(self, problem: KafkaError, partition: int | None) -> None:
-        held = self.held.get(-1 if partition is None else partition)
-        if held is not None and partition is not None and problem.code() in _LOG_GONE:
+        held = self.assignments.get(-1 if partition is None else partition)
+        if held is not None and problem.code() in _LOG_GONE:
             # The code says the same of a log that was deleted.
             if "truncat" in problem.str():
                 taken = held.ledger.next
                 why = f"its log went back below offset {taken}, which was taken already: {problem.str()}"
-                self._stop_gone_back(partition, held, why[:MAX_REASON_CHARACTERS])
+                self._stop_gone_back(held, why[:MAX_REASON_CHARACTERS])
             else:
                 self._stop(
-                    partition,
                     held,
                     f"its log does not have offset {held.ledger.next} ({problem.str()}): requests were "
                     f"deleted before they were served",
                 )
-        elif held is not None and partition is not None and problem.code() in _UNREADABLE:
-            self._stalls.cannot_read(partition, held.ledger.next, problem.str()[:MAX_REASON_CHARACTERS])
+        elif held is not None and problem.code() in _UNREADABLE:
+            self._stalls.cannot_read(held.number, held.ledger.next, problem.str()[:MAX_REASON_CHARACTERS])
         elif problem.fatal():
             raise ClientsLostError(f"the consumer failed: {problem.str()}")
         else:

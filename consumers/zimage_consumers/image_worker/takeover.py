@@ -25,6 +25,7 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
+from zimage_consumers.image_worker.assignment import UNKNOWN_EPOCH
 from zimage_consumers.image_worker.checkpoint import GONE_BACK, Checkpoint, take_over
 from zimage_consumers.image_worker.publish import ClientsLostError
 from zimage_consumers.image_worker.roster import Fate, fate_of
@@ -37,7 +38,6 @@ ASK_AGAIN_S = 0.2
 SAID_AFTER_S = 30.0
 """A partition that has waited for so long is named in ``/readyz``."""
 
-UNKNOWN_EPOCH = -1
 _EARLIEST, _LATEST = OffsetSpec.earliest(), OffsetSpec.latest()  # type: ignore[no-untyped-call]
 _REFUSED = frozenset(
     (

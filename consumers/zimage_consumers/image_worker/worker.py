@@ -18,6 +18,7 @@ from confluent_kafka.admin import AdminClient
 
 from zimage_consumers.dead_letters.release import read_releases
 from zimage_consumers.image_worker.admission import Admission
+from zimage_consumers.image_worker.assignment import Assignment
 from zimage_consumers.image_worker.batching import BatchLimits
 from zimage_consumers.image_worker.checkpoint import RECORDS_A_TURN, Mark, Taken
 from zimage_consumers.image_worker.clock import ClockGuard
@@ -46,7 +47,7 @@ from zimage_consumers.image_worker.outbox import Outbox
 from zimage_consumers.image_worker.publish import ClientsLostError, CommitRefusedError, FencedError
 from zimage_consumers.image_worker.roster import draw_nonce
 from zimage_consumers.image_worker.schedule import Scheduler
-from zimage_consumers.image_worker.session import Held, Session
+from zimage_consumers.image_worker.session import Session
 from zimage_consumers.image_worker.terminal import Identity
 from zimage_consumers.image_worker.verdict import Action, backoff_s, judge
 from zimage_stream.engines.base import Engine
@@ -113,7 +114,6 @@ class Worker:
             public_base_url=settings.store.public_base_url,
             encode_threads=settings.worker.encode_threads,
             upload_threads=settings.worker.upload_threads,
-            wanted=self._wanted,
             report=self._outcomes.put,
             health=health,
             metrics=metrics,
@@ -124,14 +124,13 @@ class Worker:
             batches,
             self._delivery.deliver,
             self._outcomes.put,
-            self._wanted,
             metrics,
             settings.engine,
         )
         self._scheduler = Scheduler(settings.scheduler.tenant_weights, batches)
         limits = Limits(settings.engine.max_pixels, settings.engine.allow_guidance)
         intake = Intake(codec, limits, engine.count_tokens)
-        self._admission = Admission(intake, self._wanted, health, metrics)
+        self._admission = Admission(intake, health, metrics)
         self._dispatcher = Dispatcher(
             self._scheduler,
             intake,
@@ -139,7 +138,6 @@ class Worker:
             self._delivery,
             max_attempts=settings.worker.max_attempts,
             max_batch=settings.engine.max_batch,
-            wanted=self._wanted,
             fail=self._fail,
         )
         identity = Identity(engine.model, engine.model_revision, slot)
@@ -149,7 +147,6 @@ class Worker:
             settings.topics,
             codec,
             identity,
-            self._wanted,
             self._withhold,
             self._held_back,
             health,
@@ -201,15 +198,13 @@ class Worker:
 
     def _take_slot(self) -> Session | None:
         """The first session, with its publisher started; ``None`` where we are stopped before that."""
-        epoch = 1
         while not self._stop.is_set():
-            session = self._open(epoch)
+            session = self._open()
             try:
                 session.start_publisher()
             except ClientsLostError as error:
                 log.warning("the slot is not taken yet, trying again: %s", error)
                 session.abandon()
-                epoch = session.epoch + 1
                 self._stop.wait(REJOIN_WAIT_S)
             else:
                 return session
@@ -244,15 +239,14 @@ class Worker:
                         return ExitCode.FENCED
                     fenced_at = time.monotonic()
                 self._stop.wait(REJOIN_WAIT_S)
-                session = self._open(session.epoch + 1)
+                session = self._open()
 
-    def _open(self, epoch: int) -> Session:
+    def _open(self) -> Session:
         self._session = Session(
             self._settings,
             self._admin,
             slot=self._slot,
             owner=self._owner,
-            first_epoch=epoch,
             give_up=self._stop.is_set,
             on_revoke=self._give_back,
             on_gone=self._drop,
@@ -265,7 +259,7 @@ class Worker:
         """Finish what runs within the drain time, then let everything go cleanly."""
         self._deadline = time.monotonic() + self._settings.worker.drain_timeout_s
         self._admission.clear()
-        self._dispatcher.withdraw(session.held.keys())
+        self._dispatcher.withdraw(session.assignments.keys())
         while (self._dispatcher.busy or self._outbox) and self._may_drain(self._deadline):
             self._turn(session)
         session.close()
@@ -309,7 +303,7 @@ class Worker:
                 # published now.
                 self._collect(0.0)
             for job in self._outbox.publish(session):
-                self._resolved(session, job)
+                self._resolved(job)
         except CommitRefusedError as error:
             log.info("a commit has to wait for the group: %s", error)
         self._gauges.sample(session, self._scheduler, self._engine.picture_s)
@@ -343,7 +337,7 @@ class Worker:
                 return count
             record = record_of(message)
             failpoint("fetched")
-            held = session.held.get(record.partition)
+            held = session.assignments.get(record.partition)
             if held is not None and held.ledger.take(record.offset) is Taken.NEW:
                 self._take(held, record)
                 taken_bytes += record.size
@@ -353,11 +347,11 @@ class Worker:
             wait_s = 0.0
         return RECORDS_A_TURN
 
-    def _take(self, held: Held, record: Record) -> None:
+    def _take(self, held: Assignment, record: Record) -> None:
         mark = held.ledger.mark(record.offset)
         job = Job(
             record,
-            held.epoch,
+            held,
             attempts=mark.attempts,
             suspect=mark.suspect,
             cautious=held.ledger.cautious,
@@ -373,10 +367,10 @@ class Worker:
         else:
             self._admission.add(job)
 
-    def _must_pause(self, held: Held) -> bool:
+    def _must_pause(self, held: Assignment) -> bool:
         """Whether a partition has its share of the window; it resumes at half."""
         assert self._session is not None
-        worker, shares = self._settings.worker, len(self._session.held)
+        worker, shares = self._settings.worker, len(self._session.assignments)
         filled = max(held.count * shares / worker.window, held.size * shares / worker.window_bytes)
         held.roomy = filled < (1.0 if held.roomy else 0.5)
         stopping = self._held_back.crowded or self._deadline is not None
@@ -419,11 +413,11 @@ class Worker:
                 )  # fmt: skip
                 self._code = ExitCode.LEAKED
                 self.stop()
-            case Stored(job, image, reused) if self._wanted(job):
+            case Stored(job, image, reused) if not job.gone:
                 job.attempts += job.started_at is not None
                 self._metrics.store_reused.inc(reused)
                 self._outbox.add(Resolution(job, image=image))
-            case Failed(job, error) if self._wanted(job):
+            case Failed(job, error) if not job.gone:
                 job.attempts += job.started_at is not None
                 self._fail(job, error)
             case Stored(job) | Failed(job):
@@ -438,20 +432,17 @@ class Worker:
         else:
             self._outbox.add(Resolution(job, None, verdict.code, error, verdict.ours, verdict.retriable))
 
-    def _resolved(self, session: Session, job: Job) -> None:
+    def _resolved(self, job: Job) -> None:
         self._dispatcher.resolved(job)
-        session.held[job.record.partition].leaves_window(job.record.size)
+        job.assignment.leaves_window(job.record.size)
 
     def _withhold(self, job: Job) -> None:
         self._dispatcher.withhold(job)
-        assert self._session is not None
-        self._session.held[job.record.partition].leaves_window(job.record.size)
+        job.assignment.leaves_window(job.record.size)
 
     def _try_again(self, job: Job) -> None:
         """What was held back begins once more, for its last attempt; its record may be read otherwise now."""
-        assert self._session is not None
-        held = self._session.held[job.record.partition]
-        held.enters_window(job.record.size)
+        job.assignment.enters_window(job.record.size)
         job.begin_anew(not_before=0.0)
         job.request, job.attempts = None, min(job.attempts, self._settings.worker.max_attempts - 1)
         job.tried_again = True
@@ -481,8 +472,3 @@ class Worker:
     def _may_drain(self, deadline: float) -> bool:
         answers = self._health.is_up("store") and not self._outbox.waits_for_schema
         return time.monotonic() < deadline and answers
-
-    def _wanted(self, job: Job) -> bool:
-        """Whether the job's partition is still held under the job's epoch. Called from every thread."""
-        held = self._session.held.get(job.record.partition) if self._session else None
-        return held is not None and held.epoch == job.epoch

@@ -6,6 +6,8 @@ import itertools
 from datetime import UTC, datetime
 from typing import Any
 
+from zimage_consumers.image_worker.assignment import Assignment
+from zimage_consumers.image_worker.checkpoint import Checkpoint, Ledger
 from zimage_consumers.image_worker.jobs import Job, Record
 from zimage_stream.events.prompt_request import PromptRequest
 
@@ -14,7 +16,12 @@ SENT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def job(partition: int = 0, suspect: bool = False, marked: bool = False, **request: Any) -> Job:
-    """A decoded job of a fresh offset; keyword arguments are fields of its request."""
+    """A decoded job of a fresh offset, under an assignment of its own.
+
+    Args:
+        request: fields of its request.
+    """
     record = Record("requests", partition, next(_offsets), b"key", b"value", (), SENT)
     fields = {"prompt": "a red circle", **request}
-    return Job(record, 1, PromptRequest(**fields), suspect=suspect, marked=marked)
+    assignment = Assignment(partition, Ledger(Checkpoint(0)))
+    return Job(record, assignment, PromptRequest(**fields), suspect=suspect, marked=marked)

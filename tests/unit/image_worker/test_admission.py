@@ -30,7 +30,7 @@ def health() -> Health:
 
 def admission_with(codec: Codec, health: Health) -> Admission:
     intake = Intake(codec, Limits(), lambda prompt: 1)
-    return Admission(intake, lambda job: True, health, Metrics(CollectorRegistry()))
+    return Admission(intake, health, Metrics(CollectorRegistry()))
 
 
 def readable() -> Job:

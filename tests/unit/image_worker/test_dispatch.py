@@ -94,7 +94,6 @@ class Here:
         self.outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self.stored: list[Stored] = []
         self.failed: list[Job] = []
-        self.lost: set[int] = set()
         self.publishes = True
         self.store, self.gate = WatchedStore(folder), Gated()
         self.group = Group(self.store)
@@ -105,7 +104,6 @@ class Here:
             public_base_url=None,
             encode_threads=1,
             upload_threads=1,
-            wanted=self.wanted,
             report=self.outcomes.put,
             health=Health(),
             metrics=metrics,
@@ -115,7 +113,6 @@ class Here:
             limits,
             self.delivery.deliver,
             self.outcomes.put,
-            self.wanted,
             metrics,
             EngineSettings(),
         )
@@ -127,12 +124,8 @@ class Here:
             self.delivery,
             max_attempts=3,
             max_batch=8,
-            wanted=self.wanted,
             fail=lambda job, error: self.failed.append(job),
         )
-
-    def wanted(self, job: Job) -> bool:
-        return job.record.partition not in self.lost
 
     def add(self, *jobs: Job) -> None:
         for each in jobs:
@@ -177,7 +170,8 @@ class Here:
         self.serve(quiet)
 
     def lose(self, partition: int) -> None:
-        self.lost.add(partition)
+        for each in self.group.known.values():
+            each.assignment.gone |= each.record.partition == partition
         self.dispatcher.forget({partition})
 
     @property

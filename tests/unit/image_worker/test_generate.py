@@ -33,14 +33,12 @@ class Running:
     def __init__(self, engine: SimulatedEngine, settings: EngineSettings) -> None:
         self.pictures: list[tuple[Job, Image]] = []
         self.outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
-        self.unwanted: set[Job] = set()
         self.registry = CollectorRegistry()
         self.thread = EngineThread(
             engine,
             BatchLimits(8),
             lambda job, image: self.pictures.append((job, image)),
             self.outcomes.put,
-            lambda job: job not in self.unwanted,
             Metrics(self.registry),
             settings,
         )
@@ -77,9 +75,9 @@ def test_a_batch_that_nobody_wants_is_cut_short_and_the_next_one_runs() -> None:
         here.thread.submit(Batch(1, (unwanted,)))
         here.thread.submit(Batch(2, (wanted,)))
         time.sleep(0.2)
-        here.unwanted.add(unwanted)
+        unwanted.assignment.gone = True
         assert here.outcome() == BatchDone(1)
-        here.unwanted.add(wanted)
+        wanted.assignment.gone = True
         assert here.outcome() == BatchDone(2)
     assert here.pictures == []
 
@@ -87,7 +85,7 @@ def test_a_batch_that_nobody_wants_is_cut_short_and_the_next_one_runs() -> None:
 def test_a_batch_of_which_one_is_wanted_is_finished() -> None:
     with running(simulated_ms=1_000) as here:
         jobs = job(width=512, height=512), job(width=512, height=512)
-        here.unwanted.add(jobs[0])
+        jobs[0].assignment.gone = True
         here.thread.submit(Batch(1, jobs))
         assert here.outcome() == BatchDone(1)
     assert [each for each, _ in here.pictures] == list(jobs)

@@ -34,7 +34,7 @@ class Published:
     """A session that only notes what is published. ``refused``: keys of records that no broker takes.
     ``takes``: bytes of the largest record."""
 
-    held: dict[int, Any]
+    assignments: dict[int, Any]
     records: list[Outgoing] = field(default_factory=list)
     refused: set[bytes | None] = field(default_factory=set)
     takes: int = 1 << 30
@@ -65,7 +65,6 @@ class Held:
             TopicSettings(),
             self.codec,
             Identity("m", "", "slot"),
-            lambda job: True,
             self.withheld.append,
             HeldBack(1 << 20, Releases(lambda: self.releases), self.again.append, self.health),
             self.health,

@@ -12,11 +12,12 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 from prometheus_client import CollectorRegistry
 
+from zimage_consumers.image_worker.assignment import Assignment
 from zimage_consumers.image_worker.checkpoint import Checkpoint, Ledger
 from zimage_consumers.image_worker.exits import EngineLostError, ExitCode
 from zimage_consumers.image_worker.jobs import EngineLost
 from zimage_consumers.image_worker.publish import ClientsLostError
-from zimage_consumers.image_worker.session import Held, Session
+from zimage_consumers.image_worker.session import Session
 from zimage_consumers.image_worker.worker import BYTES_A_TURN, Worker
 from zimage_stream.engines.simulated import SimulatedEngine
 from zimage_stream.errors import EngineError
@@ -32,7 +33,7 @@ class Gone:
     """A session whose clients are lost by the time that it is to be left."""
 
     def __init__(self) -> None:
-        self.held = {0: SimpleNamespace(epoch=1)}
+        self.assignments = {0: Assignment(0, Ledger(Checkpoint(0)))}
         self.abandoned = False
 
     def close(self) -> None:
@@ -86,7 +87,6 @@ def test_an_outage_that_no_request_waits_for_any_more_is_asked_about(worker: Wor
 class Refusing(Gone):
     """A session whose clients refuse what is asked of them."""
 
-    epoch = 1
     clean = True
 
     def join(self) -> None:
@@ -99,37 +99,33 @@ class Joined(Gone):
     def __init__(self, worker: Worker) -> None:
         super().__init__()
         self._worker = worker
+        self.left = False
 
     def join(self) -> None:
         self._worker.stop()
 
     def close(self) -> None:
-        pass
+        self.left = True
 
 
 def test_clients_that_refuse_a_call_are_replaced(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    refusing, opened = Refusing(), list[int]()
-
-    def open_(epoch: int) -> Session:
-        opened.append(epoch)
-        return cast(Session, Joined(worker))
-
-    monkeypatch.setattr(worker, "_open", open_)
+    refusing, joined = Refusing(), Joined(worker)
+    monkeypatch.setattr(worker, "_open", lambda: joined)
     assert worker._serve(cast(Session, refusing)) is ExitCode.DONE
     assert refusing.abandoned
-    assert opened == [2]
+    assert joined.left
 
 
 class Flooded:
     """A session whose partition holds records of 600 kB of headers without end."""
 
     def __init__(self) -> None:
-        self.held = {0: Held(1, Ledger(Checkpoint(0)))}
+        self.assignments = {0: Assignment(0, Ledger(Checkpoint(0)))}
         self.taken = 0
         self._paused = False
 
-    def regulate(self, stop: Callable[[Held], bool]) -> None:
-        self._paused = stop(self.held[0])
+    def regulate(self, stop: Callable[[Assignment], bool]) -> None:
+        self._paused = stop(self.assignments[0])
 
     def poll(self, wait_s: float) -> Any:
         if self._paused:

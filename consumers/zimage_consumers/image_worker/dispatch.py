@@ -6,7 +6,7 @@ import itertools
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -16,7 +16,7 @@ from zimage_consumers.image_worker.deliver import Delivery
 from zimage_consumers.image_worker.failpoints import failpoint
 from zimage_consumers.image_worker.generate import Batch, EngineThread
 from zimage_consumers.image_worker.intake import Intake
-from zimage_consumers.image_worker.jobs import Job, LookedUp
+from zimage_consumers.image_worker.jobs import Failed, Job, LookedUp
 from zimage_consumers.image_worker.publish import CommitRefusedError
 from zimage_consumers.image_worker.schedule import Scheduler
 from zimage_consumers.image_worker.session import Session
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 UNDELIVERED_PIXELS = 64 << 20
 """Pictures held in memory while the store is slow or down: 192 MiB of RGB."""
 REGISTRY_WAIT_S = 1.0
+_EXPIRED = "it was not started before its expires_at"
 _RECENT = 0.1
 """Weight of the newest commit in how long one takes."""
 
@@ -37,7 +38,6 @@ class Dispatcher:
 
     Args:
         max_batch: pictures in the largest batch.
-        fail: takes a job that cannot run and the error that says why.
     """
 
     def __init__(
@@ -49,7 +49,6 @@ class Dispatcher:
         *,
         max_attempts: int,
         max_batch: int,
-        fail: Callable[[Job, Exception], None],
     ) -> None:
         self._scheduler = scheduler
         self._intake = intake
@@ -57,7 +56,6 @@ class Dispatcher:
         self._delivery = delivery
         self._max_attempts = max_attempts
         self._max_batch = max_batch
-        self._fail = fail
         self._started: set[Job] = set()
         self._notes: dict[Job, Mark] = {}
         self._batches: dict[int, Batch] = {}
@@ -80,23 +78,26 @@ class Dispatcher:
         """Whether anything started of these partitions is unresolved."""
         return any(job.record.partition in partitions for job in self._started)
 
-    def plan(self, session: Session, at: datetime, expire: bool) -> None:
+    def expired(self, at: datetime) -> list[Failed]:
+        """What has expired before it was started."""
+        return [Failed(job, ExpiredError(_EXPIRED)) for job in self._scheduler.take_expired(at)]
+
+    def plan(self, session: Session, at: datetime | None) -> Failed | None:
         """Fill the engine and its deck.
 
         Args:
-            at: the wall clock.
-            expire: whether it can be trusted to say that a request has expired.
+            at: the wall clock; ``None`` where it cannot be trusted to say that a request has expired.
+
+        Returns:
+            a job that was to run alone and cannot run.
 
         Raises:
             CommitRefusedError, ClientsLostError: marks could not be committed; nothing was started.
         """
-        if expire:
-            for job in self._scheduler.take_expired(at):
-                self._fail(job, ExpiredError("it was not started before its expires_at"))
         if self._scheduler.wants_solitude(time.monotonic()):
-            if not self._started and not self._batches:
-                self._start_alone(session, at if expire else None)
-            return
+            if self._started or self._batches:
+                return None
+            return self._start_alone(session, at)
         chosen: list[list[Job]] = []
         while not self.alone and self._room_beside(chosen):
             jobs = self._scheduler.take_batch(time.monotonic())
@@ -105,6 +106,7 @@ class Dispatcher:
             chosen.append(jobs)
         if chosen or self._notes:
             self._start(session, [Batch(next(self._ids), tuple(jobs)) for jobs in chosen])
+        return None
 
     def looked_up(self, found: LookedUp) -> bool:
         """The store has answered for a job of a batch, which goes on deck with the last answer.
@@ -190,33 +192,15 @@ class Dispatcher:
         batches = [batch.jobs for batch in self._batches.values()] + [*chosen]
         return wants_more(len(batches), sum(map(len, batches)), self._engine.picture_s, self._mark_s)
 
-    def _start_alone(self, session: Session, at: datetime | None) -> None:
-        """Run a job with nothing beside it, or end it if it has killed as many processes as it may."""
+    def _start_alone(self, session: Session, at: datetime | None) -> Failed | None:
+        """Run a job with nothing beside it, or say why it cannot run."""
         job = self._scheduler.take_alone(time.monotonic())
         if job is None:
-            return
+            return None
         judged = job.marked
         self._mark(session, [job])
         try:
-            if job.attempts >= self._max_attempts:
-                if job.request is None and job.attempts == self._max_attempts:
-                    # To answer its author somebody has to read it; if that kills too, nobody does.
-                    job.request = self._intake.decode(job.record)
-                raise WorkerCrashedError(
-                    f"the worker process died {job.attempts} times while this request ran alone"
-                )
-            if job.request is None:
-                self._intake.check(job)
-            if not job.suspect:
-                # The decoding was what had to be alone, and it is over: it waits like any other.
-                job.cautious, job.marked = False, judged
-                self._started.discard(job)
-                self._notes[job] = Mark(job.attempts)
-                self._scheduler.add(job)
-                return
-            expires_at = job.decoded.expires_at
-            if not judged and at is not None and expires_at is not None and expires_at <= at:
-                raise ExpiredError("it was not started before its expires_at")
+            self._read_alone(job, None if judged else at)
         except RegistryUnavailableError as error:
             log.warning("it waits for its schema: %s", error, extra=job.log)
             job.marked = judged
@@ -226,11 +210,43 @@ class Dispatcher:
             # its doing: the next one could not read it any more, and would have no result for its author.
             self._started.discard(job)
             self._notes[job] = Mark(job.attempts, job.suspect)
-            self._fail(job, error)
+            return Failed(job, error)
         else:
-            batch = Batch(next(self._ids), (job,), probe=True)
-            self._put(batch)
-            self._delivery.look_up(batch.id, job)
+            if job.suspect:
+                batch = Batch(next(self._ids), (job,), probe=True)
+                self._put(batch)
+                self._delivery.look_up(batch.id, job)
+            else:
+                # The decoding was what had to be alone, and it is over: it waits like any other.
+                job.cautious, job.marked = False, judged
+                self._started.discard(job)
+                self._notes[job] = Mark(job.attempts)
+                self._scheduler.add(job)
+        return None
+
+    def _read_alone(self, job: Job, at: datetime | None) -> None:
+        """Have a job decoded under its own mark.
+
+        Args:
+            at: the wall clock, where expiry is to be judged.
+
+        Raises:
+            WorkerCrashedError: it has killed as many processes as it may.
+            ExpiredError: it was not started in time.
+            RegistryUnavailableError, and whatever it is refused for.
+        """
+        if job.attempts >= self._max_attempts:
+            if job.request is None and job.attempts == self._max_attempts:
+                # To answer its author somebody has to read it; if that kills too, nobody does.
+                job.request = self._intake.decode(job.record)
+            raise WorkerCrashedError(
+                f"the worker process died {job.attempts} times while this request ran alone"
+            )
+        if job.request is None:
+            self._intake.check(job)
+        expires_at = job.decoded.expires_at
+        if job.suspect and at is not None and expires_at is not None and expires_at <= at:
+            raise ExpiredError(_EXPIRED)
 
     def _start(self, session: Session, batches: Sequence[Batch]) -> None:
         """Mark the jobs of these batches, and ask the store for their pictures meanwhile."""

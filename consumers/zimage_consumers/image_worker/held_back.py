@@ -58,15 +58,11 @@ class HeldBack:
 
     Args:
         capacity: bytes of records; with more, nothing new is fetched.
-        again: takes each job that is to be tried once more.
     """
 
-    def __init__(
-        self, capacity: int, releases: Releases, again: Callable[[Job], None], health: Health
-    ) -> None:
+    def __init__(self, capacity: int, releases: Releases, health: Health) -> None:
         self._capacity = capacity
         self._releases = releases
-        self._again = again
         self._health = health
         self._breaker = Breaker[Job]()
         self._bytes = 0
@@ -91,22 +87,27 @@ class HeldBack:
         self._tell()
         return True
 
-    def could_be_read(self) -> None:
-        """A record was decoded, so that schemas can be had."""
-        self._resume(self._breaker.succeed((Code.UNKNOWN_SCHEMA,)))
+    def could_be_read(self) -> Collection[Job]:
+        """A record was decoded, so that schemas can be had. Returns the jobs to try once more."""
+        return self._let_go(self._breaker.succeed((Code.UNKNOWN_SCHEMA,)))
 
-    def worked(self, job: Job) -> None:
-        """A picture is in the store; if it was made now, engine and store work."""
-        if job.generate_ms is not None:
-            self._resume(self._breaker.succeed((Code.GENERATION_FAILED, Code.STORE_REJECTED)))
+    def worked(self, job: Job) -> Collection[Job]:
+        """A picture is in the store; if it was made now, engine and store work. Returns the jobs to try once
+        more."""
+        if job.generate_ms is None:
+            return ()
+        return self._let_go(self._breaker.succeed((Code.GENERATION_FAILED, Code.STORE_REJECTED)))
 
-    def turn(self) -> None:
-        """Let go what an operator has released."""
-        if self._reasons:
-            self._releases.ask()
-            for code in [code for code in self._reasons if self._releases.let_go(code)]:
-                log.warning("an operator lets go what is held back for %s", code)
-                self._resume(self._breaker.release(code))
+    def released(self) -> Collection[Job]:
+        """What an operator has released: jobs to try once more."""
+        if not self._reasons:
+            return ()
+        self._releases.ask()
+        jobs: list[Job] = []
+        for code in [code for code in self._reasons if self._releases.let_go(code)]:
+            log.warning("an operator lets go what is held back for %s", code)
+            jobs += self._let_go(self._breaker.release(code))
+        return jobs
 
     def forget(self, partitions: Collection[int]) -> None:
         """These partitions are somebody else's now."""
@@ -120,12 +121,11 @@ class HeldBack:
         self._breaker.discard(gone)
         self._tell()
 
-    def _resume(self, jobs: Collection[Job]) -> None:
-        for job in jobs:
-            self._bytes -= job.record.size
-            self._again(job)
+    def _let_go(self, jobs: Collection[Job]) -> Collection[Job]:
+        self._bytes -= sum(job.record.size for job in jobs)
         if jobs:
             self._tell()
+        return jobs
 
     def _tell(self) -> None:
         for code, latest in list(self._reasons.items()):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from zimage_consumers.image_worker.checkpoint import Checkpoint, CheckpointOverflowError
-from zimage_consumers.image_worker.held_back import HeldBack
 from zimage_consumers.image_worker.jobs import Job, Resolution, now
 from zimage_consumers.image_worker.publish import ClientsLostError, PublishAbortedError, RefusedRecordError
 from zimage_consumers.image_worker.session import Session
@@ -29,21 +29,30 @@ WAIT_AFTER_ABORT_S = 0.1
 SCHEMA_WAIT_S = 1.0
 
 
-class Outbox:
-    """Publishes what has ended, together with the checkpoints that say so. Kafka thread only.
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What a publication came to.
 
-    Args:
-        withheld: told of each job whose terminal event does not come, unless it is tried again.
-        held_back: takes those that fail for reasons that may be ours.
+    Attributes:
+        out: jobs whose terminal events are out.
+        withheld: jobs whose terminal events cannot come.
     """
+
+    out: Sequence[Job] = ()
+    withheld: Sequence[Job] = ()
+
+
+NOTHING = Published()
+
+
+class Outbox:
+    """Publishes what has ended, together with the checkpoints that say so. Kafka thread only."""
 
     def __init__(
         self,
         topics: TopicSettings,
         codec: Codec,
         identity: Identity,
-        withheld: Callable[[Job], None],
-        held_back: HeldBack,
         health: Health,
         metrics: Metrics,
         tracer: Tracer,
@@ -52,10 +61,8 @@ class Outbox:
         self._topics = topics
         self._codec = codec
         self._identity = identity
-        self._report_withheld = withheld
         self._health = health
         self._metrics = metrics
-        self._held_back = held_back
         self._ready: list[Resolution] = []
         self._not_before = 0.0
         self._singly = 0
@@ -72,12 +79,7 @@ class Outbox:
 
     def add(self, resolution: Resolution) -> None:
         """Take a job that has ended."""
-        if resolution.image is not None:
-            self._held_back.worked(resolution.job)
-        if resolution.ours and self._held_back.takes(resolution):
-            self._report_withheld(resolution.job)
-        else:
-            self._ready.append(resolution)
+        self._ready.append(resolution)
 
     def forget(self, partitions: Collection[int]) -> None:
         """These partitions are not ours any more."""
@@ -115,18 +117,18 @@ class Outbox:
         self.waits_for_schema = True
         self._not_before = time.monotonic() + SCHEMA_WAIT_S
 
-    def publish(self, session: Session) -> list[Job]:
-        """Publish what is ready, if it is time; returns the jobs whose terminal events are out.
+    def publish(self, session: Session) -> Published:
+        """Publish what is ready, if it is time.
 
         Raises:
             CommitRefusedError, ClientsLostError: see :mod:`~zimage_consumers.image_worker.publish`.
         """
         self._ready = [resolution for resolution in self._ready if not resolution.job.gone]
         if not self._ready or time.monotonic() < self._not_before or not self.can_encode():
-            return []
+            return NOTHING
         batch, checkpoints = _fitting(self._ready[: 1 if self._singly else AT_ONCE], session)
         if not batch:
-            return []
+            return NOTHING
         at = now()
         records: list[Outgoing] = []
         for resolution in batch:
@@ -134,44 +136,51 @@ class Outbox:
                 records += records_of(resolution, self._topics, self._codec, self._identity, at)
             except Exception as error:
                 # A mistake of ours; one record must not stop the worker for it.
-                self._isolate(resolution, error)
-                return []
+                return Published(withheld=[self._isolate(resolution, error)])
         started = time.monotonic()
         try:
             session.publish(records, checkpoints)
         except RefusedRecordError as error:
-            if len(batch) == 1 and not batch[0].job.cut:
-                # The topic may take less than it should. Where and why comes before what.
-                log.warning("the brokers refuse a record, it goes out cut: %s", error)
-                batch[0].job.cut = True
-            elif len(batch) == 1:
-                self._isolate(batch[0], error)
-                self._singly = max(0, self._singly - 1)
-            else:
-                # Whose record it is shows when each goes alone.
-                log.warning("the brokers refuse a record, %d go out one by one: %s", len(batch), error)
-                self._singly = len(batch)
-            return []
+            return self._refused_record(batch, error)
         except PublishAbortedError as error:
             log.warning("a publication was aborted and is made again: %s", error)
             self._metrics.transactions.labels("aborted").inc()
             self._not_before = time.monotonic() + WAIT_AFTER_ABORT_S
-            return []
+            return NOTHING
         except ClientsLostError:
             self._metrics.transactions.labels("lost").inc()
             raise
+        return self._went_out(batch, time.monotonic() - started)
+
+    def _went_out(self, batch: Sequence[Resolution], elapsed_s: float) -> Published:
         self._singly = max(0, self._singly - 1)
-        elapsed = time.monotonic() - started
         self._metrics.transactions.labels("committed").inc()
-        self._metrics.transaction_seconds.observe(elapsed)
+        self._metrics.transaction_seconds.observe(elapsed_s)
         out = set(map(id, batch))
         self._ready = [resolution for resolution in self._ready if id(resolution) not in out]
         for resolution in batch:
             self._count(resolution)
-            self._trace(resolution, elapsed)
-        return [resolution.job for resolution in batch]
+            self._trace(resolution, elapsed_s)
+        return Published([resolution.job for resolution in batch])
 
-    def _isolate(self, resolution: Resolution, error: Exception) -> None:
+    def _refused_record(self, batch: Sequence[Resolution], error: RefusedRecordError) -> Published:
+        """The brokers refuse a record of this batch, and nothing of it went out."""
+        if len(batch) > 1:
+            # Whose record it is shows when each goes alone.
+            log.warning("the brokers refuse a record, %d go out one by one: %s", len(batch), error)
+            self._singly = len(batch)
+            return NOTHING
+        (resolution,) = batch
+        if not resolution.job.cut:
+            # The topic may take less than it should. Where and why comes before what.
+            log.warning("the brokers refuse a record, it goes out cut: %s", error)
+            resolution.job.cut = True
+            return NOTHING
+        self._singly = max(0, self._singly - 1)
+        return Published(withheld=[self._isolate(resolution, error)])
+
+    def _isolate(self, resolution: Resolution, error: Exception) -> Job:
+        """Give up on a terminal event, and say so. Returns its job."""
         record = resolution.job.record
         self._refused[record.partition] += 1
         reason = (
@@ -186,7 +195,7 @@ class Outbox:
             record.partition,
         )
         self._ready.remove(resolution)
-        self._report_withheld(resolution.job)
+        return resolution.job
 
     def _trace(self, resolution: Resolution, elapsed_s: float) -> None:
         job, request = resolution.job, resolution.job.request

@@ -11,7 +11,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
@@ -138,17 +138,14 @@ class Worker:
             self._delivery,
             max_attempts=settings.worker.max_attempts,
             max_batch=settings.engine.max_batch,
-            fail=self._fail,
         )
         identity = Identity(engine.model, engine.model_revision, slot)
         releases = Releases(lambda: read_releases(settings))
-        self._held_back = HeldBack(settings.worker.window_bytes, releases, self._try_again, health)
+        self._held_back = HeldBack(settings.worker.window_bytes, releases, health)
         self._outbox = Outbox(
             settings.topics,
             codec,
             identity,
-            self._withhold,
-            self._held_back,
             health,
             metrics,
             tracer,
@@ -294,16 +291,22 @@ class Worker:
             self._admit()
             # With work under way this is where a turn waits: what has ended goes out at once.
             self._collect(BUSY_POLL_S if self._under_way and not taken else 0.0)
-            self._held_back.turn()
+            self._try_again(self._held_back.released())
             if self._deadline is None:
                 at = now()
                 steady = self._clock.steady(at.timestamp(), time.monotonic())
-                self._dispatcher.plan(session, at, expire=steady)
+                if steady:
+                    self._fail_all(self._dispatcher.expired(at))
+                failed = self._dispatcher.plan(session, at if steady else None)
+                self._fail_all([failed] if failed is not None else ())
                 # The store has answered while the marks were committed: on deck at once, not after what is
                 # published now.
                 self._collect(0.0)
-            for job in self._outbox.publish(session):
+            published = self._outbox.publish(session)
+            for job in published.out:
                 self._resolved(job)
+            for job in published.withheld:
+                self._withhold(job)
         except CommitRefusedError as error:
             log.info("a commit has to wait for the group: %s", error)
         self._gauges.sample(session, self._scheduler, self._engine.picture_s)
@@ -383,9 +386,9 @@ class Worker:
             return
         for admitted in self._admission.admit(self._outbox.waits_for_schema):
             if isinstance(admitted, Failed):
-                self._fail(admitted.job, admitted.error)
+                self._fail(admitted)
             else:
-                self._held_back.could_be_read()
+                self._try_again(self._held_back.could_be_read())
                 self._scheduler.add(admitted)
 
     def _collect(self, wait_s: float) -> None:
@@ -416,37 +419,51 @@ class Worker:
             case Stored(job, image, reused) if not job.gone:
                 job.attempts += job.started_at is not None
                 self._metrics.store_reused.inc(reused)
+                self._try_again(self._held_back.worked(job))
                 self._outbox.add(Resolution(job, image=image))
-            case Failed(job, error) if not job.gone:
+            case Failed(job) if not job.gone:
                 job.attempts += job.started_at is not None
-                self._fail(job, error)
+                self._fail(outcome)
             case Stored(job) | Failed(job):
                 log.info("a completion of a partition given up is discarded", extra=job.log)
 
-    def _fail(self, job: Job, error: Exception) -> None:
+    def _fail_all(self, failed: Iterable[Failed]) -> None:
+        for each in failed:
+            self._fail(each)
+
+    def _fail(self, failed: Failed) -> None:
+        """Try the job again, hold it back, or have it end, as the verdict says."""
+        job, error = failed.job, failed.error
         verdict = judge(error, job.attempts, self._settings.worker.max_attempts)
         if verdict.action is Action.RETRY:
             log.warning("the attempt failed and is made again: %s", error, extra=job.log)
             self._metrics.attempts.labels("retried").inc()
             self._dispatcher.retry(job, backoff_s(job.attempts))
+            return
+        resolution = Resolution(job, None, verdict.code, error, verdict.ours, verdict.retriable)
+        if resolution.ours and self._held_back.takes(resolution):
+            self._withhold(job)
         else:
-            self._outbox.add(Resolution(job, None, verdict.code, error, verdict.ours, verdict.retriable))
+            self._outbox.add(resolution)
 
     def _resolved(self, job: Job) -> None:
+        """Its terminal event is out."""
         self._dispatcher.resolved(job)
         job.assignment.leaves_window(job.record.size)
 
     def _withhold(self, job: Job) -> None:
+        """Its terminal event does not come, unless it is tried again."""
         self._dispatcher.withhold(job)
         job.assignment.leaves_window(job.record.size)
 
-    def _try_again(self, job: Job) -> None:
+    def _try_again(self, jobs: Iterable[Job]) -> None:
         """What was held back begins once more, for its last attempt; its record may be read otherwise now."""
-        job.assignment.enters_window(job.record.size)
-        job.begin_anew(not_before=0.0)
-        job.request, job.attempts = None, min(job.attempts, self._settings.worker.max_attempts - 1)
-        job.tried_again = True
-        self._enqueue(job)
+        for job in jobs:
+            job.assignment.enters_window(job.record.size)
+            job.begin_anew(not_before=0.0)
+            job.request, job.attempts = None, min(job.attempts, self._settings.worker.max_attempts - 1)
+            job.tried_again = True
+            self._enqueue(job)
 
     # -- partitions that go
 

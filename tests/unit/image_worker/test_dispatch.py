@@ -15,7 +15,7 @@ import pytest
 from PIL.Image import Image
 from prometheus_client import CollectorRegistry
 
-from tests.unit.image_worker.jobs import SENT, job
+from tests.unit.image_worker.jobs import job
 from zimage_consumers.image_worker.batching import BatchLimits
 from zimage_consumers.image_worker.checkpoint import MAX_MARKS, Mark
 from zimage_consumers.image_worker.deliver import Delivery
@@ -124,7 +124,6 @@ class Here:
             self.delivery,
             max_attempts=3,
             max_batch=8,
-            fail=lambda job, error: self.failed.append(job),
         )
 
     def add(self, *jobs: Job) -> None:
@@ -133,7 +132,9 @@ class Here:
             self.scheduler.add(each)
 
     def plan(self) -> None:
-        self.dispatcher.plan(cast(Session, self.group), SENT, expire=False)
+        failed = self.dispatcher.plan(cast(Session, self.group), None)
+        if failed is not None:
+            self.failed.append(failed.job)
 
     def serve(self, until: Callable[[], object]) -> None:
         """Turn after turn, as a worker does."""

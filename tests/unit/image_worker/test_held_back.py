@@ -30,7 +30,7 @@ class Here:
 
     def __post_init__(self) -> None:
         self.health.set_started()
-        self.held_back = HeldBack(self.capacity, Releases(self.read), self.again.append, self.health)
+        self.held_back = HeldBack(self.capacity, Releases(self.read), self.health)
 
     def flood(self, count: int, code: Code = Code.GENERATION_FAILED, partition: int = 0) -> list[Job]:
         """Those of so many failures that are held back."""
@@ -53,9 +53,9 @@ def test_a_picture_made_now_has_what_failed_tried_again() -> None:
     assert not ready
     assert reason.startswith("70 requests are held back")
     assert "zimage dead-letters release --code GENERATION_FAILED" in reason
-    here.held_back.worked(made())
+    here.again += here.held_back.worked(made())
     assert here.again == held[:LIMIT_OF_ONE]
-    here.held_back.worked(made())
+    here.again += here.held_back.worked(made())
     assert here.again == held
     assert here.health.ready() == (True, [])
 
@@ -77,9 +77,9 @@ def test_a_record_that_could_be_read_says_that_schemas_can_be_had_and_nothing_of
     unread = [each.job for each in schema if here.held_back.takes(each)]
     assert len(unread) == 60 - LIMIT_OF_ONE
     # Its picture was there before, so that it says nothing of engine and store.
-    here.held_back.worked(job())
+    here.again += here.held_back.worked(job())
     assert here.again == []
-    here.held_back.could_be_read()
+    here.again += here.held_back.could_be_read()
     assert here.again == unread
     assert here.health.ready()[1][0].startswith(f"{len(generation)} requests are held back")
 
@@ -96,7 +96,7 @@ def test_nothing_is_said_any_more_of_partitions_that_are_gone() -> None:
     assert here.health.ready()[1][0].startswith("10 requests are held back")
     here.held_back.forget({3})
     assert here.health.ready() == (True, [])
-    here.held_back.worked(made())
+    here.again += here.held_back.worked(made())
     assert here.again == []
 
 
@@ -113,14 +113,14 @@ def test_what_an_operator_releases_is_tried_again_and_no_more_is_held_back() -> 
     here = Here(lambda: dict(releases))
     held = here.flood(60)
     other = here.flood(60, Code.STORE_REJECTED)
-    here.held_back.turn()
+    here.again += here.held_back.released()
     assert here.again == []
     releases[Code.GENERATION_FAILED] = time.time() + 3_600
     releases[Code.STORE_REJECTED] = time.time() - 1
     deadline = time.monotonic() + 20
     while not here.again:
         assert time.monotonic() < deadline
-        here.held_back.turn()
+        here.again += here.held_back.released()
         time.sleep(0.05)
     assert here.again == held
     assert here.flood(60) == []
@@ -141,6 +141,6 @@ def test_a_broker_that_does_not_say_what_is_released_is_asked_again() -> None:
     deadline = time.monotonic() + 20
     while not here.again:
         assert time.monotonic() < deadline
-        here.held_back.turn()
+        here.again += here.held_back.released()
         time.sleep(0.05)
     assert here.again == held

@@ -15,7 +15,6 @@ from prometheus_client import CollectorRegistry
 
 from tests.unit.image_worker.jobs import job
 from zimage_consumers.image_worker.checkpoint import Checkpoint, Ledger
-from zimage_consumers.image_worker.held_back import HeldBack, Releases
 from zimage_consumers.image_worker.jobs import Job, Resolution
 from zimage_consumers.image_worker.outbox import Outbox
 from zimage_consumers.image_worker.publish import RefusedRecordError
@@ -47,15 +46,13 @@ class Published:
 
 
 @dataclass
-class Held:
-    """An outbox, the session it publishes on, and what it told."""
+class Publishing:
+    """An outbox, the session it publishes on, and what it could not publish."""
 
     jobs: list[Job]
     code: Code = Code.EXPIRED
     health: Health = field(default_factory=Health)
     withheld: list[Job] = field(default_factory=list)
-    again: list[Job] = field(default_factory=list)
-    releases: dict[Code, float] = field(default_factory=dict)
     codec: Codec = field(default_factory=Codec)
 
     def __post_init__(self) -> None:
@@ -65,8 +62,6 @@ class Held:
             TopicSettings(),
             self.codec,
             Identity("m", "", "slot"),
-            self.withheld.append,
-            HeldBack(1 << 20, Releases(lambda: self.releases), self.again.append, self.health),
             self.health,
             metrics,
             tracer,
@@ -76,6 +71,12 @@ class Held:
         for each in self.jobs:
             ledger.take(each.record.offset)
             self.outbox.add(Resolution(each, code=self.code))
+
+    def publish(self) -> list[Job]:
+        """Publish once; returns the jobs whose terminal events are out."""
+        published = self.outbox.publish(self.session)
+        self.withheld += published.withheld
+        return list(published.out)
 
     def assert_told(self, bad: Job) -> None:
         """Alone held back, and not ready for its sake."""
@@ -88,9 +89,9 @@ class Held:
 
 def test_a_terminal_event_that_cannot_be_made_is_held_back_alone() -> None:
     good, bad = job(), job(batch_id=5)
-    here = Held([good, bad])
-    assert here.outbox.publish(here.session) == []
-    assert here.outbox.publish(here.session) == [good]
+    here = Publishing([good, bad])
+    assert here.publish() == []
+    assert here.publish() == [good]
     assert len(here.session.records) == 1
     here.assert_told(bad)
 
@@ -99,9 +100,9 @@ def test_a_terminal_event_that_cannot_be_made_is_held_back_alone() -> None:
 def test_a_record_that_the_brokers_refuse_is_held_back_alone(count: int, data: st.DataObject) -> None:
     jobs = [job() for _ in range(count)]
     bad = jobs[data.draw(st.integers(0, count - 1))]
-    here = Held(jobs)
+    here = Publishing(jobs)
     here.session.refused = {bad.request and bad.request.request_id.encode()}
-    out = [each for _ in range(count + 2) for each in here.outbox.publish(here.session)]
+    out = [each for _ in range(count + 2) for each in here.publish()]
     assert set(out) == set(jobs) - {bad}
     assert len(here.session.records) == count - 1
     here.assert_told(bad)
@@ -109,10 +110,10 @@ def test_a_record_that_the_brokers_refuse_is_held_back_alone(count: int, data: s
 
 def test_of_a_refused_record_nothing_is_said_once_its_partition_is_gone() -> None:
     jobs = [job(), job()]
-    here = Held(jobs)
+    here = Publishing(jobs)
     here.session.refused = {each.request and each.request.request_id.encode() for each in jobs}
     while here.outbox:
-        here.outbox.publish(here.session)
+        here.publish()
     (reason,) = here.health.ready()[1]
     assert reason.endswith("(one of 2 there)")
     here.outbox.forget({1})
@@ -140,14 +141,14 @@ class Unregistered(Codec):
 )
 def test_without_the_results_schema_everything_is_kept_and_told_until_it_is_there(problem: Exception) -> None:
     codec = Unregistered(problem)
-    here = Held([job(), job()], codec=codec)
-    assert here.outbox.publish(here.session) == []
+    here = Publishing([job(), job()], codec=codec)
+    assert here.publish() == []
     ready, (reason,) = here.health.ready()
     assert not ready
     assert str(problem) in reason
     codec.problem = None
     deadline = time.monotonic() + 10
-    while not (out := here.outbox.publish(here.session)):
+    while not (out := here.publish()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert set(out) == set(here.jobs)
@@ -157,9 +158,9 @@ def test_a_dead_letter_that_the_brokers_refuse_goes_out_cut() -> None:
     large = job()
     large.request = None
     large.record = replace(large.record, value=b"v" * 1_000_000)
-    here = Held([large], Code.UNDECODABLE)
+    here = Publishing([large], Code.UNDECODABLE)
     here.session.takes = 900_000
-    assert [each for _ in range(3) for each in here.outbox.publish(here.session)] == [large]
+    assert [each for _ in range(3) for each in here.publish()] == [large]
     (letter,) = here.session.records
     assert dict(letter.headers)["zimage.value-bytes"] == b"1000000"
     assert here.withheld == []

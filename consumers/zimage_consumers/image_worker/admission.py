@@ -77,7 +77,7 @@ class Admission:
                 out.append(Failed(job, error))
             else:
                 decoded = True
-                job.stage("decode", time.monotonic() - started)
+                job.timings = job.timings.after("decode", time.monotonic() - started)
                 out.append(job)
         if (decoded or again) and not self._unread:
             self._said = False

@@ -8,12 +8,13 @@ import random
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import TypeVar
 
 from PIL.Image import Image
 
 from zimage_consumers.image_worker.failpoints import failpoint
-from zimage_consumers.image_worker.jobs import Failed, Job, LookedUp, Outcome, Stored
+from zimage_consumers.image_worker.jobs import Failed, Job, LookedUp, Outcome, Stored, Timings
 from zimage_stream.errors import (
     IdConflictError,
     StoreError,
@@ -71,9 +72,9 @@ class Delivery:
         self._asked: Future[None] | None = None
         self._ask_at = 0.0
 
-    def deliver(self, job: Job, image: Image) -> None:
+    def deliver(self, job: Job, image: Image, timings: Timings) -> None:
         """Start a finished picture on its way; returns at once."""
-        self._encoders.submit(self._guard, job, lambda: self._encode(job, image))
+        self._encoders.submit(self._guard, job, timings, lambda: self._encode(job, image, timings))
 
     def look_up(self, batch_id: int, job: Job) -> Future[None]:
         """Ask the store, beside all else, for the job's picture; reports ``LookedUp``.
@@ -132,9 +133,8 @@ class Delivery:
         except Exception as error:
             ended = Failed(job, error)
         elapsed = time.monotonic() - started
-        job.stage("look up", elapsed)
         self._metrics.look_up_seconds.observe(elapsed)
-        self._report(LookedUp(batch_id, job, ended))
+        self._report(LookedUp(batch_id, job, elapsed, ended))
 
     def _find(self, request: PromptRequest) -> StoredObject | None:
         """What is kept under the request's id, whatever its format; all are asked for at a time."""
@@ -143,24 +143,23 @@ class Delivery:
         found = [other.result() for other in others]
         return own or next(filter(None, found), None)
 
-    def _guard(self, job: Job, stage: Callable[[], None]) -> None:
+    def _guard(self, job: Job, timings: Timings, stage: Callable[[], None]) -> None:
         try:
             stage()
         except Exception as error:
-            self._report(Failed(job, error))
+            self._report(Failed(job, error, timings))
 
-    def _encode(self, job: Job, image: Image) -> None:
+    def _encode(self, job: Job, image: Image, timings: Timings) -> None:
         request = job.decoded
         started = time.monotonic()
         encoded = encode(image, request.format, request.quality, self._text(request))
         elapsed = time.monotonic() - started
-        job.encode_ms = elapsed * 1e3
-        job.stage("encode", elapsed)
+        timings = replace(timings.after("encode", elapsed), encode_ms=elapsed * 1e3)
         self._metrics.encode_seconds.observe(elapsed)
         size = image.size
-        self._uploaders.submit(self._guard, job, lambda: self._upload(job, encoded, size))
+        self._uploaders.submit(self._guard, job, timings, lambda: self._upload(job, encoded, size, timings))
 
-    def _upload(self, job: Job, encoded: Encoded, size: tuple[int, int]) -> None:
+    def _upload(self, job: Job, encoded: Encoded, size: tuple[int, int], timings: Timings) -> None:
         request = job.decoded
         started = time.monotonic()
         metadata = {
@@ -180,10 +179,9 @@ class Delivery:
         stored = self._patiently(job, put)
         failpoint("uploaded")
         elapsed = time.monotonic() - started
-        job.upload_ms = elapsed * 1e3
-        job.stage("upload", elapsed)
+        timings = replace(timings.after("upload", elapsed), upload_ms=elapsed * 1e3)
         self._metrics.upload_seconds.observe(elapsed)
-        self._report(Stored(job, self._image_of(request, stored)))
+        self._report(Stored(job, self._image_of(request, stored), timings))
 
     def _patiently(self, job: Job, call: Callable[[], T]) -> T:
         """Call until the store answers for this object.

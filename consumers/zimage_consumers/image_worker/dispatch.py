@@ -57,6 +57,8 @@ class Dispatcher:
         self._max_attempts = max_attempts
         self._max_batch = max_batch
         self._started: set[Job] = set()
+        self._delivering: set[Job] = set()
+        """Of those: pictures that are made and not stored yet."""
         self._notes: dict[Job, Mark] = {}
         self._batches: dict[int, Batch] = {}
         self._asked: dict[int, set[Job]] = {}
@@ -117,6 +119,7 @@ class Dispatcher:
         batch = self._batches.get(found.batch_id)
         if batch is None:
             return False
+        found.job.timings = found.job.timings.after("look up", found.elapsed_s)
         asked = self._asked[batch.id]
         asked.discard(found.job)
         if found.ended is not None:
@@ -131,6 +134,14 @@ class Dispatcher:
             else:
                 del self._batches[batch.id]
         return True
+
+    def generated(self, jobs: Collection[Job]) -> None:
+        """The pictures of these jobs are made."""
+        self._delivering |= self._started.intersection(jobs)
+
+    def delivered(self, job: Job) -> None:
+        """The job's picture is in the store, or will not be."""
+        self._delivering.discard(job)
 
     def batch_done(self, batch_id: int) -> None:
         """The engine has finished with a batch."""
@@ -159,6 +170,7 @@ class Dispatcher:
         """These partitions are not ours any more; what of theirs still runs is discarded when it ends."""
         self._scheduler.discard(partitions)
         self._started = {job for job in self._started if job.record.partition not in partitions}
+        self._delivering &= self._started
         self._notes = {job: m for job, m in self._notes.items() if job.record.partition not in partitions}
 
     def withdraw(self, partitions: Collection[int]) -> None:
@@ -181,7 +193,8 @@ class Dispatcher:
         """What was on the engine or on deck will never end; what was generated already may."""
         self._batches.clear()
         self._asked.clear()
-        self._started = {job for job in self._started if job.generate_ms is not None}
+        generated = self._delivering | {job for job in self._started if job.timings.generate_ms is not None}
+        self._started &= generated
 
     def _room_beside(self, chosen: Collection[Sequence[Job]]) -> bool:
         """Whether another batch is to be put on deck."""
@@ -294,13 +307,11 @@ class Dispatcher:
         elapsed = time.monotonic() - started
         self._mark_s += (elapsed - self._mark_s) * _RECENT
         for job in jobs:
-            job.stage("mark", elapsed)
+            job.timings = job.timings.after("mark", elapsed)
             job.marked = True
             self._started.add(job)
 
     def _undelivered(self) -> int:
         """Pixels generated and not yet stored."""
-        sizes = (
-            job.decoded for job in self._started if job.generate_ms is not None and job.upload_ms is None
-        )
+        sizes = (job.decoded for job in self._delivering & self._started)
         return sum(request.width * request.height for request in sizes)

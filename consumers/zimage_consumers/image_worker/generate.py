@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from PIL.Image import Image
 
@@ -17,9 +17,11 @@ from zimage_consumers.image_worker.jobs import (
     BatchDone,
     EngineLost,
     Failed,
+    Generated,
     Job,
     MemoryLeaked,
     Outcome,
+    Timings,
     now,
 )
 from zimage_consumers.image_worker.leaks import LeakWatch
@@ -89,7 +91,7 @@ class EngineThread(threading.Thread):
         self,
         engine: Engine,
         limits: BatchLimits,
-        deliver: Callable[[Job, Image], None],
+        deliver: Callable[[Job, Image, Timings], None],
         report: Callable[[Outcome], None],
         metrics: Metrics,
         settings: EngineSettings,
@@ -194,8 +196,9 @@ class EngineThread(threading.Thread):
         size = self._limits.largest(first.width, first.height)
         while waiting:
             part, waiting = waiting[:size], waiting[size:]
+            timings = self._begin(part)
             try:
-                images = self._generate(part)
+                images, elapsed = self._generate(part)
             except ContextLostError:
                 raise
             except GenerationCancelledError:
@@ -205,7 +208,7 @@ class EngineThread(threading.Thread):
                 if isinstance(error, OutOfMemoryError):
                     self._metrics.out_of_memory.inc()
                 if len(part) == 1:
-                    self._fail(part[0], error)
+                    self._fail(part[0], error, timings[0])
                     continue
                 waiting = part + waiting
                 # Too large: half may fit. Anything else: only one run alone tells whose error it is.
@@ -215,18 +218,23 @@ class EngineThread(threading.Thread):
                 log.warning("a batch of %d failed, going on in batches of %d: %s", len(part), size, error)
                 continue
             self._limits.fitted(first.width, first.height, len(part))
-            for job, image in zip(part, images, strict=True):
+            self._report(Generated(tuple(part)))
+            for job, image, began in zip(part, images, timings, strict=True):
                 log.debug("generated", extra=job.log)
-                self._deliver(job, image)
+                made = replace(began.after("generate", elapsed), generate_ms=elapsed * 1e3)
+                self._deliver(job, image, made)
 
-    def _generate(self, jobs: Sequence[Job]) -> list[Image]:
-        started_at, started = now(), time.monotonic()
-        for job in jobs:
-            job.started_at = started_at
-            waited = max(0.0, (started_at - job.requested_at).total_seconds())
-            job.queued_ms = waited * 1e3
-            job.stage("wait", waited)
+    def _begin(self, jobs: Sequence[Job]) -> list[Timings]:
+        """Of attempts that begin now."""
+        started_at = now()
+        waits = [max(0.0, (started_at - job.requested_at).total_seconds()) for job in jobs]
+        for waited in waits:
             self._metrics.wait_seconds.observe(waited)
+        return [Timings(started_at, waited * 1e3).after("wait", waited) for waited in waits]
+
+    def _generate(self, jobs: Sequence[Job]) -> tuple[list[Image], float]:
+        """Their pictures, and how many seconds they took."""
+        started = time.monotonic()
         failpoint("generating")
         try:
             specs = [job.spec for job in jobs]
@@ -238,15 +246,12 @@ class EngineThread(threading.Thread):
         self._metrics.generate_seconds.observe(elapsed)
         self._metrics.batch_size.observe(len(jobs))
         self.picture_s += (elapsed / len(jobs) - self.picture_s) * (_RECENT if self.picture_s else 1.0)
-        for job in jobs:
-            job.generate_ms = elapsed * 1e3
-            job.stage("generate", elapsed)
-        return images
+        return images, elapsed
 
-    def _fail(self, job: Job, error: Exception) -> None:
+    def _fail(self, job: Job, error: Exception, timings: Timings) -> None:
         if not isinstance(error, RequestError | OutOfMemoryError):
             self._prove_healthy()
-        self._report(Failed(job, error))
+        self._report(Failed(job, error, timings))
 
     def _measure_memory(self) -> int | None:
         """Export what the device holds; returns the bytes in use, where it keeps count."""

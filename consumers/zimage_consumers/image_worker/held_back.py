@@ -94,7 +94,7 @@ class HeldBack:
     def worked(self, job: Job) -> Collection[Job]:
         """A picture is in the store; if it was made now, engine and store work. Returns the jobs to try once
         more."""
-        if job.generate_ms is None:
+        if job.timings.generate_ms is None:
             return ()
         return self._let_go(self._breaker.succeed((Code.GENERATION_FAILED, Code.STORE_REJECTED)))
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from zimage_consumers.image_worker.assignment import Assignment
@@ -48,9 +49,45 @@ class Record:
         return Source(topic=self.topic, partition=self.partition, offset=self.offset)
 
 
+Span = tuple[float, float]
+"""When a stage began and ended, in UNIX time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """How an attempt went, as far as it got. Made where the work is done, and kept by the Kafka thread.
+
+    Attributes:
+        started_at: when its generation began; an attempt without it is not charged.
+        queued_ms, generate_ms, encode_ms, upload_ms: how long it waited, and what each stage took.
+        spans: of its stages, by name, for its trace.
+    """
+
+    started_at: datetime | None = None
+    queued_ms: float | None = None
+    generate_ms: float | None = None
+    encode_ms: float | None = None
+    upload_ms: float | None = None
+    spans: Mapping[str, Span] = field(default_factory=dict)
+
+    def after(self, name: str, elapsed_s: float) -> Timings:
+        """The same with a stage more, which has just ended."""
+        end = time.time()
+        return replace(self, spans={**self.spans, name: (end - elapsed_s, end)})
+
+    def and_then(self, later: Timings) -> Timings:
+        """The same with what is known of it later."""
+        told = {name: value for name in _FIGURES if (value := getattr(later, name)) is not None}
+        return replace(self, **told, spans={**self.spans, **later.spans})
+
+
+_FIGURES = ("started_at", "queued_ms", "generate_ms", "encode_ms", "upload_ms")
+
+
 @dataclass(eq=False, slots=True)
 class Job:
-    """A request on its way. Owned by one thread at a time: Kafka, engine, encoder, uploader, Kafka.
+    """A request on its way. The Kafka thread writes it; others read what does not change once it is started,
+    and whether it is gone.
 
     Attributes:
         assignment: of its partition; once that is gone, nothing of the job counts any more.
@@ -64,7 +101,7 @@ class Job:
         arrival: its place in the order of arrival, given by the scheduler.
         marked: it was started before, here or by a predecessor; expiry was judged then.
         not_before: monotonic time before which a retry does not start.
-        stages: when each stage of the latest attempt began and ended, in UNIX time, for its trace.
+        timings: of the latest attempt.
     """
 
     record: Record
@@ -79,21 +116,11 @@ class Job:
     not_before: float = 0.0
     arrival: int | None = None
     cut: bool = False
-    started_at: datetime | None = None
-    queued_ms: float | None = None
-    generate_ms: float | None = None
-    encode_ms: float | None = None
-    upload_ms: float | None = None
-    stages: dict[str, tuple[float, float]] = field(default_factory=dict)
-
-    def stage(self, name: str, elapsed_s: float) -> None:
-        """Note that a stage has just ended, and how long it took."""
-        end = time.time()
-        self.stages[name] = (end - elapsed_s, end)
+    timings: Timings = Timings()
 
     def begin_anew(self, not_before: float) -> None:
         """Forget the attempt that has failed; the next one starts at that monotonic time or later."""
-        self.started_at = self.generate_ms = self.encode_ms = self.upload_ms = None
+        self.timings = Timings(queued_ms=self.timings.queued_ms, spans=self.timings.spans)
         self.not_before = not_before
 
     @property
@@ -152,6 +179,7 @@ class Stored:
 
     job: Job
     image: StoredImage
+    timings: Timings = Timings()
     reused: bool = False
 
 
@@ -161,6 +189,7 @@ class Failed:
 
     job: Job
     error: Exception
+    timings: Timings = Timings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +199,15 @@ class LookedUp:
 
     batch_id: int
     job: Job
+    elapsed_s: float
     ended: Stored | Failed | None
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """The pictures of these jobs are made, and on their way to the store."""
+
+    jobs: tuple[Job, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +232,7 @@ class MemoryLeaked:
     grown: int
 
 
-Outcome = Stored | Failed | LookedUp | BatchDone | EngineLost | MemoryLeaked
+Outcome = Stored | Failed | LookedUp | Generated | BatchDone | EngineLost | MemoryLeaked
 
 
 @dataclass(frozen=True, slots=True)

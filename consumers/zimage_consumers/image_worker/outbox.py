@@ -199,7 +199,7 @@ class Outbox:
 
     def _trace(self, resolution: Resolution, elapsed_s: float) -> None:
         job, request = resolution.job, resolution.job.request
-        job.stage("publish", elapsed_s)
+        spans = job.timings.after("publish", elapsed_s).spans
         attributes: dict[str, str | int] = {
             "messaging.system": "kafka",
             "messaging.operation.type": "process",
@@ -211,7 +211,7 @@ class Outbox:
         if request is not None:
             attributes["messaging.message.id"] = request.request_id
             attributes["zimage.tenant"] = request.tenant
-        self._tracer.record(job.record.headers, job.stages, attributes, resolution.code)
+        self._tracer.record(job.record.headers, spans, attributes, resolution.code)
 
     def _count(self, resolution: Resolution) -> None:
         job, code = resolution.job, resolution.code

@@ -92,7 +92,7 @@ def result_of(resolution: Resolution, identity: Identity, at: datetime) -> Image
         worker=identity.slot,
         source=job.record.source,
         requested_at=job.requested_at,
-        started_at=job.started_at,
+        started_at=job.timings.started_at,
         completed_at=at,
     )
 
@@ -223,10 +223,11 @@ def _head(value: bytes, room: int) -> bytes:
 
 
 def _timing(job: Job, at: datetime) -> Timing:
+    timings = job.timings
     return Timing(
-        queued_ms=job.queued_ms,
-        generate_ms=job.generate_ms,
-        encode_ms=job.encode_ms,
-        upload_ms=job.upload_ms,
+        queued_ms=timings.queued_ms,
+        generate_ms=timings.generate_ms,
+        encode_ms=timings.encode_ms,
+        upload_ms=timings.upload_ms,
         total_ms=max(0.0, (at - job.requested_at).total_seconds() * 1e3),
     )

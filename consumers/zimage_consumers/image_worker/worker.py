@@ -34,6 +34,7 @@ from zimage_consumers.image_worker.jobs import (
     BatchDone,
     EngineLost,
     Failed,
+    Generated,
     Job,
     LookedUp,
     MemoryLeaked,
@@ -41,6 +42,7 @@ from zimage_consumers.image_worker.jobs import (
     Record,
     Resolution,
     Stored,
+    Timings,
     now,
 )
 from zimage_consumers.image_worker.outbox import Outbox
@@ -416,16 +418,24 @@ class Worker:
                 )  # fmt: skip
                 self._code = ExitCode.LEAKED
                 self.stop()
-            case Stored(job, image, reused) if not job.gone:
-                job.attempts += job.started_at is not None
+            case Generated(jobs):
+                self._dispatcher.generated(jobs)
+            case Stored(job, image, timings, reused) if not job.gone:
+                self._attempted(job, timings)
                 self._metrics.store_reused.inc(reused)
                 self._try_again(self._held_back.worked(job))
                 self._outbox.add(Resolution(job, image=image))
-            case Failed(job) if not job.gone:
-                job.attempts += job.started_at is not None
+            case Failed(job, _, timings) if not job.gone:
+                self._attempted(job, timings)
                 self._fail(outcome)
             case Stored(job) | Failed(job):
                 log.info("a completion of a partition given up is discarded", extra=job.log)
+
+    def _attempted(self, job: Job, timings: Timings) -> None:
+        """An attempt has ended; one that was started is charged."""
+        job.timings = job.timings.and_then(timings)
+        job.attempts += timings.started_at is not None
+        self._dispatcher.delivered(job)
 
     def _fail_all(self, failed: Iterable[Failed]) -> None:
         for each in failed:

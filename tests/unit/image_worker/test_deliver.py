@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 from tests.unit.image_worker.jobs import job
 from zimage_consumers.image_worker import deliver
 from zimage_consumers.image_worker.deliver import Delivery
-from zimage_consumers.image_worker.jobs import Failed, LookedUp, Outcome, Stored
+from zimage_consumers.image_worker.jobs import Failed, LookedUp, Outcome, Stored, Timings
 from zimage_stream.errors import IdConflictError, StoreMisconfiguredError, StoreRejectedError
 from zimage_stream.stores.base import Put
 from zimage_stream.stores.directory import DirectoryStore
@@ -67,7 +67,7 @@ def delivered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
             metrics=Metrics(CollectorRegistry()),
         )
         try:
-            delivery.deliver(job(width=64, height=64), Image.new("RGB", (64, 64)))
+            delivery.deliver(job(width=64, height=64), Image.new("RGB", (64, 64)), Timings())
             return outcomes.get(timeout=20), health
         finally:
             delivery.close()
@@ -117,7 +117,7 @@ def test_a_picture_of_another_format_under_the_same_id_is_found(tmp_path: Path, 
     )
     try:
         first = job(request_id="same", width=64, height=64, format=format_)
-        delivery.deliver(first, Image.new("RGB", (64, 64)))
+        delivery.deliver(first, Image.new("RGB", (64, 64)), Timings())
         assert isinstance(outcomes.get(timeout=20), Stored)
         for other in ("png", "webp", "jpeg"):
             delivery.look_up(1, job(request_id="same", width=64, height=64, format=other))

@@ -22,7 +22,7 @@ from zimage_consumers.image_worker.deliver import Delivery
 from zimage_consumers.image_worker.dispatch import Dispatcher
 from zimage_consumers.image_worker.generate import EngineThread
 from zimage_consumers.image_worker.intake import Intake
-from zimage_consumers.image_worker.jobs import BatchDone, Job, LookedUp, Outcome, Stored
+from zimage_consumers.image_worker.jobs import BatchDone, Generated, Job, LookedUp, Outcome, Stored
 from zimage_consumers.image_worker.publish import CommitRefusedError
 from zimage_consumers.image_worker.schedule import Scheduler
 from zimage_consumers.image_worker.session import Session
@@ -155,6 +155,8 @@ class Here:
                     self._note(outcome.ended)
             case BatchDone(batch_id):
                 self.dispatcher.batch_done(batch_id)
+            case Generated(jobs):
+                self.dispatcher.generated(jobs)
             case Stored():
                 self.stored.append(outcome)
             case _:

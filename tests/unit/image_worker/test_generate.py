@@ -14,7 +14,15 @@ from prometheus_client import CollectorRegistry
 from tests.unit.image_worker.jobs import job
 from zimage_consumers.image_worker.batching import BatchLimits
 from zimage_consumers.image_worker.generate import Batch, EngineThread, check_pictures
-from zimage_consumers.image_worker.jobs import BatchDone, EngineLost, Failed, Job, MemoryLeaked, Outcome
+from zimage_consumers.image_worker.jobs import (
+    BatchDone,
+    EngineLost,
+    Failed,
+    Generated,
+    Job,
+    MemoryLeaked,
+    Outcome,
+)
 from zimage_consumers.image_worker.leaks import SETTLE
 from zimage_stream.engines.base import ImageSpec
 from zimage_stream.engines.simulated import SimulatedEngine, draw
@@ -37,14 +45,17 @@ class Running:
         self.thread = EngineThread(
             engine,
             BatchLimits(8),
-            lambda job, image: self.pictures.append((job, image)),
+            lambda job, image, timings: self.pictures.append((job, image)),
             self.outcomes.put,
             Metrics(self.registry),
             settings,
         )
 
     def outcome(self) -> Outcome:
-        return self.outcomes.get(timeout=20)
+        """The next, but for what is said of pictures that are made."""
+        while isinstance(outcome := self.outcomes.get(timeout=20), Generated):
+            pass
+        return outcome
 
     def allocated(self) -> float | None:
         return self.registry.get_sample_value("zimage_device_memory_bytes", {"kind": "allocated"})

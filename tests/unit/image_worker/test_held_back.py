@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from tests.unit.image_worker.jobs import job
 from zimage_consumers.image_worker.breaker import LIMIT_OF_ONE
 from zimage_consumers.image_worker.held_back import LARGEST_HELD, HeldBack, Releases
-from zimage_consumers.image_worker.jobs import Job, Resolution
+from zimage_consumers.image_worker.jobs import Job, Resolution, Timings
 from zimage_stream.errors import BrokerUnavailableError
 from zimage_stream.events.image_result import Code
 from zimage_stream.telemetry.health import Health
@@ -41,7 +41,7 @@ class Here:
 def made() -> Job:
     """A job whose picture was made and stored just now."""
     one = job(tenant="other")
-    one.generate_ms = 1.0
+    one.timings = Timings(generate_ms=1.0)
     return one
 
 

@@ -38,9 +38,6 @@ ME = draw_nonce("slot")
 
 @pytest.fixture
 def make_session(kafka: KafkaAddress, topics: TopicSettings) -> Callable[..., Session]:
-    def nothing(partitions: Collection[int]) -> None:
-        return
-
     def make(address: KafkaSettings = kafka.settings, slot: str = "slot", owner: int = ME) -> Session:
         return Session(
             Settings(
@@ -52,8 +49,8 @@ def make_session(kafka: KafkaAddress, topics: TopicSettings) -> Callable[..., Se
             slot=slot,
             owner=owner,
             give_up=lambda: False,
-            on_revoke=nothing,
-            on_gone=nothing,
+            on_revoke=lambda session, numbers: None,
+            on_gone=lambda numbers: None,
             health=Health(),
             metrics=Metrics(CollectorRegistry()),
         )

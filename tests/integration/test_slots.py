@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
@@ -36,9 +36,6 @@ def join(settings_of: Callable[[str], Settings]) -> Iterator[Callable[[str, str]
     """Joins this group in this slot."""
     joined: list[Session] = []
 
-    def nothing(partitions: Collection[int]) -> None:
-        return
-
     def make(group: str, slot: str) -> Session:
         settings = settings_of(group)
         session = Session(
@@ -47,8 +44,8 @@ def join(settings_of: Callable[[str], Settings]) -> Iterator[Callable[[str, str]
             slot=slot,
             owner=1,
             give_up=lambda: False,
-            on_revoke=nothing,
-            on_gone=nothing,
+            on_revoke=lambda session, numbers: None,
+            on_gone=lambda numbers: None,
             health=Health(),
             metrics=Metrics(CollectorRegistry()),
         )

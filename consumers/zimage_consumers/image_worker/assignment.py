@@ -42,6 +42,10 @@ class Assignment:
     leader_epoch: int = UNKNOWN_EPOCH
     gone_back: str | None = None
 
+    def fill(self, filled: float) -> None:
+        """Note how much of its share of the window it has: with all of it there is room again at half."""
+        self.roomy = filled < (1.0 if self.roomy else 0.5)
+
     def enters_window(self, size: int) -> None:
         """A request of so many bytes is kept."""
         self.count += 1

@@ -58,7 +58,8 @@ class Session:
     Args:
         admin: asked about the group and the topic; it outlives sessions.
         owner: nonce of this process, as checkpoints name it.
-        on_revoke: called with partitions that are to be given back, while they are still held.
+        on_revoke: called with this session and partitions that are to be given back, while they are still
+            held.
         on_gone: called with partitions after they are gone, for whatever reason.
     """
 
@@ -70,7 +71,7 @@ class Session:
         slot: str,
         owner: int,
         give_up: Callable[[], bool],
-        on_revoke: Callable[[Collection[int]], None],
+        on_revoke: Callable[[Session, Collection[int]], None],
         on_gone: Callable[[Collection[int]], None],
         health: Health,
         metrics: Metrics,
@@ -316,7 +317,7 @@ class Session:
             if not self._abandoned:
                 for number in mine:
                     self.assignments[number].leaving = True
-                self._on_revoke(mine)
+                self._on_revoke(self, mine)
                 self.release(mine)
         except Exception as error:
             self._broken = error

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
@@ -18,7 +16,7 @@ from zimage_consumers.image_worker.exits import EngineLostError, ExitCode
 from zimage_consumers.image_worker.jobs import EngineLost
 from zimage_consumers.image_worker.publish import ClientsLostError
 from zimage_consumers.image_worker.session import Session
-from zimage_consumers.image_worker.worker import BYTES_A_TURN, Worker
+from zimage_consumers.image_worker.worker import Worker
 from zimage_stream.engines.simulated import SimulatedEngine
 from zimage_stream.errors import EngineError
 from zimage_stream.events.codec import Codec
@@ -63,7 +61,7 @@ def worker(tmp_path: Path, health: Health) -> Iterator[Worker]:
         tracer=create_tracer(False, "slot"),
     )
     yield made
-    made._delivery.close()
+    made._path.close()
 
 
 def test_a_sick_device_is_told_even_where_its_requests_cannot_be_given_back(worker: Worker) -> None:
@@ -71,17 +69,6 @@ def test_a_sick_device_is_told_even_where_its_requests_cannot_be_given_back(work
     error = EngineLostError(EngineLost(EngineError("the known-good picture failed"), sick=True))
     assert worker._end_without_engine(cast(Session, gone), error) is ExitCode.SICK
     assert gone.abandoned
-
-
-def test_an_outage_that_no_request_waits_for_any_more_is_asked_about(worker: Worker, health: Health) -> None:
-    health.set_started()
-    health.down("store", "refused to connect")
-    health.down("registry", "refused to connect")
-    deadline = time.monotonic() + 20
-    while not health.ready()[0]:
-        assert time.monotonic() < deadline
-        worker._ask_again()
-        time.sleep(0.01)
 
 
 class Refusing(Gone):
@@ -114,37 +101,3 @@ def test_clients_that_refuse_a_call_are_replaced(worker: Worker, monkeypatch: py
     assert worker._serve(cast(Session, refusing)) is ExitCode.DONE
     assert refusing.abandoned
     assert joined.left
-
-
-class Flooded:
-    """A session whose partition holds records of 600 kB of headers without end."""
-
-    def __init__(self) -> None:
-        self.assignments = {0: Assignment(0, Ledger(Checkpoint(0)))}
-        self.taken = 0
-        self._paused = False
-
-    def regulate(self, stop: Callable[[Assignment], bool]) -> None:
-        self._paused = stop(self.assignments[0])
-
-    def poll(self, wait_s: float) -> Any:
-        if self._paused:
-            return None
-        self.taken += 1
-        offset, headers = self.taken - 1, [("h", bytes(100_000))] * 6
-        return SimpleNamespace(
-            **{name: (lambda value=value: value) for name, value in {
-                "topic": "requests", "partition": 0, "offset": offset, "key": None, "value": b"v",
-                "timestamp": (1, 1), "headers": headers,
-            }.items()}
-        )  # fmt: skip
-
-
-def test_the_window_counts_headers(worker: Worker, health: Health) -> None:
-    flooded = Flooded()
-    worker._session = cast(Session, flooded)
-    health.up("kafka")
-    for _ in range(1_500):
-        worker._take_in(cast(Session, flooded))
-    window = Settings().worker.window_bytes
-    assert window // 700_000 < flooded.taken <= (window + BYTES_A_TURN) // 600_000 + 2

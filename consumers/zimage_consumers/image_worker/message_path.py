@@ -1,0 +1,397 @@
+"""The message path, from top to bottom.
+
+One turn of the Kafka thread: take records in, collect what the engine and the uploads have finished, put the
+next batch on deck, publish what is done. It waits for none of them longer than a poll.
+``docs/architecture.md`` has the picture.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import time
+from collections.abc import Collection, Iterable
+
+from zimage_consumers.dead_letters.release import read_releases
+from zimage_consumers.image_worker.admission import Admission
+from zimage_consumers.image_worker.assignment import Assignment
+from zimage_consumers.image_worker.batching import BatchLimits
+from zimage_consumers.image_worker.checkpoint import RECORDS_A_TURN, Mark, Taken
+from zimage_consumers.image_worker.clock import ClockGuard
+from zimage_consumers.image_worker.deliver import Delivery
+from zimage_consumers.image_worker.dispatch import Dispatcher
+from zimage_consumers.image_worker.exits import EngineHungError, EngineLostError
+from zimage_consumers.image_worker.failpoints import failpoint
+from zimage_consumers.image_worker.gauges import Gauges
+from zimage_consumers.image_worker.generate import EngineThread
+from zimage_consumers.image_worker.held_back import HeldBack, Releases
+from zimage_consumers.image_worker.intake import Intake, record_of
+from zimage_consumers.image_worker.jobs import (
+    BatchDone,
+    EngineLost,
+    Failed,
+    Generated,
+    Job,
+    LookedUp,
+    MemoryLeaked,
+    Outcome,
+    Record,
+    Resolution,
+    Stored,
+    Timings,
+    now,
+)
+from zimage_consumers.image_worker.outbox import Outbox
+from zimage_consumers.image_worker.publish import CommitRefusedError
+from zimage_consumers.image_worker.schedule import Scheduler
+from zimage_consumers.image_worker.session import Session
+from zimage_consumers.image_worker.terminal import Identity
+from zimage_consumers.image_worker.verdict import Action, backoff_s, judge
+from zimage_stream.engines.base import Engine
+from zimage_stream.events.codec import Codec
+from zimage_stream.events.rules import Limits
+from zimage_stream.settings import Settings
+from zimage_stream.stores.base import ImageStore
+from zimage_stream.telemetry.health import Health
+from zimage_stream.telemetry.metrics import Metrics
+from zimage_stream.telemetry.tracing import Tracer
+
+log = logging.getLogger(__name__)
+
+BUSY_POLL_S, IDLE_POLL_S = 0.003, 0.1
+BYTES_A_TURN = 4 << 20
+
+
+def poll_timeout_s(under_way: bool, solitude_due: bool) -> float:
+    """How long a turn may wait for a record: only while there is nothing else to do. Pure.
+
+    Args:
+        under_way: something is taken in, started or ready to be published.
+        solitude_due: a request is to run by itself, which is under way only once it has started.
+    """
+    return 0.0 if under_way or solitude_due else IDLE_POLL_S
+
+
+class MessagePath:
+    """What happens to a record between its fetch and its terminal event. Kafka thread only.
+
+    Args:
+        engine: not loaded yet; loaded, used and closed on a thread of its own.
+        slot: this worker's stable name.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine,
+        store: ImageStore,
+        codec: Codec,
+        *,
+        slot: str,
+        health: Health,
+        metrics: Metrics,
+        tracer: Tracer,
+    ) -> None:
+        self._settings = settings
+        self._health = health
+        self._metrics = metrics
+        self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self._delivery = Delivery(
+            store,
+            model=engine.model,
+            public_base_url=settings.store.public_base_url,
+            encode_threads=settings.worker.encode_threads,
+            upload_threads=settings.worker.upload_threads,
+            report=self._outcomes.put,
+            health=health,
+            metrics=metrics,
+        )
+        batches = BatchLimits(settings.engine.max_batch)
+        self.engine = EngineThread(
+            engine, batches, self._delivery.deliver, self._outcomes.put, metrics, settings.engine
+        )
+        self._scheduler = Scheduler(settings.scheduler.tenant_weights, batches)
+        limits = Limits(settings.engine.max_pixels, settings.engine.allow_guidance)
+        intake = Intake(codec, limits, engine.count_tokens)
+        self._admission = Admission(intake, health, metrics)
+        self._dispatcher = Dispatcher(
+            self._scheduler,
+            intake,
+            self.engine,
+            self._delivery,
+            max_attempts=settings.worker.max_attempts,
+            max_batch=settings.engine.max_batch,
+        )
+        releases = Releases(lambda: read_releases(settings))
+        self._held_back = HeldBack(settings.worker.window_bytes, releases, health)
+        identity = Identity(engine.model, engine.model_revision, slot)
+        self._outbox = Outbox(settings.topics, codec, identity, health, metrics, tracer)
+        self._gauges = Gauges(metrics, settings.telemetry)
+        self._clock = ClockGuard(now().timestamp(), time.monotonic())
+        self._starts = True
+        self.leaked = False
+        """The device's memory has grown beyond what any batch explains: only a new process has none of it."""
+
+    def can_answer(self) -> bool:
+        """Whether a picture could be stored and its result be written; waits for the store.
+
+        Raises:
+            StoreError: the store answers, and takes none until an operator acts.
+        """
+        return self._delivery.store_answers() and self._outbox.can_encode()
+
+    def close(self) -> None:
+        """Take no more work."""
+        self._delivery.close()
+
+    # -- one turn
+
+    def turn(self, session: Session) -> None:
+        """Take in what was fetched, and advance what is under way.
+
+        Raises:
+            EngineHungError, EngineLostError: the engine cannot go on in this process.
+            ClientsLostError: the session is over.
+        """
+        if not self._under_way:
+            self._ask_again()
+        self.advance(session, waits=not self._take_in(session))
+
+    def advance(self, session: Session, waits: bool = True) -> None:
+        """Advance what is under way, without anything new; raises as :meth:`turn`.
+
+        Args:
+            waits: a little for an outcome of engine or store, where one is to come.
+        """
+        self._health.beat()
+        if self.engine.overdue():
+            raise EngineHungError("a batch takes far longer than its shape explains")
+        try:
+            session.claim()
+            self._admit()
+            # With work under way this is where a turn waits: what has ended goes out at once.
+            self._collect(BUSY_POLL_S if waits and self._under_way else 0.0)
+            self._try_again(self._held_back.released())
+            if self._starts:
+                self._plan(session)
+                # The store has answered while the marks were committed: on deck at once, not after what is
+                # published now.
+                self._collect(0.0)
+            self._publish(session)
+        except CommitRefusedError as error:
+            log.info("a commit has to wait for the group: %s", error)
+        self._gauges.sample(session, self._scheduler, self.engine.picture_s)
+
+    @property
+    def _under_way(self) -> bool:
+        return bool(self._dispatcher.busy or self._outbox or self._admission)
+
+    def _ask_again(self) -> None:
+        """Nobody waits for a service any more that was down: without us /readyz would say so for ever."""
+        if not self._health.is_up("store"):
+            self._delivery.ask_again()
+        if self._outbox.waits_for_schema:
+            self._outbox.ask_again()
+        elif not self._health.is_up("registry"):
+            self._health.up("registry")
+
+    def _take_in(self, session: Session) -> int:
+        """Take what has been fetched, and wait for it where there is nothing else to do. Returns how many."""
+        shares = len(session.assignments)
+        for each in session.assignments.values():
+            each.fill(self._filled(each, shares))
+        session.regulate(self._must_pause)
+        if not self._health.is_up("kafka"):
+            session.probe()
+        wait_s = poll_timeout_s(self._under_way, self._scheduler.wants_solitude(time.monotonic()))
+        taken_bytes = 0
+        for count in range(RECORDS_A_TURN):
+            # Large ones are not taken beyond what the window has room for before it is looked at again.
+            if taken_bytes > BYTES_A_TURN:
+                return count
+            message = session.poll(wait_s)
+            if message is None:
+                return count
+            record = record_of(message)
+            failpoint("fetched")
+            held = session.assignments.get(record.partition)
+            if held is not None and held.ledger.take(record.offset) is Taken.NEW:
+                self._take(held, record)
+                taken_bytes += record.size
+            if held is not None and held.ledger.full:
+                # Paused before another record of it is taken.
+                return count + 1
+            wait_s = 0.0
+        return RECORDS_A_TURN
+
+    def _take(self, held: Assignment, record: Record) -> None:
+        mark = held.ledger.mark(record.offset)
+        job = Job(
+            record,
+            held,
+            attempts=mark.attempts,
+            suspect=mark.suspect,
+            cautious=held.ledger.cautious,
+            marked=mark != Mark(),
+        )
+        held.enters_window(record.size)
+        self._metrics.requests_taken.inc()
+        self._enqueue(job)
+
+    def _enqueue(self, job: Job) -> None:
+        if job.alone:
+            self._scheduler.add(job)
+        else:
+            self._admission.add(job)
+
+    def _filled(self, assignment: Assignment, shares: int) -> float:
+        """How much of its share of the window a partition has; 1 is all of it."""
+        worker = self._settings.worker
+        return max(assignment.count * shares / worker.window, assignment.size * shares / worker.window_bytes)
+
+    def _must_pause(self, assignment: Assignment) -> bool:
+        """Whether nothing more of a partition is to be fetched now."""
+        stopping = self._held_back.crowded or not self._starts
+        return stopping or not assignment.roomy or assignment.ledger.full
+
+    def _admit(self) -> None:
+        """Schedule what was fetched; nothing of it is decoded while a suspect runs, or a death would be
+        blamed on the wrong one."""
+        if self._dispatcher.alone:
+            return
+        for admitted in self._admission.admit(self._outbox.waits_for_schema):
+            if isinstance(admitted, Failed):
+                self._fail(admitted)
+            else:
+                self._try_again(self._held_back.could_be_read())
+                self._scheduler.add(admitted)
+
+    def _plan(self, session: Session) -> None:
+        """Put the next batches on deck, and end what cannot run."""
+        at = now()
+        steady = self._clock.steady(at.timestamp(), time.monotonic())
+        if steady:
+            for expired in self._dispatcher.expired(at):
+                self._fail(expired)
+        failed = self._dispatcher.plan(session, at if steady else None)
+        if failed is not None:
+            self._fail(failed)
+
+    def _publish(self, session: Session) -> None:
+        published = self._outbox.publish(session)
+        for job in published.out:
+            self._dispatcher.resolved(job)
+            job.assignment.leaves_window(job.record.size)
+        for job in published.withheld:
+            self._withhold(job)
+
+    def _collect(self, wait_s: float) -> None:
+        try:
+            outcome = self._outcomes.get(timeout=wait_s) if wait_s else self._outcomes.get_nowait()
+            while True:
+                self._note(outcome)
+                outcome = self._outcomes.get_nowait()
+        except queue.Empty:
+            return
+
+    def _note(self, outcome: Outcome) -> None:
+        match outcome:
+            case LookedUp():
+                if self._dispatcher.looked_up(outcome) and outcome.ended is not None:
+                    self._note(outcome.ended)
+            case BatchDone(batch_id):
+                self._dispatcher.batch_done(batch_id)
+            case EngineLost():
+                raise EngineLostError(outcome)
+            case MemoryLeaked(grown):
+                log.error(
+                    "the device's memory in use has grown by %.2f GB; finishing what runs, then a new "
+                    "process begins with none of it", grown / 1e9,
+                )  # fmt: skip
+                self.leaked = True
+            case Generated(jobs):
+                self._dispatcher.generated(jobs)
+            case Stored(job, image, timings, reused) if not job.gone:
+                self._attempted(job, timings)
+                self._metrics.store_reused.inc(reused)
+                self._try_again(self._held_back.worked(job))
+                self._outbox.add(Resolution(job, image=image))
+            case Failed(job, _, timings) if not job.gone:
+                self._attempted(job, timings)
+                self._fail(outcome)
+            case Stored(job) | Failed(job):
+                log.info("a completion of a partition given up is discarded", extra=job.log)
+
+    def _attempted(self, job: Job, timings: Timings) -> None:
+        """An attempt has ended; one that was started is charged."""
+        job.timings = job.timings.and_then(timings)
+        job.attempts += timings.started_at is not None
+        self._dispatcher.delivered(job)
+
+    def _fail(self, failed: Failed) -> None:
+        """Try the job again, hold it back, or have it end, as the verdict says."""
+        job, error = failed.job, failed.error
+        verdict = judge(error, job.attempts, self._settings.worker.max_attempts)
+        if verdict.action is Action.RETRY:
+            log.warning("the attempt failed and is made again: %s", error, extra=job.log)
+            self._metrics.attempts.labels("retried").inc()
+            self._dispatcher.retry(job, backoff_s(job.attempts))
+            return
+        resolution = Resolution(job, None, verdict.code, error, verdict.ours, verdict.retriable)
+        if resolution.ours and self._held_back.takes(resolution):
+            self._withhold(job)
+        else:
+            self._outbox.add(resolution)
+
+    def _withhold(self, job: Job) -> None:
+        """Its terminal event does not come, unless it is tried again."""
+        self._dispatcher.withhold(job)
+        job.assignment.leaves_window(job.record.size)
+
+    def _try_again(self, jobs: Iterable[Job]) -> None:
+        """What was held back begins once more, for its last attempt; its record may be read otherwise now."""
+        for job in jobs:
+            job.assignment.enters_window(job.record.size)
+            job.begin_anew(not_before=0.0)
+            job.request, job.attempts = None, min(job.attempts, self._settings.worker.max_attempts - 1)
+            job.tried_again = True
+            self._enqueue(job)
+
+    # -- partitions that go, and the end
+
+    def stop_starting(self, session: Session) -> None:
+        """Begin nothing new any more, and forget what waits."""
+        self._starts = False
+        self._admission.clear()
+        self._dispatcher.withdraw(session.assignments.keys())
+
+    def drain(self, session: Session, deadline: float) -> None:
+        """Finish what is under way, until that monotonic time at the latest. Raises as :meth:`turn`."""
+        while (self._dispatcher.busy or self._outbox) and self._may_drain(deadline):
+            self.turn(session)
+
+    def give_back(self, session: Session, numbers: Collection[int], deadline: float) -> None:
+        """Finish what runs of partitions being revoked, until then at the latest, and go on with the rest.
+
+        Runs inside a rebalance callback, where nothing can be polled.
+        """
+        partitions = frozenset(numbers)
+        self._dispatcher.withdraw(partitions)
+        while self._may_drain(deadline) and (
+            self._dispatcher.runs_any_of(partitions) or self._outbox.holds_any_of(partitions)
+        ):
+            self.advance(session)
+
+    def drop(self, numbers: Collection[int]) -> None:
+        """These partitions are gone."""
+        self._dispatcher.forget(numbers)
+        self._outbox.forget(numbers)
+        self._held_back.forget(numbers)
+
+    def engine_is_gone(self) -> None:
+        """What was on the engine will never end; what it has made may."""
+        self._dispatcher.engine_is_gone()
+
+    def _may_drain(self, deadline: float) -> bool:
+        answers = self._health.is_up("store") and not self._outbox.waits_for_schema
+        return time.monotonic() < deadline and answers

@@ -1,0 +1,124 @@
+"""What a turn does, without a broker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from zimage_consumers.image_worker.assignment import Assignment
+from zimage_consumers.image_worker.checkpoint import Checkpoint, Ledger
+from zimage_consumers.image_worker.message_path import BYTES_A_TURN, IDLE_POLL_S, MessagePath, poll_timeout_s
+from zimage_consumers.image_worker.session import Session
+from zimage_stream.engines.simulated import SimulatedEngine
+from zimage_stream.events.codec import Codec
+from zimage_stream.settings import Settings
+from zimage_stream.stores.directory import DirectoryStore
+from zimage_stream.telemetry.health import Health
+from zimage_stream.telemetry.metrics import Metrics
+from zimage_stream.telemetry.tracing import create_tracer
+
+
+@pytest.fixture
+def health() -> Health:
+    return Health()
+
+
+@pytest.fixture
+def path(tmp_path: Path, health: Health) -> Iterator[MessagePath]:
+    store = DirectoryStore(tmp_path / "store")
+    store.create()
+    made = MessagePath(
+        Settings(),
+        SimulatedEngine(0.0),
+        store,
+        Codec(),
+        slot="slot",
+        health=health,
+        metrics=Metrics(CollectorRegistry()),
+        tracer=create_tracer(False, "slot"),
+    )
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize(
+    ("under_way", "solitude_due", "wait_s"),
+    [(False, False, IDLE_POLL_S), (True, False, 0.0), (False, True, 0.0), (True, True, 0.0)],
+)
+def test_it_waits_for_records_only_while_nothing_else_is_due(
+    under_way: bool, solitude_due: bool, wait_s: float
+) -> None:
+    assert poll_timeout_s(under_way, solitude_due) == wait_s
+
+
+class Idle:
+    """A session to which nothing comes."""
+
+    def __init__(self) -> None:
+        self.assignments: dict[int, Assignment] = {}
+
+    def regulate(self, stop: Callable[[Assignment], bool]) -> None:
+        """Nothing is held."""
+
+    def poll(self, wait_s: float) -> Any:
+        """Nothing comes."""
+
+    def claim(self) -> None:
+        """Nothing is to be said."""
+
+    def unresolved(self) -> dict[int, int]:
+        return {}
+
+    stalled = 0
+
+
+def test_an_outage_that_no_request_waits_for_any_more_is_asked_about(
+    path: MessagePath, health: Health
+) -> None:
+    health.set_started()
+    health.up("kafka")
+    health.down("store", "refused to connect")
+    health.down("registry", "refused to connect")
+    deadline = time.monotonic() + 20
+    while not health.ready()[0]:
+        assert time.monotonic() < deadline
+        path.turn(cast(Session, Idle()))
+
+
+class Flooded:
+    """A session whose partition holds records of 600 kB of headers without end."""
+
+    def __init__(self) -> None:
+        self.assignments = {0: Assignment(0, Ledger(Checkpoint(0)))}
+        self.taken = 0
+        self._paused = False
+
+    def regulate(self, stop: Callable[[Assignment], bool]) -> None:
+        self._paused = stop(self.assignments[0])
+
+    def poll(self, wait_s: float) -> Any:
+        if self._paused:
+            return None
+        self.taken += 1
+        offset, headers = self.taken - 1, [("h", bytes(100_000))] * 6
+        return SimpleNamespace(
+            **{name: (lambda value=value: value) for name, value in {
+                "topic": "requests", "partition": 0, "offset": offset, "key": None, "value": b"v",
+                "timestamp": (1, 1), "headers": headers,
+            }.items()}
+        )  # fmt: skip
+
+
+def test_the_window_counts_headers(path: MessagePath, health: Health) -> None:
+    flooded = Flooded()
+    health.up("kafka")
+    for _ in range(1_500):
+        path._take_in(cast(Session, flooded))
+    window = Settings().worker.window_bytes
+    assert window // 700_000 < flooded.taken <= (window + BYTES_A_TURN) // 600_000 + 2

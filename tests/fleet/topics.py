@@ -20,8 +20,12 @@ EVER = 2**63 - 1
 
 
 def take_anything(kafka: KafkaSettings, topic: str, max_bytes: int = 8 << 20) -> None:
-    """Have a topic take any timestamp, and records of so many bytes; returns once that is in force."""
-    configure(kafka, topic, {"message.timestamp.after.max.ms": EVER, "max.message.bytes": max_bytes})
+    """Have a topic take any timestamp, and records of so many bytes; returns once that is in force.
+
+    The brokers keep batches as they came: where they open them, they refuse timestamps before 1970.
+    """
+    values = {"message.timestamp.after.max.ms": EVER, "compression.type": "producer"}
+    configure(kafka, topic, values | {"max.message.bytes": max_bytes})
 
 
 def configure(kafka: KafkaSettings, topic: str, values: Mapping[str, object]) -> None:

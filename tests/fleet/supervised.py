@@ -83,7 +83,7 @@ class Supervised:
 
     def wait_with_work(self, workers: int = 2) -> Supervised:
         """Until so many workers have partitions."""
-        until(lambda: self.slots_with_work() == workers, 60, f"{workers} workers have partitions")
+        until(lambda: self.slots_with_work() == workers, 240, f"{workers} workers have partitions")
         return self
 
     def stop(self) -> int:

@@ -274,6 +274,10 @@ class Registry:
             return _Silent(error, await self._answers())
         except TimeoutError:
             return _Silent(self._too_slow(), await self._answers())
+        except Exception as error:
+            # An answer of an odd shape. It must end the question, or nobody could ask again.
+            what = f"{type(error).__name__}: {error}"[:300]
+            return UnknownSchemaError(f"what the registry says of {name} cannot be read: {what}")
         return _Found(found, tuple(texts.values()))
 
     async def _collect(self, name: str, schema: RegistrySchema, texts: dict[tuple[str, int], str]) -> None:

@@ -249,6 +249,21 @@ class TestReferences:
         with pytest.raises(UnknownSchemaError, match="version 2 of subject era, to which schema id 7 refers"):
             registry.schema(7)
 
+    def test_that_the_registry_answers_oddly_are_asked_for_again(
+        self, server: AnyRegistry, registry: Registry, clock: list[float], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.put(server)
+        with monkeypatch.context() as patch:
+
+            async def nothing(*_: Any) -> None:
+                """What a client of another version may make of an odd answer."""
+
+            patch.setattr(registry._client, "get_version", nothing)
+            with pytest.raises(UnknownSchemaError, match="what the registry says of schema id 7"):
+                registry.schema(7)
+        clock[0] += 60.0
+        assert registry.schema(7).parsed["name"] == PROMPT_REQUEST
+
     def test_in_a_circle_end(self, server: AnyRegistry, registry: Registry) -> None:
         circle = [{"name": "a", "subject": "a", "version": 1}]
         server.put(7, OURS, references=circle)

@@ -90,9 +90,10 @@ def test_after_a_kill_a_lost_context_and_a_hang_one_worker_is_replaced_and_the_o
 ) -> None:
     playing = {
         "ZIMAGE_ENGINE__SIMULATED_FAULTS": json.dumps({"cursed": "lost", "endless": "hang"}),
-        "ZIMAGE_ENGINE__HANG_TIMEOUT_S": "2",
-        # One death alone convicts, so that the test need not wait for three.
-        "ZIMAGE_WORKER__MAX_ATTEMPTS": "1",
+        # An overloaded machine may hold up an innocent picture for seconds. It takes two such stalls of the
+        # same request, each while it runs alone, to convict it.
+        "ZIMAGE_ENGINE__HANG_TIMEOUT_S": "4",
+        "ZIMAGE_WORKER__MAX_ATTEMPTS": "2",
     }
     with Supervised(arena, tmp_path / "supervisor.log", playing, workers=3) as running:
         running.wait_with_work(3)
@@ -108,16 +109,16 @@ def test_after_a_kill_a_lost_context_and_a_hang_one_worker_is_replaced_and_the_o
 
         guilty = [PromptRequest(prompt=p, width=256, height=256) for p in ("cursed", "endless")]
         arena.send([*pictures(100, "before"), *guilty, *pictures(100, "after")])
-        report = arena.wait_answered(120)
+        report = arena.wait_answered(240)
         arena.assert_exactly_once(report)
         results = report.by_request()
         for request in guilty:
             ended = results.pop(request.request_id)
-            assert (ended["error"]["code"], ended["attempts"]) == ("WORKER_CRASHED", 1)
+            assert (ended["error"]["code"], ended["attempts"]) == ("WORKER_CRASHED", 2)
         assert {result["status"] for result in results.values()} == {"SUCCEEDED"}
         deaths = running.words().count("it is started again in")
-        # Each of the two once in company and once alone, unless they died together.
-        assert 1 + 3 <= deaths <= 1 + 4
+        # The kill, and of each of the two at least the two deaths that convict it.
+        assert deaths >= 1 + 4
         until(lambda: len(running.started()) == 3 + deaths, 30, "each death is followed by one start")
         assert "exit code 71, context lost" in running.words()
         assert "exit code 73, hung" in running.words()

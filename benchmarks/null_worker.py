@@ -12,7 +12,7 @@ from functools import cache
 
 from PIL import Image
 
-from zimage_consumers.image_worker.process import StopSignals, run_worker
+from zimage_consumers.image_worker.host.process import StopSignals, run_worker
 from zimage_stream.engines.base import ImageSpec, never
 from zimage_stream.settings import load_settings
 from zimage_stream.stores.base import Put, StoredObject

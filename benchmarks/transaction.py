@@ -19,7 +19,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from benchmarks.report import Report, parser, publish
 from benchmarks.workers import percentile
-from zimage_consumers.image_worker.checkpoint import Checkpoint
+from zimage_stream.checkpoint import Checkpoint
 from zimage_stream.kafka.clients import common_config, transactional_config, worker_consumer_config
 from zimage_stream.settings import KafkaSettings, load_settings
 

@@ -16,7 +16,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zimage_stream.client import PromptClient
+    from zimage_stream.client.prompt_client import PromptClient
+    from zimage_stream.client.submitting import Submitted
     from zimage_stream.errors import (
         BrokerUnavailableError,
         RegistryUnavailableError,
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     )
     from zimage_stream.events.prompt_request import PromptRequest, new_request_id
     from zimage_stream.settings import Settings, load_settings
-    from zimage_stream.submitting import Submitted
 
     __version__: str
 
@@ -80,8 +80,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "PromptClient": "client",
-    "Submitted": "submitting",
+    "PromptClient": "client.prompt_client",
+    "Submitted": "client.submitting",
     "Settings": "settings",
     "load_settings": "settings",
     "PromptRequest": "events.prompt_request",

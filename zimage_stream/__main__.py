@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from zimage_stream import interrupt
+from zimage_stream.cli import interrupt
 
 
 def main() -> None:
     """Run the command line; Ctrl-C ends it with exit code 130 from the first moment to the last."""
     interrupt.ends_at_once()
-    from zimage_stream.cli import main as run
+    from zimage_stream.cli.main import main as run
 
     try:
         run()

@@ -29,7 +29,7 @@ Modules add others of their own below :class:`ZImageError`, each of which says a
 its message: a file that cannot be read, a replay that was refused.
 
 What an error *means* for a request (retry, dead letter, pause) is decided in one place,
-``zimage_consumers.image_worker.verdict``; the classes only say what happened.
+``zimage_consumers.image_worker.stages.verdict``; the classes only say what happened.
 """
 
 from __future__ import annotations

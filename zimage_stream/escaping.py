@@ -7,9 +7,11 @@ can have megabytes. Lengths are in characters; an escape takes up to six.
 
 from __future__ import annotations
 
+import codecs
 import logging
 import re
 from types import TracebackType
+from typing import TextIO
 
 from zimage_stream.masking import masked
 
@@ -80,3 +82,8 @@ class LineFormatter(logging.Formatter):
 
     def formatStack(self, stack_info: str) -> str:  # noqa: N802
         return "  " + escaped_lines(shortened_lines(masked(super().formatStack(stack_info))))
+
+
+def is_utf8(stream: TextIO) -> bool:
+    """Whether the stream can carry every text."""
+    return codecs.lookup(stream.encoding or "ascii").name == "utf-8"

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from zimage_consumers.image_worker import supervisor
+from zimage_consumers.image_worker.host import supervisor
 from zimage_stream.__main__ import main
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.prompt_request import PromptRequest

@@ -17,11 +17,12 @@ from datetime import UTC, datetime
 from PIL import Image
 
 from zimage_consumers.dead_letters.letter import Place
-from zimage_consumers.image_worker.checkpoint import Checkpoint, take_over
+from zimage_consumers.image_worker.group.ledger import take_over
 from zimage_producers.produce import rows
 from zimage_producers.produce.encoding import detected, text_lines
 from zimage_producers.produce.json_lines import read_json_lines
 from zimage_producers.produce.table import read_table
+from zimage_stream.checkpoint import Checkpoint
 from zimage_stream.errors import RequestError, WireError
 from zimage_stream.events import PromptRequest
 from zimage_stream.events.codec import Codec

@@ -21,7 +21,7 @@ from tests.commands import Run, Start
 from tests.fleet.wire import RawHeader, RawProducer
 from tests.fleet.workers import until
 from zimage_consumers.dead_letters.release import read_releases
-from zimage_consumers.image_worker.verdict import OURS
+from zimage_consumers.image_worker.stages.verdict import OURS
 from zimage_stream import PromptRequest, Settings
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.headers import Header, dead_letter_headers, without_reasons

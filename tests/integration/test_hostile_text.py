@@ -16,7 +16,7 @@ from confluent_kafka import Producer
 from tests.hostile import HOSTILE, assert_harmless
 from tests.integration.answers import ResultWriter, failed, succeeded
 from zimage_stream import Failure, PromptRequest, Settings, Source
-from zimage_stream.cli import main
+from zimage_stream.cli.main import main
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.headers import dead_letter_headers
 from zimage_stream.kafka.clients import producer_config

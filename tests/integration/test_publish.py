@@ -10,15 +10,15 @@ import pytest
 from confluent_kafka import OFFSET_INVALID, Consumer, TopicPartition
 
 from tests.services.addresses import KafkaAddress
-from zimage_consumers.image_worker.publish import (
+from zimage_consumers.image_worker.group.publish import (
     CommitRefusedError,
+    Outgoing,
     PlainPublisher,
     PublishAbortedError,
     Publisher,
     RefusedRecordError,
     TransactionalPublisher,
 )
-from zimage_consumers.image_worker.terminal import Outgoing
 from zimage_stream.kafka.clients import reader_config, worker_consumer_config
 from zimage_stream.settings import TopicSettings
 from zimage_stream.telemetry.health import Health

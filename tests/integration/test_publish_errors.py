@@ -13,13 +13,13 @@ import pytest
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from tests.integration.mock_cluster import MockCluster, Request
-from zimage_consumers.image_worker.publish import (
+from zimage_consumers.image_worker.group.publish import (
     ClientsLostError,
+    Outgoing,
     PublishAbortedError,
     RefusedRecordError,
     TransactionalPublisher,
 )
-from zimage_consumers.image_worker.terminal import Outgoing
 from zimage_stream.kafka.clients import worker_consumer_config
 from zimage_stream.settings import KafkaSettings
 from zimage_stream.telemetry.health import Health

@@ -16,11 +16,12 @@ from tests.fleet.topics import configure
 from tests.fleet.workers import until
 from tests.integration.mock_cluster import MockCluster, Request
 from tests.services.addresses import KafkaAddress
-from zimage_consumers.image_worker import roster, stalls
-from zimage_consumers.image_worker.checkpoint import Checkpoint, Mark, Taken
-from zimage_consumers.image_worker.publish import ClientsLostError
-from zimage_consumers.image_worker.roster import draw_nonce
-from zimage_consumers.image_worker.session import Session
+from zimage_consumers.image_worker.group import roster, stalls
+from zimage_consumers.image_worker.group.ledger import Taken
+from zimage_consumers.image_worker.group.publish import ClientsLostError
+from zimage_consumers.image_worker.group.roster import draw_nonce
+from zimage_consumers.image_worker.group.session import Session
+from zimage_stream.checkpoint import Checkpoint, Mark
 from zimage_stream.kafka.clients import (
     common_config,
     producer_config,

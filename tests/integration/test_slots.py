@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 from tests.fleet.workers import until
 from tests.services.addresses import KafkaAddress
 from zimage_consumers.dead_letters.replay import Replayer
-from zimage_consumers.image_worker.session import Session
+from zimage_consumers.image_worker.group.session import Session
 from zimage_stream.kafka.clients import common_config, transactional_config, worker_consumer_config
 from zimage_stream.settings import Settings, TopicSettings, WorkerSettings
 from zimage_stream.telemetry.health import Health

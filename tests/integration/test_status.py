@@ -15,8 +15,8 @@ from confluent_kafka.admin import AdminClient
 from tests.commands import Run
 from tests.integration.answers import Answers
 from tests.unit.events.registries import AnyRegistry
-from zimage_consumers.image_worker.checkpoint import Checkpoint, Mark
 from zimage_stream import PromptClient, PromptRequest, Settings
+from zimage_stream.checkpoint import Checkpoint, Mark
 from zimage_stream.events.codec import Codec
 from zimage_stream.kafka.clients import producer_config, reader_config, transactional_config
 from zimage_stream.settings import environment_of

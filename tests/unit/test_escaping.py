@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.hostile import HARMFUL, HOSTILE
+from zimage_stream.cli.printing import as_json
 from zimage_stream.escaping import LINE_CHARACTERS, LineFormatter, escaped, escaped_lines, shortened
-from zimage_stream.printing import as_json
 
 anything = st.text(st.characters()) | st.text(st.sampled_from(HOSTILE + "\ud800\u2029\u2069\\é狐😀"))
 

@@ -17,14 +17,54 @@ SIDES = {
 MODULES = [(side, path) for side, folder in SIDES.items() for path in sorted(folder.rglob("*.py"))]
 MAX_LINES = 500
 
+WORKER = "zimage_consumers.image_worker"
+FLOORS = {
+    "zimage_stream": [
+        {"zimage_stream.cli"},
+        {"zimage_stream.client"},
+        {
+            f"zimage_stream.{room}"
+            for room in ("events", "kafka", "stores", "engines", "imaging", "telemetry")
+        },
+    ],
+    WORKER: [
+        {f"{WORKER}.host"},
+        {f"{WORKER}.worker"},
+        {f"{WORKER}.message_path"},
+        {f"{WORKER}.stages"},
+        {f"{WORKER}.group", f"{WORKER}.device"},
+    ],
+}
+"""Rooms from the top floor down: none imports what lies above it."""
 
-def imported(path: Path) -> Iterator[str]:
+
+def modules(path: Path) -> Iterator[str]:
+    """Every module that the file at this path imports, by its full name."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
-            yield (node.module or "").partition(".")[0]
+            module = node.module or ""
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def imported(path: Path) -> set[str]:
+    """The top-level packages that it imports from."""
+    return {name.partition(".")[0] for name in modules(path)}
+
+
+def name_of(side: str, path: Path) -> str:
+    parts = path.relative_to(SIDES[side].parent).with_suffix("").parts
+    return ".".join(parts)
+
+
+def floor_of(module: str, floors: list[set[str]]) -> int | None:
+    """The number of the floor that a module is on, counted from the top."""
+    for number, rooms in enumerate(floors):
+        if any(module == room or module.startswith(f"{room}.") for room in rooms):
+            return number
+    return None
 
 
 def test_there_is_something_to_read() -> None:
@@ -33,8 +73,17 @@ def test_there_is_something_to_read() -> None:
 
 @pytest.mark.parametrize(("side", "path"), MODULES, ids=lambda value: str(value).rpartition("/")[2])
 def test_the_arrows_point_to_the_library_alone(side: str, path: Path) -> None:
-    # cli.py mounts the commands of both sides, by name, when they are run.
-    assert set(imported(path)) & set(SIDES) <= {side, "zimage_stream"}
+    # cli/main.py mounts the commands of both sides, by name, when they are run.
+    assert imported(path) & set(SIDES) <= {side, "zimage_stream"}
+
+
+@pytest.mark.parametrize("house", FLOORS)
+@pytest.mark.parametrize(("side", "path"), MODULES, ids=lambda value: str(value).rpartition("/")[2])
+def test_no_room_imports_from_a_floor_above_it(house: str, side: str, path: Path) -> None:
+    own = floor_of(name_of(side, path), FLOORS[house])
+    if own is not None:
+        floors = {name: floor_of(name, FLOORS[house]) for name in modules(path)}
+        assert [name for name, floor in floors.items() if floor is not None and floor < own] == []
 
 
 @pytest.mark.parametrize(("side", "path"), MODULES, ids=lambda value: str(value).rpartition("/")[2])

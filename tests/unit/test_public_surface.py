@@ -61,7 +61,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         "import zimage_producers.produce.command",
         "import zimage_consumers.results.command",
         "import zimage_consumers.image_worker.command",
-        "import zimage_stream.cli",
+        "import zimage_stream.cli.main",
     ],
 )
 def test_importing_loads_nothing_heavy(statement: str) -> None:

@@ -16,12 +16,12 @@ from zimage_stream.escaping import (
     LineFormatter,
     escaped,
     escaped_lines,
+    is_utf8,
     shortened,
     shortened_lines,
 )
 from zimage_stream.masking import masked
 from zimage_stream.settings import TelemetrySettings
-from zimage_stream.terminal import is_utf8
 
 REQUEST_FIELDS = ("request_id", "tenant", "partition", "offset", "attempt")
 """On every line that concerns a request, beside the worker's ``slot``."""

@@ -19,7 +19,9 @@ from zimage_consumers.dead_letters.read import read_letters
 from zimage_consumers.dead_letters.release import write_releases
 from zimage_consumers.dead_letters.replay import AT_A_TIME, Replay, Replayer
 from zimage_consumers.dead_letters.show import details, groups_table, id_of, line_of
-from zimage_consumers.image_worker.verdict import OURS
+from zimage_consumers.image_worker.stages.verdict import OURS
+from zimage_stream.cli.printing import print_table, say_json
+from zimage_stream.cli.terminal import say
 from zimage_stream.errors import RequestError
 from zimage_stream.escaping import NAME_CHARACTERS, shortened
 from zimage_stream.events.codec import Codec
@@ -27,9 +29,7 @@ from zimage_stream.events.image_result import Code
 from zimage_stream.events.registry import Registry
 from zimage_stream.events.rules import Limits, check_request
 from zimage_stream.events.texts import FIELDS, field_from_text
-from zimage_stream.printing import print_table, say_json
 from zimage_stream.settings import Settings, load_settings
-from zimage_stream.terminal import say
 
 app = typer.Typer(
     no_args_is_help=True,

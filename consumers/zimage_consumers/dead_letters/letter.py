@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 from confluent_kafka import Message
 
+from zimage_stream.cli.printing import plain_fields
 from zimage_stream.errors import RegistryUnavailableError, WireError
 from zimage_stream.events.codec import CONFLUENT_V0, Codec
 from zimage_stream.events.headers import CUTS, Headers, replays_of, without_reasons
 from zimage_stream.events.prompt_request import PromptRequest
 from zimage_stream.events.registry import SchemaUnavailableError
 from zimage_stream.kafka.reader import UnreadableHeadersError, record_headers, record_time
-from zimage_stream.printing import plain_fields
 
 UNSAID = "(unsaid)"
 """Code of a record that does not say why it is here: somebody else put it there."""

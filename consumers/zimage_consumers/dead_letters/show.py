@@ -13,9 +13,9 @@ from rich.table import Table
 
 from zimage_consumers.dead_letters.choose import Group
 from zimage_consumers.dead_letters.letter import DeadLetter
+from zimage_stream.cli.printing import age, plain_fields, table
 from zimage_stream.escaping import LINE_CHARACTERS, NAME_CHARACTERS, shortened
 from zimage_stream.events.headers import Headers, without_reasons
-from zimage_stream.printing import age, plain_fields, table
 
 DUMPED_BYTES = 512
 SHOWN_BYTES = 2_000

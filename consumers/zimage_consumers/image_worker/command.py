@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from zimage_stream import interrupt
+from zimage_stream.cli import interrupt
 from zimage_stream.settings import load_settings
 from zimage_stream.telemetry.logs import configure
 
@@ -39,8 +39,14 @@ def worker(
     """
     # Until a worker runs there is nothing to finish, and loading torch is no place to be interrupted.
     interrupt.ends_at_once()
-    from zimage_consumers.image_worker.process import StopSignals, run_worker
-    from zimage_consumers.image_worker.supervisor import LOADED, Supervisor, count_gpus, devices_of, die_with
+    from zimage_consumers.image_worker.host.process import StopSignals, run_worker
+    from zimage_consumers.image_worker.host.supervisor import (
+        LOADED,
+        Supervisor,
+        count_gpus,
+        devices_of,
+        die_with,
+    )
     from zimage_consumers.image_worker.worker import Worker
 
     config: Path | None = (context.obj or {}).get("config")

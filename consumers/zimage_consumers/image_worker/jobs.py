@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from zimage_consumers.image_worker.assignment import Assignment
+from zimage_consumers.image_worker.group.assignment import Assignment
 from zimage_stream.engines.base import ImageSpec
 from zimage_stream.events.image_result import Code, Source, StoredImage
 from zimage_stream.events.prompt_request import PromptRequest

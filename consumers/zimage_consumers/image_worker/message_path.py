@@ -13,19 +13,14 @@ import time
 from collections.abc import Collection, Iterable
 
 from zimage_consumers.dead_letters.release import read_releases
-from zimage_consumers.image_worker.admission import Admission
-from zimage_consumers.image_worker.assignment import Assignment
-from zimage_consumers.image_worker.batching import BatchLimits
-from zimage_consumers.image_worker.checkpoint import RECORDS_A_TURN, Mark, Taken
-from zimage_consumers.image_worker.clock import ClockGuard
-from zimage_consumers.image_worker.deliver import Delivery
-from zimage_consumers.image_worker.dispatch import Dispatcher
-from zimage_consumers.image_worker.exits import EngineHungError, EngineLostError
+from zimage_consumers.image_worker.device.batching import BatchLimits
+from zimage_consumers.image_worker.device.generate import EngineThread
 from zimage_consumers.image_worker.failpoints import failpoint
-from zimage_consumers.image_worker.gauges import Gauges
-from zimage_consumers.image_worker.generate import EngineThread
-from zimage_consumers.image_worker.held_back import HeldBack, Releases
-from zimage_consumers.image_worker.intake import Intake, record_of
+from zimage_consumers.image_worker.group.assignment import Assignment
+from zimage_consumers.image_worker.group.ledger import RECORDS_A_TURN, Taken
+from zimage_consumers.image_worker.group.publish import CommitRefusedError
+from zimage_consumers.image_worker.group.session import Session
+from zimage_consumers.image_worker.host.exits import EngineHungError, EngineLostError
 from zimage_consumers.image_worker.jobs import (
     BatchDone,
     EngineLost,
@@ -41,12 +36,18 @@ from zimage_consumers.image_worker.jobs import (
     Timings,
     now,
 )
-from zimage_consumers.image_worker.outbox import Outbox
-from zimage_consumers.image_worker.publish import CommitRefusedError
-from zimage_consumers.image_worker.schedule import Scheduler
-from zimage_consumers.image_worker.session import Session
-from zimage_consumers.image_worker.terminal import Identity
-from zimage_consumers.image_worker.verdict import Action, backoff_s, judge
+from zimage_consumers.image_worker.stages.admission import Admission
+from zimage_consumers.image_worker.stages.clock import ClockGuard
+from zimage_consumers.image_worker.stages.deliver import Delivery
+from zimage_consumers.image_worker.stages.dispatch import Dispatcher
+from zimage_consumers.image_worker.stages.gauges import Gauges
+from zimage_consumers.image_worker.stages.held_back import HeldBack, Releases
+from zimage_consumers.image_worker.stages.intake import Intake, record_of
+from zimage_consumers.image_worker.stages.outbox import Outbox
+from zimage_consumers.image_worker.stages.schedule import Scheduler
+from zimage_consumers.image_worker.stages.terminal import Identity
+from zimage_consumers.image_worker.stages.verdict import Action, backoff_s, judge
+from zimage_stream.checkpoint import Mark
 from zimage_stream.engines.base import Engine
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.rules import Limits

@@ -10,11 +10,11 @@ from collections.abc import Callable, Collection
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from zimage_consumers.image_worker.exits import EngineHungError, EngineLostError, ExitCode
+from zimage_consumers.image_worker.group.publish import ClientsLostError, FencedError
+from zimage_consumers.image_worker.group.roster import draw_nonce
+from zimage_consumers.image_worker.group.session import Session
+from zimage_consumers.image_worker.host.exits import EngineHungError, EngineLostError, ExitCode
 from zimage_consumers.image_worker.message_path import MessagePath
-from zimage_consumers.image_worker.publish import ClientsLostError, FencedError
-from zimage_consumers.image_worker.roster import draw_nonce
-from zimage_consumers.image_worker.session import Session
 from zimage_stream.engines.base import Engine
 from zimage_stream.events.codec import Codec
 from zimage_stream.kafka.clients import common_config

@@ -10,15 +10,15 @@ from typing import Annotated
 import typer
 
 from zimage_consumers.results.follow import Wanted, follow
+from zimage_stream.cli.printing import say_result
+from zimage_stream.cli.terminal import say
+from zimage_stream.client.saving import Saver
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.image_result import ImageResult, Status
 from zimage_stream.events.registry import Registry
 from zimage_stream.kafka.reader import ResultReader
-from zimage_stream.printing import say_result
-from zimage_stream.saving import Saver
 from zimage_stream.settings import Settings, load_settings
 from zimage_stream.stores import create_store
-from zimage_stream.terminal import say
 
 
 def results(

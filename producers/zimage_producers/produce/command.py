@@ -19,15 +19,15 @@ from zimage_producers.produce.reading import Reading, open_rows
 from zimage_producers.produce.row_ids import RowIds
 from zimage_producers.produce.run import Run, Unreadable
 from zimage_producers.produce.tally import Tally
-from zimage_stream.client import PromptClient
+from zimage_stream.cli.printing import say_json, say_result
+from zimage_stream.cli.terminal import say
+from zimage_stream.client.prompt_client import PromptClient
+from zimage_stream.client.saving import Saver
 from zimage_stream.errors import RequestError, ZImageError
 from zimage_stream.events.prompt_request import PromptRequest
 from zimage_stream.events.texts import time_from_text
-from zimage_stream.printing import say_json, say_result
-from zimage_stream.saving import Saver
 from zimage_stream.settings import Settings, load_settings
 from zimage_stream.stores import create_store
-from zimage_stream.terminal import say
 
 _ESTIMATE_EVERY = 512
 """Rows between two estimates of how many there are, from the bytes read so far."""

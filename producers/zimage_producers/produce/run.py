@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from zimage_producers.produce.outstanding import Item, Outstanding
-from zimage_stream.client import PromptClient
+from zimage_stream.client.prompt_client import PromptClient
 from zimage_stream.errors import BrokerUnavailableError, RequestError, SubmitError, ZImageError
 from zimage_stream.events.image_result import ImageResult, Source
 from zimage_stream.kafka.reader import ResultReader

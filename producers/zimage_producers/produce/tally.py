@@ -11,11 +11,11 @@ from types import TracebackType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from zimage_producers.produce.outstanding import Item
+from zimage_stream.cli.printing import age, console, result_as_line, say_json, say_result
+from zimage_stream.cli.terminal import say
+from zimage_stream.client.saving import Saver
 from zimage_stream.errors import ZImageError
 from zimage_stream.events.image_result import ImageResult
-from zimage_stream.printing import age, console, result_as_line, say_json, say_result
-from zimage_stream.saving import Saver
-from zimage_stream.terminal import say
 
 _REFRESH_S = 0.2
 

@@ -18,7 +18,7 @@ from typing import IO
 
 import pytest
 
-from zimage_stream.cli import main
+from zimage_stream.cli.main import main
 from zimage_stream.kafka.embedded import EmbeddedBroker
 
 

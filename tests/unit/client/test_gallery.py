@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from zimage_stream import gallery
+from zimage_stream.client import gallery
+from zimage_stream.client.gallery import write_gallery
 from zimage_stream.escaping import escaped
-from zimage_stream.gallery import write_gallery
 
 
 def data_of(page: Path) -> dict[str, Any]:

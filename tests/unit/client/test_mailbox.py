@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 from hypothesis import given
 
 from zimage_stream import ImageResult, Source, Status
-from zimage_stream.mailbox import Mailbox
+from zimage_stream.client.mailbox import Mailbox
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 

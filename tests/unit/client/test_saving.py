@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from zimage_stream import Failure, ImageResult, Source, Status, StoredImage
+from zimage_stream.client.saving import Saver, SavingError, safe_name
 from zimage_stream.imaging import encode
-from zimage_stream.saving import Saver, SavingError, safe_name
 from zimage_stream.stores import ImageStore
 from zimage_stream.stores.directory import DirectoryStore
 

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 import pytest
 
 from zimage_stream import BrokerUnavailableError, PromptRequest, RequestError, Source, SubmitError, Submitted
-from zimage_stream.submitting import IN_FLIGHT, submit_each
+from zimage_stream.client.submitting import IN_FLIGHT, submit_each
 
 PLACE = Source(topic="requests", partition=0, offset=0)
 

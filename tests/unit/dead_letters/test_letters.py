@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from zimage_consumers.dead_letters.choose import Group
 from zimage_consumers.dead_letters.letter import DeadLetter, Place
 from zimage_consumers.dead_letters.show import details, dump, groups_table, line_of
+from zimage_stream.cli.printing import as_json, console
 from zimage_stream.events.headers import (
     REASONS,
     Headers,
@@ -20,7 +21,6 @@ from zimage_stream.events.headers import (
     without_reasons,
 )
 from zimage_stream.events.prompt_request import PromptRequest
-from zimage_stream.printing import as_json, console
 
 MUCH = 2 << 20
 AT = datetime(2026, 1, 1, tzinfo=UTC)

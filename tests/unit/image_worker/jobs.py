@@ -6,9 +6,10 @@ import itertools
 from datetime import UTC, datetime
 from typing import Any
 
-from zimage_consumers.image_worker.assignment import Assignment
-from zimage_consumers.image_worker.checkpoint import Checkpoint, Ledger
+from zimage_consumers.image_worker.group.assignment import Assignment
+from zimage_consumers.image_worker.group.ledger import Ledger
 from zimage_consumers.image_worker.jobs import Job, Record
+from zimage_stream.checkpoint import Checkpoint
 from zimage_stream.events.prompt_request import PromptRequest
 
 _offsets = itertools.count()

@@ -11,10 +11,11 @@ from typing import Any, cast
 import pytest
 from prometheus_client import CollectorRegistry
 
-from zimage_consumers.image_worker.assignment import Assignment
-from zimage_consumers.image_worker.checkpoint import Checkpoint, Ledger
+from zimage_consumers.image_worker.group.assignment import Assignment
+from zimage_consumers.image_worker.group.ledger import Ledger
+from zimage_consumers.image_worker.group.session import Session
 from zimage_consumers.image_worker.message_path import BYTES_A_TURN, IDLE_POLL_S, MessagePath, poll_timeout_s
-from zimage_consumers.image_worker.session import Session
+from zimage_stream.checkpoint import Checkpoint
 from zimage_stream.engines.simulated import SimulatedEngine
 from zimage_stream.events.codec import Codec
 from zimage_stream.settings import Settings

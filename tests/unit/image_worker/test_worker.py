@@ -10,13 +10,14 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 from prometheus_client import CollectorRegistry
 
-from zimage_consumers.image_worker.assignment import Assignment
-from zimage_consumers.image_worker.checkpoint import Checkpoint, Ledger
-from zimage_consumers.image_worker.exits import EngineLostError, ExitCode
+from zimage_consumers.image_worker.group.assignment import Assignment
+from zimage_consumers.image_worker.group.ledger import Ledger
+from zimage_consumers.image_worker.group.publish import ClientsLostError
+from zimage_consumers.image_worker.group.session import Session
+from zimage_consumers.image_worker.host.exits import EngineLostError, ExitCode
 from zimage_consumers.image_worker.jobs import EngineLost
-from zimage_consumers.image_worker.publish import ClientsLostError
-from zimage_consumers.image_worker.session import Session
 from zimage_consumers.image_worker.worker import Worker
+from zimage_stream.checkpoint import Checkpoint
 from zimage_stream.engines.simulated import SimulatedEngine
 from zimage_stream.errors import EngineError
 from zimage_stream.events.codec import Codec

@@ -1,0 +1,1 @@
+"""The device: its thread, what runs together on it, and what it leaks."""

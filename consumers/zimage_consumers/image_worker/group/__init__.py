@@ -1,0 +1,1 @@
+"""Membership in the consumer group: partitions, their checkpoints, and what is committed."""

@@ -1,0 +1,173 @@
+"""The ledger of one partition: what was taken, resolved and started, and who is charged for a death. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from enum import Enum, auto
+
+from zimage_stream.checkpoint import (
+    MAX_ATTEMPTS,
+    MAX_MARKS,
+    SEGMENT_BITS,
+    Checkpoint,
+    Mark,
+    resolved_runs,
+)
+
+MAX_SPAN = 16_384
+"""Offsets between base and next, long gaps in the log not counted. A bitmap of that many bits always fits
+beside MAX_MARKS marks."""
+CAUTIOUS_DEATHS = 2
+RECORDS_A_TURN = 256
+"""Records that a worker takes and decodes before it marks anything: where two holders died before any mark,
+what killed them is among the first so many."""
+
+
+def take_over(found: Checkpoint, owner: int, died: bool) -> Checkpoint:
+    """The checkpoint as the process ``owner`` takes it over from whoever held it.
+
+    A holder that let go cleanly, and one that only lost its membership, accuse nobody by the marks they left
+    open. One that died does: what it ran alone is charged an attempt, what it ran in company is suspect and
+    will run alone.
+
+    Args:
+        died: the process that held it is gone, and did not let go.
+    """
+    running = [mark for mark in found.marks.values() if mark.open]
+    marks = {offset: _after_death(mark) if died else _closed(mark) for offset, mark in found.marks.items()}
+    deaths = found.deaths + 1 if died and not running else 0 if died else found.deaths
+    return replace(found, marks=marks, owner=owner, deaths=deaths)
+
+
+def release(held: Checkpoint) -> Checkpoint:
+    """The checkpoint a holder leaves behind that goes cleanly: nothing runs, nobody died."""
+    return replace(held, marks={o: _closed(m) for o, m in held.marks.items()}, owner=0, deaths=0)
+
+
+def _after_death(mark: Mark) -> Mark:
+    if not mark.open:
+        return mark
+    spent = min(mark.attempts + 1, MAX_ATTEMPTS) if mark.alone else mark.attempts
+    return Mark(attempts=spent, suspect=True)
+
+
+def _closed(mark: Mark) -> Mark:
+    return replace(mark, open=False, alone=False)
+
+
+class Taken(Enum):
+    """What a delivered offset is to this holder."""
+
+    NEW = auto()
+    RESOLVED = auto()
+    SEEN = auto()
+
+
+class Ledger:
+    """One partition while this process holds it.
+
+    ``checkpoint`` is what the broker has, but for gaps in the log, which are facts and no decision.
+    It changes by :meth:`adopt`, after a commit returned.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.next = checkpoint.base
+        self._gaps = [
+            (checkpoint.base + start, checkpoint.base + end)
+            for start, end in resolved_runs(checkpoint.resolved)
+            if end - start > SEGMENT_BITS
+        ]
+        """Start and end of each run of resolved offsets above the base that is worth a segment."""
+        self._in_doubt = checkpoint.deaths >= CAUTIOUS_DEATHS
+        self._new = 0
+
+    @property
+    def cautious(self) -> bool:
+        """Whether the record taken last is to be marked before it is decoded."""
+        return self._in_doubt and self._new <= RECORDS_A_TURN
+
+    @property
+    def full(self) -> bool:
+        """Whether fetching must stop until the oldest requests are resolved."""
+        base = self.checkpoint.base
+        span = self.next - base
+        if span < MAX_SPAN:
+            return False
+        self._gaps = [(start, end) for start, end in self._gaps if start >= base]
+        return span - sum(end - start - SEGMENT_BITS for start, end in self._gaps) >= MAX_SPAN
+
+    def mark(self, offset: int) -> Mark:
+        """The note on a request; a blank one where there is none."""
+        return self.checkpoint.marks.get(offset, Mark())
+
+    def take(self, offset: int) -> Taken:
+        """Note that the broker delivered this offset.
+
+        Offsets that it passed over do not exist (transaction markers, aborted or compacted records,
+        deleted segments): they count as resolved, or the base would wait for them for ever.
+        """
+        if offset < self.next:
+            return Taken.SEEN
+        if offset > self.next:
+            self._pass_over(self.next, offset)
+        self.next = offset + 1
+        if self.checkpoint.is_resolved(offset):
+            return Taken.RESOLVED
+        self._new += 1
+        return Taken.NEW
+
+    def reach(self, end: int) -> None:
+        """Note that the log has no more records before this offset."""
+        if end > self.next:
+            self._pass_over(self.next, end)
+
+    def after(
+        self, resolved: Iterable[int] = (), marks: Mapping[int, Mark | None] | None = None
+    ) -> Checkpoint:
+        """The checkpoint as it would be with these offsets resolved and these marks set (None: erased)."""
+        held = self.checkpoint
+        bits = held.resolved
+        kept = dict(held.marks)
+        progress = False
+        for offset in resolved:
+            progress = True
+            kept.pop(offset, None)
+            if offset >= held.base:
+                bits |= 1 << (offset - held.base)
+        for offset, mark in (marks or {}).items():
+            if mark is None or mark == Mark():
+                kept.pop(offset, None)
+            else:
+                kept[offset] = mark
+        _forget_surplus(kept)
+        advance = min((~bits & (bits + 1)).bit_length() - 1, self.next - held.base)
+        return Checkpoint(
+            held.base + advance, bits >> advance, kept, held.owner, 0 if progress else held.deaths
+        )
+
+    def adopt(self, committed: Checkpoint) -> None:
+        """The broker has this checkpoint now."""
+        self.checkpoint = committed
+
+    def _pass_over(self, start: int, end: int) -> None:
+        held = self.checkpoint
+        gap = ((1 << (end - start)) - 1) << (start - held.base)
+        marks = {offset: mark for offset, mark in held.marks.items() if not start <= offset < end}
+        self.checkpoint = replace(held, resolved=held.resolved | gap, marks=marks)
+        if end - start > SEGMENT_BITS:
+            self._gaps.append((start, end))
+        # A gap at the base moves it at once, or a long one would make the bitmap as long.
+        self.next = end
+        self.checkpoint = self.after()
+
+
+def _forget_surplus(marks: dict[int, Mark]) -> None:
+    """Keep at most MAX_MARKS. Losing the note of a request that waits for a retry costs, should this
+    process die, one attempt more than it was due; an open mark or a suspicion is never lost for it."""
+    surplus = len(marks) - MAX_MARKS
+    if surplus > 0:
+        idle = [offset for offset, mark in sorted(marks.items()) if not mark.open and not mark.suspect]
+        for offset in idle[:surplus]:
+            del marks[offset]

@@ -1,0 +1,317 @@
+"""Putting the next batch on deck, marked before it can run."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from zimage_consumers.image_worker.device.batching import wants_more
+from zimage_consumers.image_worker.device.generate import Batch, EngineThread
+from zimage_consumers.image_worker.failpoints import failpoint
+from zimage_consumers.image_worker.group.publish import CommitRefusedError
+from zimage_consumers.image_worker.group.session import Session
+from zimage_consumers.image_worker.jobs import Failed, Job, LookedUp
+from zimage_consumers.image_worker.stages.deliver import Delivery
+from zimage_consumers.image_worker.stages.intake import Intake
+from zimage_consumers.image_worker.stages.schedule import Scheduler
+from zimage_consumers.image_worker.stages.verdict import ExpiredError, WorkerCrashedError
+from zimage_stream.checkpoint import MAX_MARKS, Mark
+from zimage_stream.errors import RegistryUnavailableError
+
+log = logging.getLogger(__name__)
+
+UNDELIVERED_PIXELS = 64 << 20
+"""Pictures held in memory while the store is slow or down: 192 MiB of RGB."""
+REGISTRY_WAIT_S = 1.0
+_EXPIRED = "it was not started before its expires_at"
+_RECENT = 0.1
+"""Weight of the newest commit in how long one takes."""
+
+
+class Dispatcher:
+    """Knows what has been started and is not yet resolved. Kafka thread only.
+
+    Args:
+        max_batch: pictures in the largest batch.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        intake: Intake,
+        engine: EngineThread,
+        delivery: Delivery,
+        *,
+        max_attempts: int,
+        max_batch: int,
+    ) -> None:
+        self._scheduler = scheduler
+        self._intake = intake
+        self._engine = engine
+        self._delivery = delivery
+        self._max_attempts = max_attempts
+        self._max_batch = max_batch
+        self._started: set[Job] = set()
+        self._delivering: set[Job] = set()
+        """Of those: pictures that are made and not stored yet."""
+        self._notes: dict[Job, Mark] = {}
+        self._batches: dict[int, Batch] = {}
+        self._asked: dict[int, set[Job]] = {}
+        """Of the batches that are not on deck yet: the jobs for which the store has not answered."""
+        self._ids = itertools.count(1)
+        self._mark_s = 0.0
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything started is unresolved."""
+        return bool(self._started)
+
+    @property
+    def alone(self) -> bool:
+        """Whether a job runs that must have nothing beside it."""
+        return any(job.alone for job in self._started)
+
+    def runs_any_of(self, partitions: Collection[int]) -> bool:
+        """Whether anything started of these partitions is unresolved."""
+        return any(job.record.partition in partitions for job in self._started)
+
+    def expired(self, at: datetime) -> list[Failed]:
+        """What has expired before it was started."""
+        return [Failed(job, ExpiredError(_EXPIRED)) for job in self._scheduler.take_expired(at)]
+
+    def plan(self, session: Session, at: datetime | None) -> Failed | None:
+        """Fill the engine and its deck.
+
+        Args:
+            at: the wall clock; ``None`` where it cannot be trusted to say that a request has expired.
+
+        Returns:
+            a job that was to run alone and cannot run.
+
+        Raises:
+            CommitRefusedError, ClientsLostError: marks could not be committed; nothing was started.
+        """
+        if self._scheduler.wants_solitude(time.monotonic()):
+            if self._started or self._batches:
+                return None
+            return self._start_alone(session, at)
+        chosen: list[list[Job]] = []
+        while not self.alone and self._room_beside(chosen):
+            jobs = self._scheduler.take_batch(time.monotonic())
+            if not jobs:
+                break
+            chosen.append(jobs)
+        if chosen or self._notes:
+            self._start(session, [Batch(next(self._ids), tuple(jobs)) for jobs in chosen])
+        return None
+
+    def looked_up(self, found: LookedUp) -> bool:
+        """The store has answered for a job of a batch, which goes on deck with the last answer.
+
+        Returns:
+            whether the answer counts: not where the batch was called off meanwhile.
+        """
+        batch = self._batches.get(found.batch_id)
+        if batch is None:
+            return False
+        found.job.timings = found.job.timings.after("look up", found.elapsed_s)
+        asked = self._asked[batch.id]
+        asked.discard(found.job)
+        if found.ended is not None:
+            batch = replace(batch, jobs=tuple(job for job in batch.jobs if job is not found.job))
+            self._batches[batch.id] = batch
+        if not asked:
+            del self._asked[batch.id]
+            # Partitions may have gone meanwhile.
+            jobs = tuple(job for job in batch.jobs if job in self._started)
+            if jobs:
+                self._engine.submit(replace(batch, jobs=jobs))
+            else:
+                del self._batches[batch.id]
+        return True
+
+    def generated(self, jobs: Collection[Job]) -> None:
+        """The pictures of these jobs are made."""
+        self._delivering |= self._started.intersection(jobs)
+
+    def delivered(self, job: Job) -> None:
+        """The job's picture is in the store, or will not be."""
+        self._delivering.discard(job)
+
+    def batch_done(self, batch_id: int) -> None:
+        """The engine has finished with a batch."""
+        self._batches.pop(batch_id, None)
+
+    def retry(self, job: Job, wait_s: float) -> None:
+        """Run a job again later; its mark is taken back with the next commit of marks."""
+        self._started.discard(job)
+        self._notes[job] = Mark(job.attempts, job.suspect)
+        job.begin_anew(time.monotonic() + wait_s)
+        self._scheduler.add(job)
+
+    def withhold(self, job: Job) -> None:
+        """Nothing will come of the job for now: no drain and no rebalance waits for it, and its mark is taken
+        back. A checkpoint has room for few, and who takes over tries it from the beginning."""
+        if job in self._started:
+            self._started.discard(job)
+            self._notes[job] = Mark(job.attempts, suspect=True) if job.suspect else Mark()
+
+    def resolved(self, job: Job) -> None:
+        """The job's terminal event is out, and its mark gone with it."""
+        self._started.discard(job)
+        self._notes.pop(job, None)
+
+    def forget(self, partitions: Collection[int]) -> None:
+        """These partitions are not ours any more; what of theirs still runs is discarded when it ends."""
+        self._scheduler.discard(partitions)
+        self._started = {job for job in self._started if job.record.partition not in partitions}
+        self._delivering &= self._started
+        self._notes = {job: m for job, m in self._notes.items() if job.record.partition not in partitions}
+
+    def withdraw(self, partitions: Collection[int]) -> None:
+        """Drop the waiting jobs of these partitions, and take back what is not on the engine yet if theirs
+        is in it; what the store had of it already ends as it would."""
+        self._scheduler.discard(partitions)
+        for batch in list(self._batches.values()):
+            theirs = any(job.record.partition in partitions for job in batch.jobs)
+            if theirs and (batch.id in self._asked or self._engine.withdraw(batch.id)):
+                del self._batches[batch.id]
+                self._asked.pop(batch.id, None)
+                for job in batch.jobs:
+                    if job in self._started:
+                        self._started.discard(job)
+                        self._notes[job] = Mark(job.attempts, job.suspect)
+                        if job.record.partition not in partitions:
+                            self._scheduler.add(job)
+
+    def engine_is_gone(self) -> None:
+        """What was on the engine or on deck will never end; what was generated already may."""
+        self._batches.clear()
+        self._asked.clear()
+        generated = self._delivering | {job for job in self._started if job.timings.generate_ms is not None}
+        self._started &= generated
+
+    def _room_beside(self, chosen: Collection[Sequence[Job]]) -> bool:
+        """Whether another batch is to be put on deck."""
+        # All may be of one partition, and a checkpoint has no room for more marks.
+        started = len(self._started) + sum(map(len, chosen))
+        if started + self._max_batch > MAX_MARKS or self._undelivered() >= UNDELIVERED_PIXELS:
+            return False
+        batches = [batch.jobs for batch in self._batches.values()] + [*chosen]
+        return wants_more(len(batches), sum(map(len, batches)), self._engine.picture_s, self._mark_s)
+
+    def _start_alone(self, session: Session, at: datetime | None) -> Failed | None:
+        """Run a job with nothing beside it, or say why it cannot run."""
+        job = self._scheduler.take_alone(time.monotonic())
+        if job is None:
+            return None
+        judged = job.marked
+        self._mark(session, [job])
+        try:
+            self._read_alone(job, None if judged else at)
+        except RegistryUnavailableError as error:
+            log.warning("it waits for its schema: %s", error, extra=job.log)
+            job.marked = judged
+            self.retry(job, REGISTRY_WAIT_S)
+        except Exception as error:
+            # Only the reading was dangerous. What ends this process before the answer is out is no more of
+            # its doing: the next one could not read it any more, and would have no result for its author.
+            self._started.discard(job)
+            self._notes[job] = Mark(job.attempts, job.suspect)
+            return Failed(job, error)
+        else:
+            if job.suspect:
+                batch = Batch(next(self._ids), (job,), probe=True)
+                self._put(batch)
+                self._delivery.look_up(batch.id, job)
+            else:
+                # The decoding was what had to be alone, and it is over: it waits like any other.
+                job.cautious, job.marked = False, judged
+                self._started.discard(job)
+                self._notes[job] = Mark(job.attempts)
+                self._scheduler.add(job)
+        return None
+
+    def _read_alone(self, job: Job, at: datetime | None) -> None:
+        """Have a job decoded under its own mark.
+
+        Args:
+            at: the wall clock, where expiry is to be judged.
+
+        Raises:
+            WorkerCrashedError: it has killed as many processes as it may.
+            ExpiredError: it was not started in time.
+            RegistryUnavailableError, and whatever it is refused for.
+        """
+        if job.attempts >= self._max_attempts:
+            if job.request is None and job.attempts == self._max_attempts:
+                # To answer its author somebody has to read it; if that kills too, nobody does.
+                job.request = self._intake.decode(job.record)
+            raise WorkerCrashedError(
+                f"the worker process died {job.attempts} times while this request ran alone"
+            )
+        if job.request is None:
+            self._intake.check(job)
+        expires_at = job.decoded.expires_at
+        if job.suspect and at is not None and expires_at is not None and expires_at <= at:
+            raise ExpiredError(_EXPIRED)
+
+    def _start(self, session: Session, batches: Sequence[Batch]) -> None:
+        """Mark the jobs of these batches, and ask the store for their pictures meanwhile."""
+        jobs = [job for batch in batches for job in batch.jobs]
+        asked = [self._delivery.look_up(batch.id, job) for batch in batches for job in batch.jobs]
+        try:
+            self._mark(session, jobs)
+        except CommitRefusedError:
+            for look_up in asked:
+                look_up.cancel()
+            raise
+        # What the store says counts for nothing before the marks are in.
+        for batch in batches:
+            self._put(batch)
+
+    def _put(self, batch: Batch) -> None:
+        self._batches[batch.id] = batch
+        self._asked[batch.id] = set(batch.jobs)
+
+    def _mark(self, session: Session, jobs: list[Job]) -> None:
+        """Commit the marks of jobs about to start, and what other marks have become meanwhile."""
+        # A batch that nobody wants any more may still run, and kill.
+        company = len(jobs) > 1 or bool(self._started or self._batches)
+        changes: dict[int, dict[int, Mark | None]] = defaultdict(dict)
+        notes = {job: mark for job, mark in self._notes.items() if not job.gone}
+        for job, mark in notes.items():
+            changes[job.record.partition][job.record.offset] = mark
+        for job in self._started if jobs else ():
+            # Whoever was alone so far is so no longer.
+            if not job.gone:
+                changes[job.record.partition][job.record.offset] = Mark(job.attempts, job.suspect, open=True)
+        for job in jobs:
+            mark = Mark(job.attempts, job.suspect, open=True, alone=not company)
+            changes[job.record.partition][job.record.offset] = mark
+        started = time.monotonic()
+        try:
+            if changes:
+                session.mark(changes)
+        except CommitRefusedError:
+            for job in jobs:
+                self._scheduler.add(job)
+            raise
+        failpoint("marked")
+        self._notes.clear()
+        elapsed = time.monotonic() - started
+        self._mark_s += (elapsed - self._mark_s) * _RECENT
+        for job in jobs:
+            job.timings = job.timings.after("mark", elapsed)
+            job.marked = True
+            self._started.add(job)
+
+    def _undelivered(self) -> int:
+        """Pixels generated and not yet stored."""
+        sizes = (job.decoded for job in self._delivering & self._started)
+        return sum(request.width * request.height for request in sizes)

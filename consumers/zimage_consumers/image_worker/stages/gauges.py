@@ -1,0 +1,82 @@
+"""What is read of the worker's state once a second, for its metrics. Kafka thread only."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+
+from zimage_consumers.image_worker.group.session import Session
+from zimage_consumers.image_worker.stages.schedule import Scheduler
+from zimage_stream.settings import TelemetrySettings
+from zimage_stream.telemetry.metrics import MAX_TENANTS, Metrics
+
+EVERY_S = 1.0
+OTHERS = "(others)"
+
+
+class Gauges:
+    """Keeps the gauges up to date."""
+
+    def __init__(self, metrics: Metrics, settings: TelemetrySettings) -> None:
+        self._metrics = metrics
+        self._settings = settings
+        self._due = 0.0
+        self._partitions: set[int] = set()
+        self._tenants: set[str] = set()
+
+    def sample(self, session: Session, scheduler: Scheduler, picture_s: float) -> None:
+        """Read the state, if it is time. ``picture_s``: seconds that a picture took lately."""
+        if time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + EVERY_S
+        metrics, held = self._metrics, session.assignments.values()
+        metrics.partitions.set(len(held))
+        metrics.partitions_stalled.set(session.stalled)
+        metrics.window_requests.set(sum(each.count for each in held))
+        metrics.window_bytes.set(sum(each.size for each in held))
+        self._set_unresolved(session.unresolved(), picture_s)
+        self._set_queues(queues(scheduler.by_tenant(), self._settings.tenant_label))
+
+    def _set_unresolved(self, unresolved: Mapping[int, int], picture_s: float) -> None:
+        gauge = self._metrics.unresolved_requests
+        for number, count in unresolved.items():
+            gauge.labels(str(number)).set(count)
+        for number in self._partitions - unresolved.keys():
+            gauge.remove(str(number))
+        self._partitions = set(unresolved)
+        target_s = self._settings.drain_target_s
+        self._metrics.desired_workers.set(desired_workers(sum(unresolved.values()), picture_s, target_s))
+
+    def _set_queues(self, waiting: Mapping[str, int]) -> None:
+        gauge = self._metrics.queue_requests
+        for tenant, count in waiting.items():
+            gauge.labels(tenant).set(count)
+        for tenant in self._tenants - waiting.keys():
+            gauge.remove(tenant)
+        self._tenants = set(waiting)
+
+
+def desired_workers(unresolved: int, picture_s: float, target_s: float) -> float:
+    """Workers that would serve so many requests in ``target_s`` seconds. Pure.
+
+    Args:
+        picture_s: seconds a picture takes; 0 where that is not known yet.
+    """
+    if unresolved == 0:
+        return 0.0
+    # Before the first picture nobody knows; one worker is the one that finds out.
+    return unresolved * picture_s / target_s if picture_s else 1.0
+
+
+def queues(waiting: Counter[str], by_tenant: bool) -> dict[str, int]:
+    """Lengths of queues by label: the longest ``MAX_TENANTS``, and all others in one. Pure.
+
+    Args:
+        by_tenant: else all are in one, without a label.
+    """
+    if not by_tenant:
+        return {"": waiting.total()}
+    longest = dict(waiting.most_common(MAX_TENANTS))
+    rest = waiting.total() - sum(longest.values())
+    return {**longest, OTHERS: rest} if rest else longest

@@ -1,0 +1,90 @@
+"""From a record to a request that keeps every rule."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from confluent_kafka import Message
+
+from zimage_consumers.image_worker.jobs import Job, Record
+from zimage_consumers.image_worker.stages.verdict import IntakeError
+from zimage_stream.engines.base import MAX_PROMPT_TOKENS
+from zimage_stream.errors import RegistryUnavailableError, RequestError, WireError
+from zimage_stream.events.codec import Codec
+from zimage_stream.events.prompt_request import PromptRequest
+from zimage_stream.events.rules import MAX_RECORD_BYTES, Limits, check_request
+from zimage_stream.kafka.reader import UnreadableHeadersError, record_headers, record_time
+
+log = logging.getLogger(__name__)
+
+
+def record_of(message: Message) -> Record:
+    """The consumed record, its headers as they were sent, whatever it holds."""
+    topic, partition, offset = message.topic(), message.partition(), message.offset()
+    assert topic is not None
+    assert partition is not None
+    assert offset is not None
+    try:
+        headers, lost = tuple(record_headers(message)), None
+    except UnreadableHeadersError as error:
+        headers, lost = (), str(error)
+    key, value = _bytes(message.key()), _bytes(message.value())
+    return Record(topic, partition, offset, key, value, headers, record_time(message), lost)
+
+
+def _bytes(value: str | bytes | None) -> bytes | None:
+    return value.encode() if isinstance(value, str) else value
+
+
+class Intake:
+    """Decodes and checks. Used from the Kafka thread alone."""
+
+    def __init__(self, codec: Codec, limits: Limits, count_tokens: Callable[[str], int | None]) -> None:
+        self._codec = codec
+        self._limits = limits
+        self._count_tokens = count_tokens
+
+    def decode(self, record: Record) -> PromptRequest:
+        """The request as it was sent.
+
+        Raises:
+            WireError: the record is no request of ours.
+            RegistryUnavailableError: nobody can say now; the record is to be held.
+        """
+        try:
+            return self._codec.decode_request(record.value)
+        except (WireError, RegistryUnavailableError):
+            raise
+        except Exception as error:
+            # A mistake of ours that this record found; tried again, it would find it again.
+            log.exception("a record could not be read, and not for any reason that we know")
+            raise WireError(f"it cannot be read: {type(error).__name__}: {error}"[:300]) from error
+
+    def check(self, job: Job) -> None:
+        """Decode the job's record into ``job.request`` and check it.
+
+        A request that breaks a rule stays on the job as it was sent, for its result to name.
+
+        Raises:
+            WireError, RegistryUnavailableError: as :meth:`decode`.
+            RequestError: it breaks a rule.
+            IntakeError: it could not be checked, so it must not run.
+        """
+        request = job.request = self.decode(job.record)
+        size = len(job.record.value or b"")
+        if size > MAX_RECORD_BYTES:
+            raise RequestError("record", f"at most {MAX_RECORD_BYTES:,} bytes", f"{size:,} bytes")
+
+        def count(prompt: str) -> int | None:
+            tokens = self._count_tokens(prompt)
+            job.tokens = tokens or 0
+            return tokens
+
+        try:
+            job.request = check_request(request, self._limits, count, MAX_PROMPT_TOKENS)
+        except RequestError:
+            raise
+        except Exception as error:
+            log.exception("a request could not be checked", extra=job.log)
+            raise IntakeError(f"it could not be checked: {type(error).__name__}: {error}"[:300]) from error

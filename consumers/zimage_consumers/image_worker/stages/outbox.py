@@ -1,0 +1,259 @@
+"""Jobs that have ended, until their terminal events are out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from zimage_consumers.image_worker.group.publish import (
+    ClientsLostError,
+    Outgoing,
+    PublishAbortedError,
+    RefusedRecordError,
+)
+from zimage_consumers.image_worker.group.session import Session
+from zimage_consumers.image_worker.jobs import Job, Resolution, now
+from zimage_consumers.image_worker.stages.terminal import Identity, records_of
+from zimage_stream.checkpoint import Checkpoint, CheckpointOverflowError
+from zimage_stream.errors import RegistryUnavailableError, SchemaMissingError
+from zimage_stream.events.codec import Codec
+from zimage_stream.events.image_result import Status
+from zimage_stream.settings import TopicSettings
+from zimage_stream.telemetry.health import Health
+from zimage_stream.telemetry.metrics import Metrics
+from zimage_stream.telemetry.tracing import Tracer
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 500
+"""Resolutions in one transaction; keeps it short after an outage."""
+WAIT_AFTER_ABORT_S = 0.1
+SCHEMA_WAIT_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What a publication came to.
+
+    Attributes:
+        out: jobs whose terminal events are out.
+        withheld: jobs whose terminal events cannot come.
+    """
+
+    out: Sequence[Job] = ()
+    withheld: Sequence[Job] = ()
+
+
+NOTHING = Published()
+
+
+class Outbox:
+    """Publishes what has ended, together with the checkpoints that say so. Kafka thread only."""
+
+    def __init__(
+        self,
+        topics: TopicSettings,
+        codec: Codec,
+        identity: Identity,
+        health: Health,
+        metrics: Metrics,
+        tracer: Tracer,
+    ) -> None:
+        self._tracer = tracer
+        self._topics = topics
+        self._codec = codec
+        self._identity = identity
+        self._health = health
+        self._metrics = metrics
+        self._ready: list[Resolution] = []
+        self._not_before = 0.0
+        self._singly = 0
+        self._refused: Counter[int] = Counter()
+        self.waits_for_schema = False
+        """Whether the registry does not have what results are written with, or does not say."""
+
+    def __len__(self) -> int:
+        return len(self._ready)
+
+    def holds_any_of(self, partitions: frozenset[int]) -> bool:
+        """Whether something of these partitions waits to be published."""
+        return any(resolution.job.record.partition in partitions for resolution in self._ready)
+
+    def add(self, resolution: Resolution) -> None:
+        """Take a job that has ended."""
+        self._ready.append(resolution)
+
+    def forget(self, partitions: Collection[int]) -> None:
+        """These partitions are not ours any more."""
+        self._ready = [each for each in self._ready if each.job.record.partition not in partitions]
+        for partition in partitions:
+            self._refused.pop(partition, None)
+
+    def can_encode(self) -> bool:
+        """Whether the registry has what results are written with; /readyz says so where it has not."""
+        try:
+            self._codec.prepare_results(self._topics.results)
+        except SchemaMissingError as error:
+            self._wait("no result can be written", error)
+            self._health.hold("results-schema", f"no result can be written: {error}")
+        except RegistryUnavailableError as error:
+            self._wait("results wait for the schema registry", error)
+            self._health.down("registry", str(error))
+            self._health.release("results-schema")
+        else:
+            if self.waits_for_schema:
+                log.info("results can be written again")
+                self._health.up("registry")
+                self._health.release("results-schema")
+            self.waits_for_schema = False
+        return not self.waits_for_schema
+
+    def ask_again(self) -> None:
+        """See whether results can be written by now, if it is time."""
+        if time.monotonic() >= self._not_before:
+            self.can_encode()
+
+    def _wait(self, what: str, error: Exception) -> None:
+        if not self.waits_for_schema:
+            log.error("%s, all that is finished is kept: %s", what, error)
+        self.waits_for_schema = True
+        self._not_before = time.monotonic() + SCHEMA_WAIT_S
+
+    def publish(self, session: Session) -> Published:
+        """Publish what is ready, if it is time.
+
+        Raises:
+            CommitRefusedError, ClientsLostError: see :mod:`~zimage_consumers.image_worker.group.publish`.
+        """
+        self._ready = [resolution for resolution in self._ready if not resolution.job.gone]
+        if not self._ready or time.monotonic() < self._not_before or not self.can_encode():
+            return NOTHING
+        batch, checkpoints = _fitting(self._ready[: 1 if self._singly else AT_ONCE], session)
+        if not batch:
+            return NOTHING
+        at = now()
+        records: list[Outgoing] = []
+        for resolution in batch:
+            try:
+                records += records_of(resolution, self._topics, self._codec, self._identity, at)
+            except Exception as error:
+                # A mistake of ours; one record must not stop the worker for it.
+                return Published(withheld=[self._isolate(resolution, error)])
+        started = time.monotonic()
+        try:
+            session.publish(records, checkpoints)
+        except RefusedRecordError as error:
+            return self._refused_record(batch, error)
+        except PublishAbortedError as error:
+            log.warning("a publication was aborted and is made again: %s", error)
+            self._metrics.transactions.labels("aborted").inc()
+            self._not_before = time.monotonic() + WAIT_AFTER_ABORT_S
+            return NOTHING
+        except ClientsLostError:
+            self._metrics.transactions.labels("lost").inc()
+            raise
+        return self._went_out(batch, time.monotonic() - started)
+
+    def _went_out(self, batch: Sequence[Resolution], elapsed_s: float) -> Published:
+        self._singly = max(0, self._singly - 1)
+        self._metrics.transactions.labels("committed").inc()
+        self._metrics.transaction_seconds.observe(elapsed_s)
+        out = set(map(id, batch))
+        self._ready = [resolution for resolution in self._ready if id(resolution) not in out]
+        for resolution in batch:
+            self._count(resolution)
+            self._trace(resolution, elapsed_s)
+        return Published([resolution.job for resolution in batch])
+
+    def _refused_record(self, batch: Sequence[Resolution], error: RefusedRecordError) -> Published:
+        """The brokers refuse a record of this batch, and nothing of it went out."""
+        if len(batch) > 1:
+            # Whose record it is shows when each goes alone.
+            log.warning("the brokers refuse a record, %d go out one by one: %s", len(batch), error)
+            self._singly = len(batch)
+            return NOTHING
+        (resolution,) = batch
+        if not resolution.job.cut:
+            # The topic may take less than it should. Where and why comes before what.
+            log.warning("the brokers refuse a record, it goes out cut: %s", error)
+            resolution.job.cut = True
+            return NOTHING
+        self._singly = max(0, self._singly - 1)
+        return Published(withheld=[self._isolate(resolution, error)])
+
+    def _isolate(self, resolution: Resolution, error: Exception) -> Job:
+        """Give up on a terminal event, and say so. Returns its job."""
+        record = resolution.job.record
+        self._refused[record.partition] += 1
+        reason = (
+            f"the terminal event of offset {record.offset} in partition {record.partition} cannot be "
+            f"published: {error}"
+        )
+        log.error(reason, extra=resolution.job.log)
+        several = f" (one of {self._refused[record.partition]:,} there)"
+        self._health.hold(
+            f"refused-record-{record.partition}",
+            reason + several * (self._refused[record.partition] > 1),
+            record.partition,
+        )
+        self._ready.remove(resolution)
+        return resolution.job
+
+    def _trace(self, resolution: Resolution, elapsed_s: float) -> None:
+        job, request = resolution.job, resolution.job.request
+        spans = job.timings.after("publish", elapsed_s).spans
+        attributes: dict[str, str | int] = {
+            "messaging.system": "kafka",
+            "messaging.operation.type": "process",
+            "messaging.destination.name": job.record.topic,
+            "messaging.destination.partition.id": str(job.record.partition),
+            "messaging.kafka.offset": job.record.offset,
+            "zimage.attempts": job.attempts,
+        }
+        if request is not None:
+            attributes["messaging.message.id"] = request.request_id
+            attributes["zimage.tenant"] = request.tenant
+        self._tracer.record(job.record.headers, spans, attributes, resolution.code)
+
+    def _count(self, resolution: Resolution) -> None:
+        job, code = resolution.job, resolution.code
+        fields = job.log | {"attempt": job.attempts, "code": code}
+        if job.request is not None:
+            status = (
+                Status.SUCCEEDED if code is None else Status.FAILED if resolution.dead else Status.EXPIRED
+            )
+            self._metrics.results.labels(status).inc()
+            log.info("%s", status.lower(), extra=fields)
+        if resolution.dead and code is not None:
+            self._metrics.dead_letters.labels(code).inc()
+            log.warning("dead letter: %s", resolution.cause, extra=fields)
+
+
+def _fitting(ready: list[Resolution], session: Session) -> tuple[list[Resolution], dict[int, Checkpoint]]:
+    """What can be counted as done in checkpoints that fit, and those checkpoints.
+
+    An offset that does not fit is held back together with its result, never apart from it; the
+    lowest go first, since they let the base advance.
+    """
+    by_partition: dict[int, list[Resolution]] = defaultdict(list)
+    for resolution in ready:
+        by_partition[resolution.job.record.partition].append(resolution)
+    batch: list[Resolution] = []
+    checkpoints: dict[int, Checkpoint] = {}
+    for number, resolutions in by_partition.items():
+        ledger = session.assignments[number].ledger
+        resolutions.sort(key=lambda resolution: resolution.job.record.offset)
+        while resolutions:
+            after = ledger.after(resolution.job.record.offset for resolution in resolutions)
+            try:
+                after.encode()
+            except CheckpointOverflowError:
+                resolutions.pop()
+                continue
+            checkpoints[number] = after
+            batch += resolutions
+            break
+    return batch, checkpoints

@@ -1,0 +1,197 @@
+"""The engine's thread: what it does with faults, with pictures nobody wants, and with memory."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import pytest
+from PIL.Image import Image
+from prometheus_client import CollectorRegistry
+
+from tests.unit.image_worker.jobs import job
+from zimage_consumers.image_worker.device.batching import BatchLimits
+from zimage_consumers.image_worker.device.generate import Batch, EngineThread, check_pictures
+from zimage_consumers.image_worker.device.leaks import SETTLE
+from zimage_consumers.image_worker.jobs import (
+    BatchDone,
+    EngineLost,
+    Failed,
+    Generated,
+    Job,
+    MemoryLeaked,
+    Outcome,
+)
+from zimage_stream.engines.base import ImageSpec
+from zimage_stream.engines.simulated import SimulatedEngine, draw
+from zimage_stream.errors import EngineError
+from zimage_stream.faults import Fault
+from zimage_stream.settings import EngineSettings
+from zimage_stream.telemetry.metrics import Metrics
+
+MIB = 1 << 20
+KNOWN_GOOD = "a red circle on a white background"
+
+
+class Running:
+    """A thread with a simulated engine, and what came out of it."""
+
+    def __init__(self, engine: SimulatedEngine, settings: EngineSettings) -> None:
+        self.pictures: list[tuple[Job, Image]] = []
+        self.outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self.registry = CollectorRegistry()
+        self.thread = EngineThread(
+            engine,
+            BatchLimits(8),
+            lambda job, image, timings: self.pictures.append((job, image)),
+            self.outcomes.put,
+            Metrics(self.registry),
+            settings,
+        )
+
+    def outcome(self) -> Outcome:
+        """The next, but for what is said of pictures that are made."""
+        while isinstance(outcome := self.outcomes.get(timeout=20), Generated):
+            pass
+        return outcome
+
+    def allocated(self) -> float | None:
+        return self.registry.get_sample_value("zimage_device_memory_bytes", {"kind": "allocated"})
+
+
+@contextmanager
+def running(
+    faults: dict[str, str] | None = None,
+    simulated_ms: float = 0.0,
+    leak_limit_bytes: int = 64 * MIB,
+    kind: type[SimulatedEngine] = SimulatedEngine,
+) -> Iterator[Running]:
+    engine = kind(simulated_ms / 1e3, {piece: Fault.parse(text) for piece, text in (faults or {}).items()})
+    settings = EngineSettings(kind="simulated", leak_limit_bytes=leak_limit_bytes)
+    here = Running(engine, settings)
+    here.thread.start()
+    try:
+        yield here
+    finally:
+        here.thread.stop()
+        here.thread.join(20)
+        assert not here.thread.is_alive()
+
+
+def test_a_batch_that_nobody_wants_is_cut_short_and_the_next_one_runs() -> None:
+    with running(simulated_ms=1_000_000) as here:
+        unwanted, wanted = job(width=1024, height=1024), job(width=64, height=64, steps=1)
+        here.thread.submit(Batch(1, (unwanted,)))
+        here.thread.submit(Batch(2, (wanted,)))
+        time.sleep(0.2)
+        unwanted.assignment.gone = True
+        assert here.outcome() == BatchDone(1)
+        wanted.assignment.gone = True
+        assert here.outcome() == BatchDone(2)
+    assert here.pictures == []
+
+
+def test_a_batch_of_which_one_is_wanted_is_finished() -> None:
+    with running(simulated_ms=1_000) as here:
+        jobs = job(width=512, height=512), job(width=512, height=512)
+        jobs[0].assignment.gone = True
+        here.thread.submit(Batch(1, jobs))
+        assert here.outcome() == BatchDone(1)
+    assert [each for each, _ in here.pictures] == list(jobs)
+
+
+def test_half_a_picture_is_an_error_of_its_own_request_and_no_picture() -> None:
+    with running({"poison": "corrupt"}) as here:
+        good, bad = job(prompt="medicine"), job(prompt="poison")
+        here.thread.submit(Batch(1, (good, bad)))
+        failed, done = here.outcome(), here.outcome()
+    assert isinstance(failed, Failed)
+    assert failed.job is bad
+    assert "('RGB', 1024, 512)" in str(failed.error)
+    assert done == BatchDone(1)
+    assert [each for each, _ in here.pictures] == [good]
+
+
+def test_where_the_known_good_picture_is_half_a_picture_the_device_is_sick() -> None:
+    with running({"poison": "raise", KNOWN_GOOD: "corrupt"}) as here:
+        here.thread.submit(Batch(1, (job(prompt="poison"),)))
+        lost = here.outcome()
+    assert isinstance(lost, EngineLost)
+    assert lost.sick
+
+
+def test_memory_that_stays_in_use_is_told_once_and_exported_after_every_batch() -> None:
+    with running({"drip": "leak:8"}, leak_limit_bytes=64 * MIB) as here:
+        for number in range(SETTLE + 20):
+            here.thread.submit(Batch(number, (job(prompt="drip", width=64, height=64),)))
+            outcome = here.outcome()
+            while not isinstance(outcome, BatchDone):
+                assert isinstance(outcome, MemoryLeaked)
+                # Eight batches are the limit, and the ninth is past it.
+                assert (number, outcome.grown) == (SETTLE + 8 + 1, 72 * MIB)
+                outcome = here.outcome()
+    assert here.allocated() == (SETTLE + 20) * 8 * MIB
+    assert here.outcomes.empty()
+
+
+def test_memory_that_stays_within_its_limit_is_no_leak() -> None:
+    with running({"drip": "leak:8"}, leak_limit_bytes=64 * MIB) as here:
+        for number in range(8):
+            here.thread.submit(Batch(number, (job(prompt="drip", width=64, height=64),)))
+        for number in range(8, 100):
+            here.thread.submit(Batch(number, (job(width=64, height=64),)))
+        assert [here.outcome() for _ in range(100)] == [BatchDone(number) for number in range(100)]
+
+
+class Speechless(SimulatedEngine):
+    """Makes pictures, and fails when it is asked anything else."""
+
+    closed = False
+
+    def device_memory(self) -> Mapping[str, int]:
+        raise RuntimeError("the driver does not answer")
+
+    def idle(self) -> None:
+        raise RuntimeError("the driver does not answer")
+
+    def close(self) -> None:
+        Speechless.closed = True
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_thread_that_fails_beside_its_batches_says_so(
+    busy: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Speechless, "closed", False)
+    with running(kind=Speechless) as here:
+        if busy:
+            here.thread.submit(Batch(1, (job(width=64, height=64),)))
+            assert here.outcome() == BatchDone(1)
+        lost = here.outcome()
+    assert isinstance(lost, EngineLost)
+    assert not lost.sick
+    assert "the driver does not answer" in str(lost.error)
+    # Where it came from is in the log.
+    assert any(record.exc_info for record in caplog.records)
+    assert Speechless.closed
+
+
+SPEC = ImageSpec("a heron", 96, 64, 8, 0.0, 1)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        [],
+        [draw(SPEC)] * 3,
+        [draw(SPEC), draw(SPEC).convert("L")],
+        [draw(SPEC), draw(SPEC).convert("RGBA")],
+        [draw(SPEC), draw(SPEC).rotate(90, expand=True)],
+    ],
+)
+def test_pictures_that_are_not_what_was_asked_for_are_an_engines_error(images: list[Image]) -> None:
+    check_pictures([SPEC, SPEC], [draw(SPEC), draw(SPEC)])
+    with pytest.raises(EngineError, match=r"\('RGB', 96, 64\)"):
+        check_pictures([SPEC, SPEC], images)

@@ -1,0 +1,292 @@
+"""The checkpoint: what is committed is what is read back, and nothing resolved is done again."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from zimage_consumers.image_worker.group.ledger import (
+    CAUTIOUS_DEATHS,
+    MAX_SPAN,
+    RECORDS_A_TURN,
+    Ledger,
+    Taken,
+    release,
+    take_over,
+)
+from zimage_stream.checkpoint import (
+    MAX_MARKS,
+    MAX_METADATA_CHARACTERS,
+    Checkpoint,
+    CheckpointOverflowError,
+    Mark,
+)
+
+bases = st.integers(0, 2**62)
+marks = st.builds(Mark, st.integers(0, 15), st.booleans(), st.booleans(), st.booleans())
+
+
+@st.composite
+def checkpoints(draw: st.DrawFn) -> Checkpoint:
+    base = draw(bases)
+    resolved = draw(st.sets(st.integers(1, 300)).map(lambda offsets: sum(1 << o for o in offsets)))
+    unresolved = st.integers(0, 400).filter(lambda o: not resolved >> o & 1)
+    noted = draw(st.dictionaries(unresolved.map(lambda o: base + o), marks, max_size=20))
+    return Checkpoint(base, resolved, noted, draw(st.integers(0, 2**32 - 1)), draw(st.integers(0, 255)))
+
+
+class TestEncoding:
+    @given(checkpoints())
+    def test_is_read_back_as_it_was(self, checkpoint: Checkpoint) -> None:
+        assert Checkpoint.decode(checkpoint.encode(), checkpoint.base) == checkpoint
+
+    @given(st.integers(0, 2**MAX_SPAN - 1), st.lists(marks, min_size=MAX_MARKS, max_size=MAX_MARKS))
+    @settings(max_examples=30)
+    def test_a_full_span_with_all_marks_fits(self, resolved: int, noted: list[Mark]) -> None:
+        # Marks as far apart as can be take the most room.
+        step = MAX_SPAN // MAX_MARKS
+        placed = {step * i: mark for i, mark in enumerate(noted)}
+        text = Checkpoint(2**62, resolved, {2**62 + o: m for o, m in placed.items()}, 2**32 - 1).encode()
+        assert len(text) <= MAX_METADATA_CHARACTERS
+        assert text.isascii()
+
+    def test_what_does_not_fit_is_an_error_and_never_cut(self) -> None:
+        alternating = int("01" * 2 * MAX_SPAN, 2)
+        with pytest.raises(CheckpointOverflowError):
+            Checkpoint(0, alternating).encode()
+
+    @given(
+        st.lists(
+            st.tuples(st.integers(0, 3_000), st.integers(0, 100_000) | st.just(0)), min_size=1, max_size=40
+        ),
+        st.integers(0, 2**32),
+    )
+    @settings(max_examples=30)
+    def test_what_a_ledger_takes_before_it_is_full_fits_whatever_of_it_is_resolved(
+        self, stretches: list[tuple[int, int]], seed: int
+    ) -> None:
+        random = Random(seed)
+        ledger = Ledger(Checkpoint(0, owner=2**32 - 1))
+        taken: list[int] = []
+        for records, gap in stretches:
+            for offset in range(ledger.next, ledger.next + records):
+                if not ledger.full:
+                    ledger.take(offset)
+                    taken.append(offset)
+            if not ledger.full:
+                ledger.reach(ledger.next + gap)
+        resolved = [offset for offset in taken[1:] if random.random() < 0.5]
+        unresolved = sorted(set(taken) - set(resolved))
+        noted = random.sample(unresolved, min(MAX_MARKS, len(unresolved)))
+        after = ledger.after(resolved, {offset: Mark(3, suspect=True, open=True) for offset in noted})
+        assert Checkpoint.decode(after.encode(), after.base) == after
+        # Whoever takes it over knows as well when to stop.
+        assert Ledger(after).full or Checkpoint.decode(Ledger(after).checkpoint.encode(), after.base) == after
+
+    def test_a_gap_above_many_single_requests_fits(self) -> None:
+        ledger = Ledger(Checkpoint(0))
+        for offset in range(3_500):
+            ledger.take(offset)
+        ledger.adopt(ledger.after(range(1, 3_500, 2)))
+        ledger.take(43_500)
+        marked = ledger.after(marks={43_500: Mark(open=True)})
+        assert Checkpoint.decode(marked.encode(), 0) == marked
+        assert not ledger.full
+
+    def test_a_long_gap_in_the_log_costs_little(self) -> None:
+        assert len(Checkpoint(0, ((1 << 10**6) - 1) << 1).encode()) < 60
+
+    @given(checkpoints(), st.integers(1, 2**40))
+    def test_beside_another_offset_it_is_not_trusted(self, checkpoint: Checkpoint, moved: int) -> None:
+        with pytest.raises(ValueError, match="stands beside"):
+            Checkpoint.decode(checkpoint.encode(), checkpoint.base + moved)
+
+    @given(checkpoints(), st.data())
+    def test_a_damaged_one_is_refused(self, checkpoint: Checkpoint, data: st.DataObject) -> None:
+        text = checkpoint.encode()
+        # The last character holds padding bits that mean nothing; any other stands for the content.
+        at = data.draw(st.integers(0, len(text) - 2))
+        other = data.draw(st.sampled_from("ABCdef019+/").filter(lambda c: c != text[at]))
+        with pytest.raises(ValueError, match=r"^it"):
+            Checkpoint.decode(text[:at] + other + text[at + 1 :], checkpoint.base)
+
+    @given(st.text(max_size=200) | st.binary(max_size=200).map(lambda raw: raw.decode("latin1")))
+    def test_foreign_metadata_is_refused(self, text: str) -> None:
+        with pytest.raises(ValueError, match=r"^it"):
+            Checkpoint.decode(text, 5)
+
+
+class TestTakingOver:
+    ME, OTHER = 7, 8
+
+    def taken(self, mark: Mark, owner: int, deaths: int = 0) -> Checkpoint:
+        died = owner == self.OTHER
+        return take_over(Checkpoint(10, 0, {10: mark}, owner, deaths), self.ME, died)
+
+    def test_a_dead_holder_charges_what_ran_alone(self) -> None:
+        after = self.taken(Mark(1, suspect=True, open=True, alone=True), self.OTHER)
+        assert after.marks[10] == Mark(2, suspect=True)
+
+    def test_a_dead_holder_makes_what_ran_in_company_suspect_and_charges_nothing(self) -> None:
+        assert self.taken(Mark(1, open=True), self.OTHER).marks[10] == Mark(1, suspect=True)
+
+    def test_what_was_not_running_is_accused_of_nothing(self) -> None:
+        assert self.taken(Mark(1), self.OTHER).marks[10] == Mark(1)
+
+    @pytest.mark.parametrize("owner", [0, ME])
+    def test_whoever_let_go_or_lives_accuses_nobody(self, owner: int) -> None:
+        after = self.taken(Mark(1, open=True, alone=True), owner)
+        assert after.marks[10] == Mark(1)
+
+    def test_two_deaths_before_any_mark_make_the_next_holder_cautious(self) -> None:
+        found = Checkpoint(10, owner=self.OTHER)
+        for death in range(CAUTIOUS_DEATHS):
+            assert not Ledger(found).cautious
+            found = take_over(found, self.ME + death + 10, died=True)
+        ledger = Ledger(found)
+        assert ledger.cautious
+        for offset in range(10, 10 + RECORDS_A_TURN):
+            ledger.take(offset)
+            assert ledger.cautious
+        ledger.take(10 + RECORDS_A_TURN)
+        assert not ledger.cautious
+
+    def test_progress_ends_the_count_of_deaths(self) -> None:
+        ledger = Ledger(Checkpoint(10, owner=self.ME, deaths=1))
+        ledger.take(10)
+        assert ledger.after([10]).deaths == 0
+
+    @given(checkpoints())
+    def test_a_release_leaves_nothing_running(self, held: Checkpoint) -> None:
+        left = release(held)
+        assert left.owner == 0
+        assert not any(mark.open for mark in left.marks.values())
+        assert {o: m.attempts for o, m in left.marks.items()} == {
+            o: m.attempts for o, m in held.marks.items()
+        }
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """A partition with gaps, served in any order, taken over after crashes at any point.
+
+    The model is two sets. What the ledger says must agree with them whatever happens.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: list[int] = []
+        self.end = 0
+        self.published: set[int] = set()
+        self.committed = (0, Checkpoint(0, owner=1).encode())
+        self.owner = 1
+        self.ledger = Ledger(Checkpoint(0, owner=1))
+        self.running: set[int] = set()
+        self.position = 0
+
+    @rule(gap=st.integers(0, 5))
+    def produce(self, gap: int) -> None:
+        self.log.append(self.end + gap)
+        self.end += gap + 1
+
+    @precondition(lambda self: self.position < len(self.log))
+    @rule()
+    def deliver(self) -> None:
+        offset = self.log[self.position]
+        self.position += 1
+        taken = self.ledger.take(offset)
+        assert taken is (Taken.RESOLVED if offset in self.published else Taken.NEW)
+        if taken is Taken.NEW:
+            self.running.add(offset)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def mark(self, data: st.DataObject) -> None:
+        chosen = data.draw(st.sets(st.sampled_from(sorted(self.running)), min_size=1))
+        self.commit(
+            self.ledger.after(marks={o: Mark(self.ledger.mark(o).attempts, open=True) for o in chosen})
+        )
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def publish(self, data: st.DataObject) -> None:
+        done = data.draw(st.sets(st.sampled_from(sorted(self.running)), min_size=1))
+        after = self.ledger.after(done)
+        self.running -= done
+        self.published |= done
+        self.commit(after)
+
+    def commit(self, after: Checkpoint) -> None:
+        self.committed = (after.base, after.encode())
+        self.ledger.adopt(after)
+
+    @rule(clean=st.booleans())
+    def change_hands(self, clean: bool) -> None:
+        if clean:
+            self.commit(release(self.ledger.checkpoint))
+        self.owner += 1
+        base, metadata = self.committed
+        self.ledger = Ledger(take_over(Checkpoint.decode(metadata, base), self.owner, died=not clean))
+        self.running = set()
+        self.position = next((i for i, offset in enumerate(self.log) if offset >= base), len(self.log))
+
+    @invariant()
+    def no_unresolved_record_is_skipped(self) -> None:
+        lost = [o for o in self.log if o not in self.published and self.ledger.checkpoint.is_resolved(o)]
+        assert lost == []
+
+    @invariant()
+    def base_is_the_lowest_unresolved_or_the_position(self) -> None:
+        delivered = [o for o in self.log if o < self.ledger.next and o not in self.published]
+        after = self.ledger.after()
+        assert after.base == min(delivered, default=self.ledger.next)
+
+    @invariant()
+    def marks_are_of_unresolved_offsets_only(self) -> None:
+        assert not self.ledger.checkpoint.marks.keys() & self.published
+
+
+TestLedger = LedgerMachine.TestCase
+TestLedger.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+class TestLedgerEdges:
+    def test_a_record_delivered_twice_is_taken_once(self) -> None:
+        ledger = Ledger(Checkpoint(0))
+        assert ledger.take(0) is Taken.NEW
+        assert ledger.take(0) is Taken.SEEN
+
+    def test_the_end_of_the_log_passes_over_what_is_no_record(self) -> None:
+        ledger = Ledger(Checkpoint(0))
+        ledger.take(0)
+        ledger.adopt(ledger.after([0]))
+        ledger.reach(3)
+        assert ledger.checkpoint.base == ledger.next == 3
+        ledger.reach(2)
+        assert ledger.next == 3
+
+    def test_a_long_gap_does_not_fill_it(self) -> None:
+        ledger = Ledger(Checkpoint(0))
+        ledger.take(0)
+        ledger.take(10 * MAX_SPAN)
+        assert not ledger.full
+
+    def test_it_is_full_at_the_span_and_not_before(self) -> None:
+        ledger = Ledger(Checkpoint(0))
+        for offset in range(MAX_SPAN - 1):
+            ledger.take(offset)
+        assert not ledger.full
+        ledger.take(MAX_SPAN - 1)
+        assert ledger.full
+
+    def test_notes_of_waiting_requests_give_way_before_the_checkpoint_overflows(self) -> None:
+        ledger = Ledger(Checkpoint(0))
+        for offset in range(MAX_MARKS + 50):
+            ledger.take(offset)
+        noted = {offset: Mark(1) for offset in range(MAX_MARKS + 49)}
+        after = ledger.after(marks={**noted, MAX_MARKS + 49: Mark(open=True)})
+        assert len(after.marks) == MAX_MARKS
+        assert after.marks[MAX_MARKS + 49].open

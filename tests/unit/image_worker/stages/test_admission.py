@@ -1,0 +1,105 @@
+"""Records that were fetched become requests, or fail, and hold up nobody."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from tests.fleet.workers import until
+from tests.unit.events.registries import AnyRegistry
+from tests.unit.image_worker.jobs import job
+from zimage_consumers.image_worker.jobs import Failed, Job
+from zimage_consumers.image_worker.stages import admission as module
+from zimage_consumers.image_worker.stages.admission import Admission
+from zimage_consumers.image_worker.stages.intake import Intake
+from zimage_stream.errors import WireError
+from zimage_stream.events.codec import Codec
+from zimage_stream.events.registry import Registry
+from zimage_stream.events.rules import Limits
+from zimage_stream.settings import RegistrySettings
+from zimage_stream.telemetry.health import Health
+from zimage_stream.telemetry.metrics import Metrics
+
+
+@pytest.fixture
+def health() -> Health:
+    return Health()
+
+
+def admission_with(codec: Codec, health: Health) -> Admission:
+    intake = Intake(codec, Limits(), lambda prompt: 1)
+    return Admission(intake, health, Metrics(CollectorRegistry()))
+
+
+def readable() -> Job:
+    good = job()
+    good.record = replace(good.record, value=Codec().encode_request(good.decoded, "requests"))
+    return good
+
+
+def test_the_registry_is_up_when_something_was_decoded_and_not_before(health: Health) -> None:
+    admission = admission_with(Codec(), health)
+    health.down("registry", "the id of a result's schema cannot be had")
+    assert admission.admit(outage_known=False) == []
+    assert not health.is_up("registry")
+    # Its bytes are no request of ours, and nobody had to be asked.
+    garbage = job()
+    admission.add(garbage)
+    (failed,) = admission.admit(outage_known=False)
+    assert isinstance(failed, Failed)
+    assert failed.job is garbage
+    assert isinstance(failed.error, WireError)
+    assert not health.is_up("registry")
+    for outage_known in (True, False):
+        good = readable()
+        admission.add(good)
+        assert admission.admit(outage_known) == [good]
+        assert health.is_up("registry") is not outage_known
+
+
+def test_a_record_whose_schema_is_not_to_be_had_holds_up_no_other(
+    health: Health, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ASK_AGAIN_S", 0.0)
+    waits, good = job(), readable()
+    waits.record = replace(waits.record, value=b"\x00\x00\x00\x00\x07")
+    with AnyRegistry() as server:
+        server.fail(7)
+        registry = Registry(RegistrySettings(url=server.url))
+        admission = admission_with(Codec(registry), health)
+        admission.add(waits)
+        admission.add(good)
+        assert admission.admit(outage_known=False) == [good]
+        assert health.is_up("registry")
+        # It is still there, and is asked for again.
+        assert admission.admit(outage_known=False) == []
+    registry.close()
+    admission.add(later := readable())
+    assert admission.admit(outage_known=False) == [later]
+
+
+def test_an_answer_that_is_awaited_says_nothing_of_the_registry(
+    health: Health, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PENDING_AGAIN_S", 0.0)
+    waits, good = job(), readable()
+    waits.record = replace(waits.record, value=b"\x00\x00\x00\x00\x07")
+    with AnyRegistry() as server:
+        server.put(7, "{")
+        goes_on = server.hold(7)
+        registry = Registry(RegistrySettings(url=server.url), patience_s=0.001)
+        admission = admission_with(Codec(registry), health)
+        admission.add(waits)
+        for is_up in (True, False):
+            if not is_up:
+                health.down("registry", "as somebody else was told")
+            admission.add(good)
+            assert admission.admit(outage_known=False) == [good]
+            assert health.is_up("registry") is is_up
+        goes_on.set()
+        (failed,) = until(lambda: admission.admit(outage_known=False), 30, "it is read")
+        assert isinstance(failed, Failed)
+        assert failed.job is waits
+        registry.close()

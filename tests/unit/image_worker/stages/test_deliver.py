@@ -1,0 +1,132 @@
+"""Whose fault a refusal of the store is."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from prometheus_client import CollectorRegistry
+
+from tests.unit.image_worker.jobs import job
+from zimage_consumers.image_worker.jobs import Failed, LookedUp, Outcome, Stored, Timings
+from zimage_consumers.image_worker.stages import deliver
+from zimage_consumers.image_worker.stages.deliver import Delivery
+from zimage_stream.errors import IdConflictError, StoreMisconfiguredError, StoreRejectedError
+from zimage_stream.stores.base import Put
+from zimage_stream.stores.directory import DirectoryStore
+from zimage_stream.telemetry.health import Health
+from zimage_stream.telemetry.metrics import Metrics
+
+TAKES, REFUSES, FULL = "takes", "refuses", "full"
+
+
+class ScriptedStore(DirectoryStore):
+    """Answers as told, in this order, to objects and canaries alike; then it takes everything.
+
+    The directory's own writes make no canary of theirs here.
+    """
+
+    def __init__(self, path: Path, *answers: str) -> None:
+        super().__init__(path)
+        self._answers = list(answers)
+
+    def _say(self, what: str) -> None:
+        match self._answers.pop(0) if self._answers else TAKES:
+            case "refuses":
+                raise StoreRejectedError(f"{what} is refused")
+            case "full":
+                raise StoreMisconfiguredError("the disk is full")
+
+    def put(self, key: str, data: bytes, content_type: str, metadata: Mapping[str, str]) -> Put:
+        self._say(key)
+        return super().put(key, data, content_type, metadata)
+
+    def probe(self) -> None:
+        self._say("a canary")
+
+
+@pytest.fixture
+def delivered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Outcome, Health]]:
+    """How a picture's delivery ends where the store answers so."""
+    monkeypatch.setattr(deliver, "_WAIT_S", 0.01)
+
+    def deliver_to(*answers: str) -> tuple[Outcome, Health]:
+        outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        health = Health()
+        delivery = Delivery(
+            ScriptedStore(tmp_path, *answers),
+            model="simulated",
+            public_base_url=None,
+            encode_threads=1,
+            upload_threads=1,
+            report=outcomes.put,
+            health=health,
+            metrics=Metrics(CollectorRegistry()),
+        )
+        try:
+            delivery.deliver(job(width=64, height=64), Image.new("RGB", (64, 64)), Timings())
+            return outcomes.get(timeout=20), health
+        finally:
+            delivery.close()
+
+    return deliver_to
+
+
+def test_an_object_that_is_refused_while_others_are_taken_is_at_fault(
+    delivered: Callable[..., tuple[Outcome, Health]],
+) -> None:
+    outcome, health = delivered(REFUSES, TAKES, REFUSES, TAKES)
+    assert isinstance(outcome, Failed)
+    assert isinstance(outcome.error, StoreRejectedError)
+    assert health.is_up("store")
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        pytest.param((FULL,), id="full"),
+        pytest.param((REFUSES, REFUSES, REFUSES, FULL), id="everybody is refused"),
+        pytest.param((REFUSES, TAKES), id="it recovers between an object and its canary"),
+        pytest.param((REFUSES, TAKES, FULL, REFUSES, TAKES), id="it comes and goes"),
+        pytest.param((REFUSES, TAKES, REFUSES, REFUSES), id="it recovers, and goes again"),
+    ],
+)
+def test_what_the_store_does_to_everybody_is_waited_for(
+    delivered: Callable[..., tuple[Outcome, Health]], answers: tuple[str, ...]
+) -> None:
+    outcome, health = delivered(*answers)
+    assert isinstance(outcome, Stored)
+    assert health.is_up("store")
+
+
+@pytest.mark.parametrize("format_", ["png", "webp", "jpeg"])
+def test_a_picture_of_another_format_under_the_same_id_is_found(tmp_path: Path, format_: str) -> None:
+    outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+    delivery = Delivery(
+        DirectoryStore(tmp_path),
+        model="simulated",
+        public_base_url=None,
+        encode_threads=1,
+        upload_threads=1,
+        report=outcomes.put,
+        health=Health(),
+        metrics=Metrics(CollectorRegistry()),
+    )
+    try:
+        first = job(request_id="same", width=64, height=64, format=format_)
+        delivery.deliver(first, Image.new("RGB", (64, 64)), Timings())
+        assert isinstance(outcomes.get(timeout=20), Stored)
+        for other in ("png", "webp", "jpeg"):
+            delivery.look_up(1, job(request_id="same", width=64, height=64, format=other))
+            found = outcomes.get(timeout=20)
+            assert isinstance(found, LookedUp)
+            if other == format_:
+                assert isinstance(found.ended, Stored)
+            else:
+                assert isinstance(found.ended, Failed)
+                assert isinstance(found.ended.error, IdConflictError)
+    finally:
+        delivery.close()

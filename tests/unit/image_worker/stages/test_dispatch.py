@@ -1,0 +1,373 @@
+"""Putting batches on deck: what is marked, what is asked of the store, and what is taken back."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from PIL.Image import Image
+from prometheus_client import CollectorRegistry
+
+from tests.unit.image_worker.jobs import job
+from zimage_consumers.image_worker.device.batching import BatchLimits
+from zimage_consumers.image_worker.device.generate import EngineThread
+from zimage_consumers.image_worker.group.publish import CommitRefusedError
+from zimage_consumers.image_worker.group.session import Session
+from zimage_consumers.image_worker.jobs import BatchDone, Generated, Job, LookedUp, Outcome, Stored
+from zimage_consumers.image_worker.stages.deliver import Delivery
+from zimage_consumers.image_worker.stages.dispatch import Dispatcher
+from zimage_consumers.image_worker.stages.intake import Intake
+from zimage_consumers.image_worker.stages.schedule import Scheduler
+from zimage_stream.checkpoint import MAX_MARKS, Mark
+from zimage_stream.engines.base import ImageSpec, never
+from zimage_stream.engines.simulated import SimulatedEngine
+from zimage_stream.events.codec import Codec
+from zimage_stream.events.rules import Limits
+from zimage_stream.settings import EngineSettings
+from zimage_stream.stores.base import StoredObject
+from zimage_stream.stores.directory import DirectoryStore
+from zimage_stream.telemetry.health import Health
+from zimage_stream.telemetry.metrics import Metrics
+
+
+class WatchedStore(DirectoryStore):
+    """Tells when it has been asked for an object, and answers when it may."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.asked, self.answers = threading.Event(), threading.Event()
+        self.answers.set()
+        self.questions: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def stat(self, key: str) -> StoredObject | None:
+        self.questions.put(key)
+        self.asked.set()
+        assert self.answers.wait(10)
+        return super().stat(key)
+
+
+class Group:
+    """Stands in for a session: takes marks, or refuses them once the store has been asked."""
+
+    def __init__(self, store: WatchedStore) -> None:
+        self._store = store
+        self.refuses = False
+        self.marks: dict[Job, Mark] = {}
+        self.commits = 0
+        self.known: dict[tuple[int, int], Job] = {}
+
+    def mark(self, changes: Mapping[int, Mapping[int, Mark | None]]) -> None:
+        if self.refuses:
+            assert self._store.asked.wait(10)
+            raise CommitRefusedError("a rebalance is in progress")
+        self.commits += 1
+        for partition, marks in changes.items():
+            for offset, mark in marks.items():
+                self.marks[self.known[partition, offset]] = mark or Mark()
+
+
+class Gated(SimulatedEngine):
+    """Begins a batch when it may."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0)
+        self.runs, self.may_run = threading.Event(), threading.Event()
+        self.may_run.set()
+
+    def generate(self, specs: Sequence[ImageSpec], cancelled: Callable[[], bool] = never) -> list[Image]:
+        self.runs.set()
+        assert self.may_run.wait(10)
+        return super().generate(specs)
+
+
+class Here:
+    """A dispatcher with an engine, a store and a group; and what a worker does with their outcomes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self.stored: list[Stored] = []
+        self.failed: list[Job] = []
+        self.publishes = True
+        self.store, self.gate = WatchedStore(folder), Gated()
+        self.group = Group(self.store)
+        metrics, limits = Metrics(CollectorRegistry()), BatchLimits(8)
+        self.delivery = Delivery(
+            self.store,
+            model="simulated",
+            public_base_url=None,
+            encode_threads=1,
+            upload_threads=1,
+            report=self.outcomes.put,
+            health=Health(),
+            metrics=metrics,
+        )
+        self.engine = EngineThread(
+            self.gate,
+            limits,
+            self.delivery.deliver,
+            self.outcomes.put,
+            metrics,
+            EngineSettings(),
+        )
+        self.scheduler = Scheduler({}, limits)
+        self.dispatcher = Dispatcher(
+            self.scheduler,
+            Intake(Codec(), Limits(), lambda prompt: None),
+            self.engine,
+            self.delivery,
+            max_attempts=3,
+            max_batch=8,
+        )
+
+    def add(self, *jobs: Job) -> None:
+        for each in jobs:
+            self.group.known[each.record.partition, each.record.offset] = each
+            self.scheduler.add(each)
+
+    def plan(self) -> None:
+        failed = self.dispatcher.plan(cast(Session, self.group), None)
+        if failed is not None:
+            self.failed.append(failed.job)
+
+    def serve(self, until: Callable[[], object]) -> None:
+        """Turn after turn, as a worker does."""
+        deadline = time.monotonic() + 10
+        while not until():
+            assert time.monotonic() < deadline
+            self.plan()
+            with suppress(queue.Empty):
+                self._note(self.outcomes.get(timeout=0.01))
+            if self.publishes:
+                for job in self.served:
+                    self.dispatcher.resolved(job)
+
+    def _note(self, outcome: Outcome) -> None:
+        match outcome:
+            case LookedUp():
+                if self.dispatcher.looked_up(outcome) and outcome.ended is not None:
+                    self._note(outcome.ended)
+            case BatchDone(batch_id):
+                self.dispatcher.batch_done(batch_id)
+            case Generated(jobs):
+                self.dispatcher.generated(jobs)
+            case Stored():
+                self.stored.append(outcome)
+            case _:
+                pytest.fail(f"{outcome}")
+
+    def settle(self) -> None:
+        """Serve until nothing is left to be done, and nothing comes any more."""
+        self.serve(lambda: not self.dispatcher.busy and not len(self.scheduler))
+        quiet_since = time.monotonic()
+
+        def quiet() -> bool:
+            return time.monotonic() - quiet_since > 0.05
+
+        self.serve(quiet)
+
+    def lose(self, partition: int) -> None:
+        for each in self.group.known.values():
+            each.assignment.gone |= each.record.partition == partition
+        self.dispatcher.forget({partition})
+
+    @property
+    def served(self) -> list[Job]:
+        return [outcome.job for outcome in self.stored]
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Here]:
+    here = Here(tmp_path)
+    here.engine.start()
+    yield here
+    here.gate.may_run.set()
+    here.store.answers.set()
+    here.delivery.close()
+    here.engine.stop()
+    here.engine.join(10)
+    assert not here.engine.is_alive()
+
+
+def small(partition: int = 0, **request: Any) -> Job:
+    return job(partition, width=64, height=64, **request)
+
+
+@pytest.mark.parametrize("already_there", [True, False])
+def test_what_the_store_says_while_marks_are_refused_counts_for_nothing(
+    here: Here, already_there: bool
+) -> None:
+    first, again = small(request_id="same"), small(request_id="same")
+    if already_there:
+        here.add(first)
+        here.settle()
+    here.store.asked.clear()
+    here.add(again)
+    here.group.refuses = True
+    with pytest.raises(CommitRefusedError):
+        here.plan()
+    assert not here.dispatcher.busy
+    here.group.refuses = False
+    here.settle()
+    assert here.served.count(again) == 1
+    assert here.stored[-1].reused is already_there
+    assert here.group.marks[again].open
+
+
+def test_what_the_store_had_is_not_run_again_when_its_batch_is_taken_back(here: Here) -> None:
+    here.add(small(request_id="same"))
+    here.settle()
+    here.gate.runs.clear()
+    here.gate.may_run.clear()
+    here.add(job(width=128, height=64))
+    here.serve(here.gate.runs.is_set)
+    again, leaving = small(request_id="same"), small(partition=1)
+    here.publishes = False
+    here.add(again, leaving)
+    here.serve(lambda: again in here.served)
+    here.dispatcher.withdraw({1})
+    here.lose(1)
+    here.publishes = True
+    here.gate.may_run.set()
+    here.settle()
+    assert here.served.count(again) == 1
+    assert leaving not in here.served
+
+
+def test_a_whole_batch_is_asked_for_at_a_time(here: Here) -> None:
+    here.store.answers.clear()
+    batch = [small() for _ in range(8)]
+    here.add(*batch)
+    here.plan()
+    # None has been answered yet.
+    due = {key for each in batch for key in (each.decoded.object_key, *each.decoded.other_object_keys)}
+    assert {here.store.questions.get(timeout=10) for _ in due} == due
+
+
+def test_a_batch_that_waits_for_the_store_is_taken_back_at_once(here: Here) -> None:
+    here.store.answers.clear()
+    staying, leaving = small(), small(partition=1)
+    here.add(staying, leaving)
+    here.plan()
+    assert here.dispatcher.runs_any_of({1})
+    here.dispatcher.withdraw({1})
+    assert not here.dispatcher.runs_any_of({0, 1})
+    here.store.answers.set()
+    here.settle()
+    assert here.served == [staying]
+    assert not here.group.marks[leaving].open
+
+
+def test_what_is_lost_while_the_store_is_asked_is_not_run(here: Here) -> None:
+    here.store.answers.clear()
+    staying, leaving = small(), small(partition=1)
+    here.add(staying, leaving)
+    here.plan()
+    here.lose(1)
+    here.store.answers.set()
+    here.settle()
+    assert here.served == [staying]
+
+
+def test_where_decoding_is_dangerous_it_happens_under_a_mark_and_the_rest_beside_others(here: Here) -> None:
+    dangerous, ordinary = small(), small(partition=1)
+    request = dangerous.decoded
+    dangerous.record = replace(dangerous.record, value=Codec().encode_request(request, "requests"))
+    dangerous.request, dangerous.cautious = None, True
+    here.add(dangerous, ordinary)
+    here.plan()
+    assert here.group.marks == {dangerous: Mark(open=True, alone=True)}
+    assert dangerous.decoded == request
+    here.plan()
+    assert here.group.marks == {each: Mark(open=True) for each in (dangerous, ordinary)}
+    here.settle()
+    assert set(here.served) == {dangerous, ordinary}
+
+
+def test_a_request_that_waits_to_be_tried_again_is_under_no_open_mark(here: Here) -> None:
+    here.gate.may_run.clear()
+    tried = small()
+    here.add(tried)
+    here.serve(here.gate.runs.is_set)
+    assert here.group.marks[tried].open
+    tried.attempts = 1
+    here.dispatcher.retry(tried, 30.0)
+    here.plan()
+    assert here.group.marks[tried] == Mark(attempts=1)
+    before = here.group.commits
+    here.plan()
+    assert here.group.commits == before
+
+
+def test_beside_a_batch_that_nobody_wants_any_more_nothing_is_marked_alone(here: Here) -> None:
+    here.gate.may_run.clear()
+    here.add(small(partition=1))
+    here.serve(here.gate.runs.is_set)
+    here.lose(1)
+    beside = small()
+    here.add(beside)
+    here.plan()
+    assert here.group.marks[beside] == Mark(open=True)
+
+
+def test_no_more_are_started_than_a_checkpoint_has_marks_for(here: Here) -> None:
+    here.gate.may_run.clear()
+    # A device so fast that the deck is deep, and encoders that take for ever.
+    here.engine.picture_s = 1e-9
+    here.add(*(small() for _ in range(3 * MAX_MARKS)))
+    for _ in range(30):
+        here.plan()
+        for batch_id in range(1, 3 * MAX_MARKS):
+            here.dispatcher.batch_done(batch_id)
+    marked = [mark for mark in here.group.marks.values() if mark.open]
+    assert MAX_MARKS - 8 < len(marked) <= MAX_MARKS
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_of_a_convict_only_the_reading_counts_as_another_death(here: Here, readable: bool) -> None:
+    convict = small(suspect=True)
+    request = convict.decoded
+    if readable:
+        convict.record = replace(convict.record, value=Codec().encode_request(request, "requests"))
+    convict.request, convict.attempts = None, 3
+    here.add(convict)
+    here.plan()
+    assert here.group.marks[convict] == Mark(3, suspect=True, open=True, alone=True)
+    assert here.failed == [convict]
+    assert convict.request == (request if readable else None)
+    # Its answer cannot go out yet. Should the process die now, whoever comes next can read it all the same.
+    here.plan()
+    assert here.group.marks[convict] == Mark(3, suspect=True)
+
+
+def test_what_is_held_back_leaves_no_mark_and_nothing_waits_for_it(here: Here) -> None:
+    here.gate.may_run.clear()
+    one, suspect = small(), small(suspect=True)
+    here.add(one)
+    here.serve(here.gate.runs.is_set)
+    one.attempts = 2
+    here.dispatcher.withhold(one)
+    assert not here.dispatcher.busy
+    here.plan()
+    assert here.group.marks[one] == Mark()
+    never_started = small()
+    here.dispatcher.withhold(never_started)
+    here.add(never_started)
+    before = here.group.commits
+    here.dispatcher.forget({1})
+    assert here.group.commits == before
+    here.gate.may_run.set()
+    here.settle()
+    here.gate.may_run.clear()
+    here.gate.runs.clear()
+    here.add(suspect)
+    here.serve(here.gate.runs.is_set)
+    here.dispatcher.withhold(suspect)
+    here.plan()
+    assert here.group.marks[suspect] == Mark(suspect=True)

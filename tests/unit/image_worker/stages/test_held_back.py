@@ -1,0 +1,146 @@
+"""What is held back, for how long, and what is said of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from tests.unit.image_worker.jobs import job
+from zimage_consumers.image_worker.jobs import Job, Resolution, Timings
+from zimage_consumers.image_worker.stages.breaker import LIMIT_OF_ONE
+from zimage_consumers.image_worker.stages.held_back import LARGEST_HELD, HeldBack, Releases
+from zimage_stream.errors import BrokerUnavailableError
+from zimage_stream.events.image_result import Code
+from zimage_stream.telemetry.health import Health
+
+
+def failed(code: Code = Code.GENERATION_FAILED, partition: int = 0, tenant: str = "flood") -> Resolution:
+    return Resolution(job(partition, tenant=tenant), code=code, cause=ValueError("odd"), ours=True)
+
+
+@dataclass
+class Here:
+    """What is held back here, and who is tried again."""
+
+    read: Callable[[], dict[Code, float]] = dict
+    capacity: int = 1 << 20
+    health: Health = field(default_factory=Health)
+    again: list[Job] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.health.set_started()
+        self.held_back = HeldBack(self.capacity, Releases(self.read), self.health)
+
+    def flood(self, count: int, code: Code = Code.GENERATION_FAILED, partition: int = 0) -> list[Job]:
+        """Those of so many failures that are held back."""
+        all_ = [failed(code, partition) for _ in range(count)]
+        return [each.job for each in all_ if self.held_back.takes(each)]
+
+
+def made() -> Job:
+    """A job whose picture was made and stored just now."""
+    one = job(tenant="other")
+    one.timings = Timings(generate_ms=1.0)
+    return one
+
+
+def test_a_picture_made_now_has_what_failed_tried_again() -> None:
+    here = Here()
+    held = here.flood(120)
+    assert len(held) == 120 - LIMIT_OF_ONE
+    ready, (reason,) = here.health.ready()
+    assert not ready
+    assert reason.startswith("70 requests are held back")
+    assert "zimage dead-letters release --code GENERATION_FAILED" in reason
+    here.again += here.held_back.worked(made())
+    assert here.again == held[:LIMIT_OF_ONE]
+    here.again += here.held_back.worked(made())
+    assert here.again == held
+    assert here.health.ready() == (True, [])
+
+
+def test_what_fails_again_has_itself_to_blame() -> None:
+    here = Here()
+    (held,) = here.flood(LIMIT_OF_ONE + 1)
+    held.tried_again = True
+    assert not here.held_back.takes(Resolution(held, code=Code.GENERATION_FAILED, ours=True))
+
+
+def test_a_record_that_could_be_read_says_that_schemas_can_be_had_and_nothing_of_the_rest() -> None:
+    here = Here()
+    generation = here.flood(60)
+    schema = [failed(Code.UNKNOWN_SCHEMA) for _ in range(60)]
+    for each in schema:
+        each.job.request = None
+        each.job.record = replace(each.job.record, value=b"\0\0\0\0\7" + each.job.record.offset.to_bytes(8))
+    unread = [each.job for each in schema if here.held_back.takes(each)]
+    assert len(unread) == 60 - LIMIT_OF_ONE
+    # Its picture was there before, so that it says nothing of engine and store.
+    here.again += here.held_back.worked(job())
+    assert here.again == []
+    here.again += here.held_back.could_be_read()
+    assert here.again == unread
+    assert here.health.ready()[1][0].startswith(f"{len(generation)} requests are held back")
+
+
+def test_nothing_is_said_any_more_of_partitions_that_are_gone() -> None:
+    here = Here(capacity=15 * job().record.size)
+    here.flood(60, partition=3)
+    crowded = [here.held_back.crowded]
+    here.flood(10, partition=4)
+    crowded.append(here.held_back.crowded)
+    here.held_back.forget({4, 5})
+    crowded.append(here.held_back.crowded)
+    assert crowded == [False, True, False]
+    assert here.health.ready()[1][0].startswith("10 requests are held back")
+    here.held_back.forget({3})
+    assert here.health.ready() == (True, [])
+    here.again += here.held_back.worked(made())
+    assert here.again == []
+
+
+def test_a_record_larger_than_any_request_takes_no_room() -> None:
+    here = Here()
+    here.flood(60)
+    large = failed(Code.UNKNOWN_SCHEMA, tenant="other")
+    large.job.record = replace(large.job.record, value=bytes(LARGEST_HELD))
+    assert not any(here.held_back.takes(large) for _ in range(1_000))
+
+
+def test_what_an_operator_releases_is_tried_again_and_no_more_is_held_back() -> None:
+    releases: dict[Code, float] = {}
+    here = Here(lambda: dict(releases))
+    held = here.flood(60)
+    other = here.flood(60, Code.STORE_REJECTED)
+    here.again += here.held_back.released()
+    assert here.again == []
+    releases[Code.GENERATION_FAILED] = time.time() + 3_600
+    releases[Code.STORE_REJECTED] = time.time() - 1
+    deadline = time.monotonic() + 20
+    while not here.again:
+        assert time.monotonic() < deadline
+        here.again += here.held_back.released()
+        time.sleep(0.05)
+    assert here.again == held
+    assert here.flood(60) == []
+    assert here.health.ready()[1][0].startswith(f"{len(other)} requests are held back")
+
+
+def test_a_broker_that_does_not_say_what_is_released_is_asked_again() -> None:
+    asked: list[int] = []
+
+    def read() -> dict[Code, float]:
+        asked.append(1)
+        if len(asked) == 1:
+            raise BrokerUnavailableError("Kafka does not answer")
+        return {Code.GENERATION_FAILED: time.time() + 3_600}
+
+    here = Here(read)
+    held = here.flood(60)
+    deadline = time.monotonic() + 20
+    while not here.again:
+        assert time.monotonic() < deadline
+        here.again += here.held_back.released()
+        time.sleep(0.05)
+    assert here.again == held

@@ -1,0 +1,190 @@
+"""What a record may ask for: whatever it holds, the engine only ever sees what it can make."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+import pytest
+from confluent_kafka import Message
+from hypothesis import example, given
+from hypothesis import settings as hyp_settings
+from hypothesis import strategies as st
+
+from tests.unit.image_worker.jobs import job
+from zimage_consumers.image_worker.jobs import Job, now
+from zimage_consumers.image_worker.stages.intake import Intake, record_of
+from zimage_consumers.image_worker.stages.verdict import Action, IntakeError, judge
+from zimage_stream.engines.base import MAX_PROMPT_TOKENS, ImageSpec
+from zimage_stream.errors import RequestError, WireError
+from zimage_stream.events import PromptRequest
+from zimage_stream.events.codec import Codec
+from zimage_stream.events.image_result import ImageResult, Status
+from zimage_stream.events.rules import Limits
+
+CODEC = Codec()
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MAX_PIXELS = 1024 * 1024
+
+ints = st.integers(-(2**31), 2**31 - 1)
+longs = st.integers(-(2**63), 2**63 - 1)
+sides = st.sampled_from([0, 16, 63, 64, 65, 80, 512, 1024, 1040, 2048, 2064, -64]) | ints
+prompts = st.text(max_size=30) | st.sampled_from(
+    ["", " ", "a\0b", "x" * 2_000, "x" * 2_001, "e\u0301", "\u202eright to left", "word " * 400, "\x7f"]
+)
+WILD: dict[str, st.SearchStrategy[Any]] = {
+    "prompt": prompts,
+    "request_id": st.sampled_from(["r-1", "", "../../etc", "a" * 129]) | st.text(max_size=5),
+    "tenant": st.sampled_from(["t", "", ".hidden", "a/b"]),
+    "width": sides,
+    "height": sides,
+    "seed": st.none() | longs,
+    "steps": st.sampled_from([0, 1, 8, 50, 51, -1]) | ints,
+    "guidance_scale": st.floats(width=32) | st.just(0.0),
+    "format": st.sampled_from(["png", "webp", "jpeg", "gif", "PNG", ""]),
+    "quality": st.none() | ints,
+    "priority": ints | st.just(0),
+    "batch_id": st.none() | st.text(max_size=140),
+}
+# Few at a time, or hardly any request would get past the other fields.
+fields = st.sets(st.sampled_from(sorted(WILD)), max_size=3).flatmap(
+    lambda names: st.fixed_dictionaries({name: WILD[name] for name in names})
+)
+
+
+def tokens_of(prompt: str) -> int:
+    """One for each word, so that a prompt within its characters can have too many."""
+    return 2 * len(prompt.split())
+
+
+def can_be_made(spec: ImageSpec, allow_guidance: bool) -> bool:
+    """The engine's own view of its limits, stated again."""
+    return (
+        all(64 <= side <= 2048 and side % 16 == 0 for side in (spec.width, spec.height))
+        and spec.width * spec.height <= MAX_PIXELS
+        and 1 <= spec.steps <= 50
+        and 0 <= spec.seed < 2**63
+        and (0 <= spec.guidance_scale <= 20 if allow_guidance else spec.guidance_scale == 0)
+        and 1 <= len(spec.prompt) <= 2_000
+        and bool(spec.prompt.strip())
+        and unicodedata.is_normalized("NFC", spec.prompt)
+        and all(c in "\t\n\r" or unicodedata.category(c) not in ("Cc", "Cs") for c in spec.prompt)
+        and tokens_of(spec.prompt) <= MAX_PROMPT_TOKENS
+    )
+
+
+def sent(**asked: Any) -> Job:
+    """A job as it was fetched, not decoded yet."""
+    value = CODEC.encode_request(PromptRequest(**{"prompt": "a heron"} | asked), "requests")
+    one = job()
+    one.record, one.request = replace(one.record, value=value), None
+    return one
+
+
+@hyp_settings(max_examples=800, deadline=None)
+@given(fields, st.booleans())
+@example({"prompt": "e\u0301"}, False)
+@example({"prompt": "word " * 400}, False)
+def test_what_passes_can_be_made_and_what_does_not_is_told(asked: dict[str, Any], guidance: bool) -> None:
+    one = sent(**asked)
+    refused = None
+    try:
+        Intake(CODEC, Limits(MAX_PIXELS, guidance), tokens_of).check(one)
+    except RequestError as error:
+        refused = error
+    # A request that is refused stays with its job: the result names what was sent.
+    assert one.request is not None
+    if refused is None:
+        assert can_be_made(one.spec, guidance)
+    else:
+        assert str(refused).startswith(f"{refused.field}: got ")
+
+
+@given(st.sampled_from([64, 80, 512, 1024]), st.integers(1, 50), st.integers(0, 2**63 - 1))
+def test_a_request_in_order_passes_as_it_is(side: int, steps: int, seed: int) -> None:
+    asked = PromptRequest(prompt="一只苍鹭", width=side, height=1024, steps=steps, seed=seed)
+    one = job()
+    one.record = replace(one.record, value=CODEC.encode_request(asked, "requests"))
+    Intake(CODEC, Limits(MAX_PIXELS, False), tokens_of).check(one)
+    assert one.request == asked
+    assert one.spec == ImageSpec("一只苍鹭", side, 1024, steps, 0.0, seed)
+
+
+class AnyMessage:
+    """What a consumer may hand out, in the words of its client."""
+
+    def __init__(self, timestamp: tuple[int, int], headers: Any, key: bytes | None, value: bytes | None):
+        self.timestamp = lambda: timestamp
+        self.key, self.value = lambda: key, lambda: value
+        self.topic, self.partition, self.offset = lambda: "requests", lambda: 0, lambda: 7
+        self._headers = headers
+
+    def headers(self) -> Any:
+        if isinstance(self._headers, Exception):
+            error, self._headers = self._headers, [("<NULL>", b"")]
+            raise error
+        return self._headers
+
+
+NO_TEXT = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+any_bytes = st.none() | st.binary(max_size=20)
+
+
+@given(
+    st.tuples(st.integers(0, 2), longs),
+    st.none()
+    | st.lists(st.tuples(st.text(max_size=5), any_bytes | st.text(max_size=5)), max_size=4)
+    | st.sampled_from([SystemError("it returned a result with an exception set"), NO_TEXT]),
+    any_bytes,
+    any_bytes,
+)
+@example((1, 1_785_000_000_000_000), None, None, b"")
+@example((1, -(10**15)), None, None, b"")
+@example((1, -1), [], None, None)
+def test_any_record_is_taken_in(
+    timestamp: tuple[int, int], headers: Any, key: bytes | None, value: bytes | None
+) -> None:
+    before = now()
+    record = record_of(cast(Message, AnyMessage(timestamp, headers, key, value)))
+    assert (record.key, record.value, record.offset) == (key, value, 7)
+    assert (record.headers_lost is not None) == isinstance(headers, Exception)
+    assert all(each is None or isinstance(each, bytes) for _, each in record.headers)
+    kind, milliseconds = timestamp
+    if kind and 0 <= milliseconds < 253_402_300_800_000:
+        assert (record.timestamp - EPOCH) / timedelta(milliseconds=1) == milliseconds
+    else:
+        assert before <= record.timestamp <= now()
+    # A result that names it can be written, and what it holds be counted.
+    source = record.source
+    result = ImageResult(
+        request_id="r",
+        status=Status.FAILED,
+        source=source,
+        requested_at=record.timestamp,
+        completed_at=before,
+    )
+    assert CODEC.decode_result(CODEC.encode_result(result, "t")).source == source
+    assert record.size > 0
+
+
+class Broken(Codec):
+    """With a mistake in it."""
+
+    def decode_request(self, data: bytes | None) -> PromptRequest:
+        raise KeyError("type")
+
+
+def test_a_mistake_of_ours_is_told_once_and_nothing_runs_unchecked() -> None:
+    with pytest.raises(WireError, match="it cannot be read: KeyError: 'type'"):
+        Intake(Broken(), Limits(), tokens_of).check(sent())
+
+    def no_tokens(prompt: str) -> int:
+        raise RuntimeError("the tokenizer is broken")
+
+    one = sent()
+    with pytest.raises(IntakeError, match="the tokenizer is broken") as caught:
+        Intake(CODEC, Limits(), no_tokens).check(one)
+    verdict = judge(caught.value, attempts=0, max_attempts=3)
+    assert (verdict.action, verdict.ours) == (Action.DEAD_LETTER, True)

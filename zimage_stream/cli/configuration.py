@@ -1,0 +1,122 @@
+"""``zimage config``: the settings in force, and where each came from."""
+
+from __future__ import annotations
+
+import json as json_module
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import SecretStr
+
+from zimage_stream.cli.printing import print_table, say_json, table
+from zimage_stream.masking import MASK, is_secret, masked
+from zimage_stream.settings import CONFIG_VARIABLE, ENV_PREFIX, Settings, load_settings, read_toml
+
+DEFAULT = "default"
+_OF_URL = {("registry", "username"), ("registry", "password")}
+"""They may come with the URL."""
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="The settings in force.")
+
+
+@app.callback()
+def _config() -> None:
+    """The settings in force."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A setting: its name as in a TOML file, its value for people, and who set it."""
+
+    name: str
+    value: Any
+    source: str
+
+
+@app.command()
+def show(
+    context: typer.Context,
+    changed: Annotated[bool, typer.Option("--changed", help="Only what is not the default.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> None:
+    """Print every setting with its value and where that came from; secrets are masked.
+
+    Example: zimage config show --changed
+    """
+    given = (context.obj or {}).get("config")
+    settings = load_settings(given)
+    path = given or (Path(named) if (named := os.environ.get(CONFIG_VARIABLE)) else None)
+    shown = [
+        each
+        for each in explain(settings, os.environ, {} if path is None else read_toml(path), str(path))
+        if not changed or each.source != DEFAULT
+    ]
+    if json:
+        for each in shown:
+            say_json(asdict(each))
+        return
+    rows = table("SETTING", "VALUE", "FROM")
+    for each in shown:
+        # The variable follows from the setting's name, and would not fit beside it.
+        source = "environment" if each.source.startswith(ENV_PREFIX) else each.source
+        rows.add_row(each.name, _text(each.value), source)
+    print_table(rows)
+
+
+def explain(
+    settings: Settings, environment: Mapping[str, str], file: Mapping[str, Any], path: str
+) -> Iterator[Shown]:
+    """Every setting, in the order they are declared. Pure.
+
+    Args:
+        file: what the TOML file at ``path`` says; empty where there is none.
+    """
+    for group in type(settings).model_fields:
+        values = getattr(settings, group)
+        for name in type(values).model_fields:
+            value = getattr(values, name)
+            source = _source(group, name, environment, file, path)
+            if source == DEFAULT and (group, name) in _OF_URL and value is not None:
+                source = _source(group, "url", environment, file, path)
+            yield Shown(f"{group}.{name}", _plain(value), source)
+
+
+def _source(group: str, name: str, environment: Mapping[str, str], file: Mapping[str, Any], path: str) -> str:
+    """Who gave a setting."""
+    variables = {name.upper() for name, value in environment.items() if value}
+    # A map can be given whole or by its keys, a group too.
+    variable = f"{ENV_PREFIX}{group}__{name}".upper()
+    whole = f"{ENV_PREFIX}{group}".upper()
+    if variable in variables:
+        return variable
+    by_key = sorted(given for given in variables if given.startswith(f"{variable}__"))
+    if by_key:
+        return by_key[0]
+    if whole in variables and name in _group_of(environment, whole):
+        return whole
+    return path if name in file.get(group, {}) else DEFAULT
+
+
+def _group_of(environment: Mapping[str, str], variable: str) -> Any:
+    text = next(value for name, value in environment.items() if name.upper() == variable)
+    return json_module.loads(text)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, SecretStr):
+        return MASK
+    if isinstance(value, dict):
+        return {name: MASK if is_secret(name) else _plain(each) for name, each in value.items()}
+    if isinstance(value, Path | str):
+        return masked(str(value))
+    return value
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    return json_module.dumps(value, ensure_ascii=False) if isinstance(value, dict | bool) else str(value)

@@ -1,0 +1,95 @@
+"""Results, tables and times as people and programs read them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from datetime import datetime, timedelta
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from zimage_stream.cli.terminal import say
+from zimage_stream.escaping import NAME_CHARACTERS, escaped, is_utf8, shortened
+from zimage_stream.events.image_result import ImageResult
+
+
+def say_json(record: dict[str, Any]) -> None:
+    """Print one JSON object as one line: UTF-8, or ASCII where stdout has another encoding."""
+    say(as_json(record, ascii_only=not is_utf8(sys.stdout)))
+
+
+def say_result(result: ImageResult, *, json: bool) -> None:
+    """Print what came of a request, for programs or for people."""
+    if json:
+        say_json(result_as_dict(result))
+    else:
+        say(result_as_line(result))
+
+
+def result_as_dict(result: ImageResult) -> dict[str, Any]:
+    """Every field under its own name, nested as in the event; times in ISO 8601."""
+    return plain_fields(result)
+
+
+def plain_fields(event: Any) -> dict[str, Any]:
+    """An event's fields by name, nested as in the event; times in ISO 8601."""
+    return {name: _plain(value) for name, value in dataclasses.asdict(event).items()}
+
+
+def result_as_line(result: ImageResult) -> str:
+    """Status, id, and where the picture is or why there is none; all of it is in JSON."""
+    if result.image is not None:
+        what = result.image.url or result.image.uri
+    else:
+        what = f"{result.error.code}: {result.error.message}" if result.error else ""
+    return f"{result.status:<9} {shortened(result.request_id, NAME_CHARACTERS)}  {shortened(what)}".rstrip()
+
+
+def as_json(record: dict[str, Any], *, ascii_only: bool = False) -> str:
+    """One line without anything harmful in it; what it says stays the same."""
+    return escaped(json.dumps(record, ensure_ascii=ascii_only))
+
+
+def age(passed: timedelta) -> str:
+    """A time span in one unit, as short as it can be read: ``12 s``, ``3 h``, ``40 d``."""
+    seconds = max(0, round(passed.total_seconds()))
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
+
+
+class _Table(Table):
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        shown = (escaped(shortened(cell)) if isinstance(cell, str) else cell for cell in cells)
+        super().add_row(*shown, **options)
+
+
+def table(*headings: str) -> Table:
+    """An empty table; a heading that begins with ``>`` has its column aligned to the right."""
+    made = _Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        right = heading.startswith(">")
+        made.add_column(heading.removeprefix(">"), justify="right" if right else "left", overflow="fold")
+    return made
+
+
+def print_table(made: Table) -> None:
+    """To stdout, as wide as the terminal; where there is none, as wide as it needs to be."""
+    shown = console()
+    if not shown.is_terminal and "COLUMNS" not in os.environ:
+        shown = console(width=200)
+    shown.print(made)
+
+
+def console(*, stderr: bool = False, width: int | None = None) -> Console:
+    """A console to which ``[red]`` and ``:star:`` in a text are that text."""
+    return Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+
+
+def _plain(value: Any) -> Any:
+    return value.isoformat(timespec="milliseconds") if isinstance(value, datetime) else value

@@ -1,0 +1,234 @@
+"""What of the requests is not resolved yet, told from the group's own checkpoints.
+
+A consumer's lag would say too much: requests finish in any order, and those above the committed
+offset that are done are in the commit's metadata.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from confluent_kafka import OFFSET_INVALID, KafkaException, Message, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from zimage_stream.checkpoint import GONE_BACK, Checkpoint
+from zimage_stream.kafka.clients import CONTACT_TIMEOUT_S, Trouble, common_config, metadata_of
+from zimage_stream.kafka.members import slot_of
+from zimage_stream.kafka.offsets import Log, standings
+from zimage_stream.kafka.oldest import first_records, first_written
+from zimage_stream.kafka.reader import UnreadableHeadersError, record_headers, record_time
+from zimage_stream.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTransaction:
+    """A producer's transaction that is not ended: no worker reads past its first record before it is.
+
+    Attributes:
+        offset: of that record.
+        waiting: records from there on, its own among them. Markers of other transactions count as such.
+        since: when that record was written.
+        source: who sent it, by its own account.
+    """
+
+    offset: int
+    waiting: int
+    since: datetime
+    source: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """One partition of the requests topic.
+
+    Attributes:
+        checkpoint: the group's; of the log's start where it never committed.
+        log: ``None`` while it has no leader, and nobody can say what waits in it.
+        lost: offsets that were deleted before they were resolved.
+        past_end: how far the group's offset lies behind the log's end, as after the topic was made anew.
+        damaged: why the commit's metadata is of no use, if it is not.
+        worker: who holds it, as the group names its members; ``None`` where nobody does.
+        oldest_at: when the first unresolved request was written; ``None`` where there is none.
+    """
+
+    number: int
+    checkpoint: Checkpoint
+    log: Log | None
+    lost: int = 0
+    past_end: int = 0
+    damaged: str | None = None
+    worker: str | None = None
+    oldest_at: datetime | None = None
+    transaction: OpenTransaction | None = None
+
+    @property
+    def unresolved(self) -> int:
+        """Requests without a terminal event that workers can read. Offsets between them that hold no record
+        (markers of transactions) count until a worker has passed them."""
+        if self.oldest_at is None or self.log is None:
+            return 0
+        held = self.checkpoint
+        return max(0, self.log.end - held.base - held.resolved.bit_count())
+
+    @property
+    def waiting(self) -> int:
+        """Records behind an open transaction."""
+        return self.transaction.waiting if self.transaction else 0
+
+    @property
+    def is_remarkable(self) -> bool:
+        """Whether there is anything to say of it."""
+        return bool(
+            self.unresolved or self.waiting or self.lost or self.past_end or self.damaged or not self.log
+        )
+
+    @property
+    def started(self) -> int:
+        """Those that are being generated, or were when their worker died."""
+        return sum(mark.open for mark in self.checkpoint.marks.values())
+
+    @property
+    def suspects(self) -> int:
+        """Those that a worker died with; each runs alone."""
+        return sum(mark.suspect for mark in self.checkpoint.marks.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A worker, as the group knows it."""
+
+    name: str
+    host: str
+    partitions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """The requests topic as a group stands to it. ``state`` is Kafka's word for the group's."""
+
+    state: str
+    members: tuple[Member, ...]
+    partitions: tuple[Partition, ...]
+
+    @property
+    def unresolved(self) -> int:
+        """Requests without a terminal event that workers can read."""
+        return sum(partition.unresolved for partition in self.partitions)
+
+    @property
+    def waiting(self) -> int:
+        """Records behind open transactions."""
+        return sum(partition.waiting for partition in self.partitions)
+
+    @property
+    def leaderless(self) -> list[int]:
+        """Partitions of which nobody can say what waits in them."""
+        return [partition.number for partition in self.partitions if partition.log is None]
+
+    @property
+    def oldest_at(self) -> datetime | None:
+        """When the oldest of them was written."""
+        return min((p.oldest_at for p in self.partitions if p.oldest_at is not None), default=None)
+
+
+def read_backlog(settings: Settings) -> Backlog:
+    """Ask the brokers, as somebody who is no member of the group.
+
+    Raises:
+        BrokerUnavailableError: no broker answers.
+        TopicMissingError: there is no requests topic.
+    """
+    trouble = Trouble(settings.kafka)
+    state, members, holders = _group(settings, trouble)
+    kafka, topic, group = settings.kafka, settings.topics.requests, settings.worker.group_id
+    found = [partition_of(each.committed, each.log) for each in standings(kafka, topic, group)]
+    bases = {each.number: each.checkpoint.base for each in found}
+    ends = {each.number: each.log.end for each in found if each.log}
+    oldest = first_written(kafka, topic, {n: bases[n] for n, end in ends.items() if end > bases[n]})
+    transactions = _open_transactions(settings, found)
+    partitions = tuple(
+        replace(
+            each,
+            worker=holders.get(each.number),
+            oldest_at=oldest.get(each.number),
+            transaction=transactions.get(each.number),
+        )
+        for each in found
+    )
+    return Backlog(state, members, partitions)
+
+
+def _open_transactions(settings: Settings, partitions: Sequence[Partition]) -> dict[int, OpenTransaction]:
+    held_back = {each.number: each.log for each in partitions if each.log and each.log.high > each.log.end}
+    starts = {number: log.end for number, log in held_back.items()}
+    first = first_records(settings.kafka, settings.topics.requests, starts, uncommitted=True)
+    return {
+        number: OpenTransaction(
+            held_back[number].end,
+            held_back[number].high - held_back[number].end,
+            record_time(message),
+            _source_of(message),
+        )
+        for number, message in first.items()
+    }
+
+
+def _source_of(message: Message) -> str | None:
+    """Whom a record says that it comes from, as CloudEvents has it; ``None`` where it does not say."""
+    try:
+        said = [value for name, value in record_headers(message) if name == "ce_source" and value]
+    except UnreadableHeadersError:
+        return None
+    return said[-1].decode(errors="replace") if said else None
+
+
+def _group(settings: Settings, trouble: Trouble) -> tuple[str, tuple[Member, ...], dict[int, str]]:
+    admin = AdminClient(common_config(settings.kafka) | settings.kafka.extra | {"error_cb": trouble})
+    metadata_of(admin, trouble)
+    group = settings.worker.group_id
+    try:
+        description = admin.describe_consumer_groups([group], request_timeout=CONTACT_TIMEOUT_S)[
+            group
+        ].result()
+    except KafkaException as error:
+        raise trouble.explain(error.args[0]) from error
+    members, holders = [], {}
+    for member in description.members:
+        held = [
+            each.partition
+            for each in (member.assignment.topic_partitions if member.assignment else ())
+            if each.topic == settings.topics.requests
+        ]
+        name = slot_of(member.client_id)
+        members.append(Member(name, member.host.removeprefix("/"), len(held)))
+        holders.update(dict.fromkeys(held, name))
+    state = description.state.name.lower().replace("_", " ")
+    return state, tuple(sorted(members, key=lambda member: member.name)), holders
+
+
+def resolved_below(checkpoint: Checkpoint, offset: int) -> int:
+    """How many offsets from the base up to, and without, this one are resolved."""
+    # However far the offset lies, no wider mask than what is there.
+    width = min(max(0, offset - checkpoint.base), checkpoint.resolved.bit_length())
+    return (checkpoint.resolved & ((1 << width) - 1)).bit_count()
+
+
+def partition_of(committed: TopicPartition, log: Log | None) -> Partition:
+    """One partition, from the group's commit and the log's bounds. Pure."""
+    number, base = committed.partition, committed.offset
+    if base == OFFSET_INVALID:
+        return Partition(number, Checkpoint(log.low if log else 0), log)
+    checkpoint, damaged = Checkpoint(base), None
+    if committed.metadata and committed.metadata.startswith(GONE_BACK):
+        damaged = f"workers stopped it: {committed.metadata.removeprefix(GONE_BACK)}"
+    elif committed.metadata:
+        try:
+            checkpoint = Checkpoint.decode(committed.metadata, base)
+        except ValueError as error:
+            damaged = str(error)
+    deleted = max(0, log.low - base) if log else 0
+    lost = deleted - resolved_below(checkpoint, base + deleted)
+    past_end = max(0, base - log.high) if log else 0
+    return Partition(number, checkpoint, log, lost, past_end, damaged)

@@ -1,0 +1,337 @@
+"""The client: publish requests, read what came of them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+
+from zimage_stream import forks
+from zimage_stream.client.mailbox import Mailbox, Submission
+from zimage_stream.client.submitting import Submitted, submit_each
+from zimage_stream.errors import ResultTimeoutError, SubmitError, TopicMissingError, ZImageError
+from zimage_stream.events.codec import Codec
+from zimage_stream.events.headers import Header, request_headers
+from zimage_stream.events.image_result import ImageResult, Source
+from zimage_stream.events.prompt_request import PromptRequest
+from zimage_stream.events.registry import Registry
+from zimage_stream.events.rules import Limits, check_request
+from zimage_stream.kafka.reader import ResultReader
+from zimage_stream.kafka.submitter import Submitter
+from zimage_stream.settings import Settings, load_settings
+
+log = logging.getLogger(__name__)
+
+SOURCE = "/zimage/client"
+"""``ce_source`` of requests."""
+
+_POLL_S = 0.2
+
+Headers = Mapping[str, str] | Iterable[Header]
+
+
+class PromptClient:
+    """Publishes requests and reads their results.
+
+    ::
+
+        with PromptClient() as client:
+            request_id = client.submit(PromptRequest(prompt="a lighthouse in fog"))
+            print(client.wait(request_id, timeout=120).image.uri)
+
+    Thread-safe, except that it must be closed after the last call has returned; from asyncio use
+    ``asyncio.to_thread``. It connects at the first call, not when it is made.
+
+    Results are read from where the results topic ended before this client's first submission, so
+    that none can be missed, however late one asks.
+
+    Args:
+        settings: absent, they are read as :func:`~zimage_stream.load_settings` does.
+
+    Raises:
+        SettingsError: the settings cannot be read.
+
+    All that it raises is importable from :mod:`zimage_stream`.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self._settings = load_settings() if settings is None else settings
+        registry = self._settings.registry
+        self._codec = Codec(Registry(registry) if registry.url else None)
+        self._limits = Limits(self._settings.engine.max_pixels, self._settings.engine.allow_guidance)
+        self._submitter = Submitter(self._settings.kafka, self._settings.topics.requests)
+        self._starting = threading.Lock()
+        self._start: Mapping[int, int] | None = None
+        self._unreadable: TopicMissingError | None = None
+        # Guards everything below, and is notified of results and when a reader hands over.
+        self._news = threading.Condition()
+        self._mailbox = Mailbox()
+        self._horizon: Mapping[int, int] = {}
+        self._reader: ResultReader | None = None
+        self._being_read = False
+        forks.follow(self)
+
+    def after_fork(self) -> None:
+        """A child reads results by itself; it may wait for what its parent has sent."""
+        self._starting, self._news = threading.Lock(), threading.Condition()
+        forks.leave(self._reader)
+        self._reader, self._being_read = None, False
+
+    def __enter__(self) -> PromptClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the connections. What the brokers have goes on without this client."""
+        self._submitter.close()
+        self._codec.close()
+        if self._reader is not None:
+            self._reader.close()
+
+    # -- submitting
+
+    def submit(self, request: PromptRequest, *, headers: Headers = ()) -> str:
+        """Send a request and return its ``request_id`` once the brokers have it safely.
+
+        Args:
+            headers: further record headers; ``traceparent`` and ``tracestate`` reach the result.
+
+        Raises:
+            RequestError: it breaks a rule; nothing was sent.
+            BrokerUnavailableError, TopicMissingError: no broker answers, or there is no requests topic;
+                nothing was sent.
+            RegistryUnavailableError, SchemaMissingError: the schema's id cannot be had; nothing was sent.
+            SubmitError: the brokers did not acknowledge it.
+        """
+        self.submit_nowait(request, headers=headers).result()
+        return request.request_id
+
+    def submit_nowait(self, request: PromptRequest, *, headers: Headers = ()) -> Future[Source]:
+        """Send a request without waiting for the brokers' answer.
+
+        Returns:
+            A future of the record's place in the requests topic; it raises SubmitError where the
+            brokers did not take it. Its callbacks run on the client's own thread and must be short.
+
+        Raises:
+            RequestError, BrokerUnavailableError, TopicMissingError, RegistryUnavailableError,
+            SchemaMissingError: as :meth:`submit`; nothing was sent.
+        """
+        request = check_request(request, self._limits)
+        value = self._codec.encode_request(request, self._settings.topics.requests)
+        more = headers.items() if isinstance(headers, Mapping) else headers
+        extra = [(name, text.encode() if isinstance(text, str) else text) for name, text in more]
+        self._note_start()
+        with self._news:
+            submission = self._mailbox.sending(request.request_id, self._horizon)
+        future: Future[Source] = Future()
+
+        def settled(answer: Source | SubmitError) -> None:
+            with self._news:
+                if isinstance(answer, Source):
+                    self._mailbox.accepted(submission, answer)
+                else:
+                    self._mailbox.refused(submission)
+                self._news.notify_all()
+            # Whoever called it off does not want to know.
+            if future.set_running_or_notify_cancel():
+                if isinstance(answer, SubmitError):
+                    future.set_exception(answer)
+                else:
+                    future.set_result(answer)
+
+        self._submitter.send(request.request_id, value, request_headers(request, SOURCE, extra), settled)
+        return future
+
+    def submit_many(
+        self,
+        requests: Iterable[PromptRequest],
+        on_failure: Callable[[PromptRequest, ZImageError], None] | None = None,
+    ) -> Submitted:
+        """Send requests as the iterable gives them, and return when each is accepted or has failed.
+
+        Memory is bounded, however many they are: at most 2,000 are on their way at a time.
+
+        Args:
+            on_failure: called, on the caller's thread, with each request that breaks a rule
+                (RequestError) or was not taken (SubmitError); the others go on. Absent: logged.
+
+        Raises:
+            BrokerUnavailableError, TopicMissingError, RegistryUnavailableError, SchemaMissingError: going
+                on would fail them all.
+        """
+        return submit_each(self.submit_nowait, requests, on_failure)
+
+    # -- reading
+
+    def wait(self, request_id: str, timeout: float | None = None) -> ImageResult:
+        """The result of a request, which may have come long before.
+
+        It is the answer to the record that this client sent: the result of an older record with the
+        same id is not taken for it. Of a request that another client sent, or that lies more than
+        65,536 submissions back, it is the first result under that id since this client's first call.
+
+        Args:
+            timeout: in seconds; absent, it waits without end.
+
+        Raises:
+            ResultTimeoutError: it has not come within ``timeout``.
+            BrokerUnavailableError: no broker answered within ``timeout``.
+            TopicMissingError: the results topic is not there or may not be read.
+            RegistryUnavailableError: a result came whose schema cannot be had now; the next call tries again.
+        """
+        deadline = _deadline(timeout)
+        with self._news:
+            submission = self._mailbox.get(request_id)
+            while submission is not None and submission.pending:
+                if time.monotonic() >= deadline:
+                    trouble = self._reader.topic.trouble if self._reader else None
+                    raise trouble or ResultTimeoutError([request_id], timeout or 0)
+                if self._being_read:
+                    self._news.wait(_slice(deadline))
+                else:
+                    self._read_for(submission, deadline)
+            if submission is not None and submission.result is not None:
+                return submission.result
+        return next(self._results([request_id], None, timeout, deadline))
+
+    def results(
+        self,
+        request_ids: Iterable[str] | None = None,
+        *,
+        batch_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Iterator[ImageResult]:
+        """Results as they come, those that came since this client's first call included.
+
+        Each iterator reads for itself, at the pace it is consumed; for one result, :meth:`wait` is
+        cheaper.
+
+        Args:
+            request_ids: ends when each of these has its result, given once.
+            batch_id: results of this batch. Nothing on the topic says how many there will be, so it
+                ends after ``timeout``.
+            timeout: in seconds, for the whole iteration.
+
+        Raises:
+            ResultTimeoutError: some of ``request_ids`` have no result within ``timeout``.
+            BrokerUnavailableError: no broker answers, or answered within ``timeout``.
+            TopicMissingError, RegistryUnavailableError: as :meth:`wait`.
+        """
+        return self._results(request_ids, batch_id, timeout, _deadline(timeout))
+
+    def _results(
+        self, request_ids: Iterable[str] | None, batch_id: str | None, timeout: float | None, deadline: float
+    ) -> Iterator[ImageResult]:
+        self._note_start()
+        wanted: dict[str, Submission | None] | None = None
+        since = self._start
+        if request_ids is not None:
+            with self._news:
+                wanted = {request_id: self._mailbox.get(request_id) for request_id in request_ids}
+            since = _earliest(wanted.values(), self._start or {})
+        with self.open_reader(since) as reader:
+            while wanted is None or wanted:
+                result = reader.poll(_slice(deadline))
+                if result is not None and _matches(result, wanted, batch_id):
+                    if wanted is not None:
+                        del wanted[result.request_id]
+                    yield result
+                elif time.monotonic() >= deadline:
+                    if reader.topic.trouble is not None:
+                        raise reader.topic.trouble
+                    if wanted is None:
+                        return
+                    raise ResultTimeoutError(wanted, timeout or 0)
+
+    def open_reader(self, since: Mapping[int, int] | None = None) -> ResultReader:
+        """A reader of all results, of the caller's own: not thread-safe, and to be closed.
+
+        Args:
+            since: offset by partition; absent: where the topic ended before the first submission.
+
+        Raises:
+            BrokerUnavailableError: no broker answers.
+            TopicMissingError: the results topic is not there or may not be read.
+        """
+        self._note_start()
+        if self._unreadable is not None:
+            raise self._unreadable
+        reader = ResultReader(self._settings.kafka, self._settings.topics.results, self._codec)
+        reader.topic.start(self._start if since is None else since, growing=True)
+        return reader
+
+    # -- inside
+
+    def _note_start(self) -> None:
+        """Find once where the results topic ends, before anything is submitted."""
+        with self._starting:
+            if self._start is not None or self._unreadable is not None:
+                return
+            with ResultReader(self._settings.kafka, self._settings.topics.results, self._codec) as reader:
+                try:
+                    self._start = self._horizon = reader.topic.end_offsets()
+                except TopicMissingError as error:
+                    # Whoever only submits needs neither the topic nor the right to read it.
+                    log.info("this client cannot read results: %s", error)
+                    self._unreadable = error
+
+    def _read_for(self, submission: Submission, deadline: float) -> None:
+        """Read results for everybody until this submission has its own. Called with ``_news`` held
+        and returns with it held; meanwhile other waiters wait for news."""
+        self._being_read = True
+        self._news.release()
+        try:
+            reader = self._reader
+            if reader is None:
+                reader = self._reader = self.open_reader()
+            while submission.pending and time.monotonic() < deadline:
+                result = reader.poll(_slice(deadline))
+                if result is None:
+                    continue
+                with self._news:
+                    if self._mailbox.arrived(result):
+                        self._news.notify_all()
+        finally:
+            self._news.acquire()
+            self._being_read = False
+            if self._reader is not None:
+                # What is submitted from now on has its result above what has been read by now.
+                self._horizon = self._reader.topic.positions
+            self._news.notify_all()
+
+
+def _matches(
+    result: ImageResult, wanted: Mapping[str, Submission | None] | None, batch_id: str | None
+) -> bool:
+    if batch_id is not None and result.batch_id != batch_id:
+        return False
+    if wanted is None:
+        return True
+    if result.request_id not in wanted:
+        return False
+    submission = wanted[result.request_id]
+    return submission is None or submission.answered_by(result)
+
+
+def _earliest(submissions: Iterable[Submission | None], start: Mapping[int, int]) -> Mapping[int, int]:
+    """Offsets below which no result of these submissions lies."""
+    distinct: dict[int, Mapping[int, int]] = {}
+    for submission in submissions:
+        if submission is None:
+            return start
+        distinct[id(submission.since)] = submission.since
+    offsets = list(distinct.values()) or [start]
+    return {partition: min(each.get(partition, 0) for each in offsets) for partition in start}
+
+
+def _deadline(timeout: float | None) -> float:
+    return float("inf") if timeout is None else time.monotonic() + timeout
+
+
+def _slice(deadline: float) -> float:
+    return min(_POLL_S, max(0.0, deadline - time.monotonic()))

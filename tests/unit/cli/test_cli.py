@@ -240,7 +240,7 @@ def test_ctrl_c_while_it_starts_is_130_and_says_nothing(nobody: str, after_s: fl
         )
     # What Python says of a Ctrl-C before it has handed over to us is Python's: we begin where the
     # first import after our own handler has been told.
-    while not re.search(r"zimage_stream\.interrupt\n.*\n", told.read_text()):
+    while not re.search(r"zimage_stream\.cli\.interrupt\n.*\n", told.read_text()):
         assert process.poll() is None
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(after_s)

@@ -10,7 +10,7 @@ import os
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
-from zimage_consumers.image_worker import jobs
+from zimage_consumers.image_worker.window import jobs
 from zimage_stream.__main__ import main
 
 SHIFT = Path(os.environ["SHIFTED_CLOCK"])

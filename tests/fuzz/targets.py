@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from PIL import Image
 
 from zimage_consumers.dead_letters.letter import Place
-from zimage_consumers.image_worker.group.ledger import take_over
+from zimage_consumers.image_worker.window.ledger import take_over
 from zimage_producers.produce import rows
 from zimage_producers.produce.encoding import detected, text_lines
 from zimage_producers.produce.json_lines import read_json_lines

@@ -17,10 +17,13 @@ from tests.fleet.workers import until
 from tests.integration.mock_cluster import MockCluster, Request
 from tests.services.addresses import KafkaAddress
 from zimage_consumers.image_worker.group import roster, stalls
-from zimage_consumers.image_worker.group.ledger import Taken
 from zimage_consumers.image_worker.group.publish import ClientsLostError
 from zimage_consumers.image_worker.group.roster import draw_nonce
 from zimage_consumers.image_worker.group.session import Session
+from zimage_consumers.image_worker.stages.intake import record_of
+from zimage_consumers.image_worker.window.jobs import Job
+from zimage_consumers.image_worker.window.ledger import Taken
+from zimage_consumers.image_worker.window.window import Window
 from zimage_stream.checkpoint import Checkpoint, Mark
 from zimage_stream.kafka.clients import (
     common_config,
@@ -47,11 +50,11 @@ def make_session(kafka: KafkaAddress, topics: TopicSettings) -> Callable[..., Se
                 worker={"group_id": topics.requests},  # type: ignore[arg-type]
             ),
             AdminClient(common_config(address)),
+            Window(16_384, 64 << 20),
             slot=slot,
             owner=owner,
             give_up=lambda: False,
-            on_revoke=lambda session, numbers: None,
-            on_gone=lambda numbers: None,
+            on_revoke=lambda session: None,
             health=Health(),
             metrics=Metrics(CollectorRegistry()),
         )
@@ -61,7 +64,7 @@ def make_session(kafka: KafkaAddress, topics: TopicSettings) -> Callable[..., Se
 
 def polled(session: Session) -> set[int]:
     session.poll(0.1)
-    return set(session.assignments)
+    return set(session.window.assignments)
 
 
 def poll_for(session: Session, seconds: float) -> set[int]:
@@ -69,7 +72,7 @@ def poll_for(session: Session, seconds: float) -> set[int]:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         polled(session)
-    return set(session.assignments)
+    return set(session.window.assignments)
 
 
 def test_while_no_checkpoint_can_be_read_nothing_is_held_and_leaving_is_clean(
@@ -124,7 +127,7 @@ def test_partitions_that_left_while_they_were_paused_deliver_when_they_come_back
     session.join()
     until(lambda: polled(session) == ALL, 30, "it holds all partitions")
     session.claim()
-    session.regulate(lambda held: True)
+    session.regulate(set(ALL))
     other = Consumer(worker_consumer_config(kafka.settings, topics.requests, "other"))
     other.subscribe([topics.requests])
 
@@ -137,7 +140,7 @@ def test_partitions_that_left_while_they_were_paused_deliver_when_they_come_back
     other.close()
     until(lambda: polled(session) == ALL, 30, "it holds all partitions again")
     session.claim()
-    session.regulate(lambda held: False)
+    session.regulate(set())
 
     producer = Producer(producer_config(kafka.settings))
     for number in ALL:
@@ -165,7 +168,7 @@ def test_a_group_that_it_may_not_read_ends_the_session(
         cluster.answer(Request.OFFSET_FETCH, [KafkaError.GROUP_AUTHORIZATION_FAILED] * 9)
         with pytest.raises(ClientsLostError, match="cannot be read"):
             until(lambda: polled(session), 30, "it has partitions")
-        assert session.assignments == {}
+        assert session.window.assignments == {}
         session.abandon()
 
 
@@ -180,15 +183,24 @@ def poll_until(session: Session, condition: Callable[[], object], what: str) -> 
 def leave_marks_open(session: Session, kafka: KafkaAddress, topics: TopicSettings) -> None:
     """Take the partitions, with a request of each running alone, and end without a word."""
     session.join()
-    poll_until(session, lambda: session.assignments.keys() == ALL, "it holds all partitions")
+    poll_until(session, lambda: session.window.assignments.keys() == ALL, "it holds all partitions")
     session.claim()
     produce(kafka, topics, ALL)
-    while not all(held.ledger.next for held in session.assignments.values()):
+    jobs: list[Job] = []
+    while len(jobs) < len(ALL):
         message = session.poll(1.0)
         if message is not None:
-            assert session.assignments[number_of(message)].ledger.take(0) is Taken.NEW
-    session.mark({number: {0: Mark(1, open=True, alone=True)} for number in ALL})
+            record = record_of(message)
+            held = session.window.assignments[record.partition]
+            assert held.ledger.take(0) is Taken.NEW
+            jobs.append(Job(record, held, attempts=1))
+    session.mark({job: Mark(job.attempts, open=True, alone=True) for job in jobs})
     session.abandon()
+
+
+def marks_of(session: Session) -> set[Mark]:
+    """The marks of the first request in each partition."""
+    return {held.ledger.mark(0) for held in session.window.assignments.values()}
 
 
 def number_of(message: Message) -> int:
@@ -220,7 +232,7 @@ class TestWhatAnotherProcessLeftOpen:
             return bool(polled(session)) and polled(session) | polled(again) == ALL
 
         until(shared, 30, "both have partitions")
-        marks = {held.ledger.mark(0) for held in session.assignments.values()}
+        marks = {held.ledger.mark(0) for held in session.window.assignments.values()}
         assert marks == {Mark(1)}
         again.abandon()
         session.abandon()
@@ -236,8 +248,8 @@ class TestWhatAnotherProcessLeftOpen:
         leave_marks_open(make_session(slot="other", owner=draw_nonce("other")), kafka, topics)
         session = make_session()
         session.join()
-        poll_until(session, lambda: session.assignments.keys() == ALL, "it holds all partitions")
-        assert {held.ledger.mark(0) for held in session.assignments.values()} == {Mark(2, suspect=True)}
+        poll_until(session, lambda: session.window.assignments.keys() == ALL, "it holds all partitions")
+        assert marks_of(session) == {Mark(2, suspect=True)}
         session.abandon()
 
     def test_is_charged_at_once_if_its_slot_has_another_process(
@@ -251,8 +263,8 @@ class TestWhatAnotherProcessLeftOpen:
         leave_marks_open(make_session(owner=ME), kafka, topics)
         session = make_session(owner=ME ^ 1 if ME & 0xFFFF != 1 else ME + 1)
         session.join()
-        poll_until(session, lambda: session.assignments.keys() == ALL, "it holds all partitions")
-        assert {held.ledger.mark(0) for held in session.assignments.values()} == {Mark(2, suspect=True)}
+        poll_until(session, lambda: session.window.assignments.keys() == ALL, "it holds all partitions")
+        assert marks_of(session) == {Mark(2, suspect=True)}
         session.abandon()
 
 
@@ -272,7 +284,7 @@ def test_a_marker_at_the_end_of_the_log_is_committed_as_passed(
         message = session.poll(0.1)
         session.claim()
         if message is not None:
-            held = session.assignments[number_of(message)]
+            held = session.window.assignments[number_of(message)]
             held.ledger.take(0)
             delivered.append(message.offset())
             # What it comes to does not matter here.
@@ -300,7 +312,7 @@ class TestALogThatWentBack:
     ) -> None:
         session = make_session()
         session.join()
-        poll_until(session, lambda: session.assignments.keys() == ALL, "it holds all partitions")
+        poll_until(session, lambda: session.window.assignments.keys() == ALL, "it holds all partitions")
         session.claim()
         poll_for(session, 1.0)
         admin = AdminClient(common_config(kafka.settings))
@@ -314,7 +326,7 @@ class TestALogThatWentBack:
             return True
 
         until(made, 30, "the topic is made again")
-        poll_until(session, lambda: not session.assignments, "nothing of it is held")
+        poll_until(session, lambda: not session.window.assignments, "nothing of it is held")
         ready, reasons = session.health.ready()
         assert not ready
         assert any("deleted and made again" in reason for reason in reasons)
@@ -330,8 +342,8 @@ class TestALogThatWentBack:
         tool.close()
         session = make_session()
         session.join()
-        poll_until(session, lambda: session.assignments.keys() == ALL, "it holds all partitions")
-        assert [number for number, held in session.assignments.items() if held.stopped] == [0]
+        poll_until(session, lambda: session.window.assignments.keys() == ALL, "it holds all partitions")
+        assert [number for number, held in session.window.assignments.items() if held.stopped] == [0]
         assert any("partition 0 is stopped" in reason for reason in session.health.ready()[1])
         session.claim()
         session.close()
@@ -341,8 +353,8 @@ class TestALogThatWentBack:
         produce(kafka, topics, [0] * 5)
         session = make_session()
         session.join()
-        poll_until(session, lambda: session.assignments.keys() == ALL, "it holds all partitions again")
-        assert [number for number, held in session.assignments.items() if held.stopped] == [0]
+        poll_until(session, lambda: session.window.assignments.keys() == ALL, "it holds all partitions again")
+        assert [number for number, held in session.window.assignments.items() if held.stopped] == [0]
         session.close()
 
 
@@ -354,7 +366,7 @@ def take(session: Session) -> int | None:
         return None
     offset = message.offset()
     assert offset is not None
-    session.assignments[number_of(message)].ledger.take(offset)
+    session.window.assignments[number_of(message)].ledger.take(offset)
     return offset
 
 

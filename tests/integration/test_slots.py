@@ -14,6 +14,7 @@ from tests.fleet.workers import until
 from tests.services.addresses import KafkaAddress
 from zimage_consumers.dead_letters.replay import Replayer
 from zimage_consumers.image_worker.group.session import Session
+from zimage_consumers.image_worker.window.window import Window
 from zimage_stream.kafka.clients import common_config, transactional_config, worker_consumer_config
 from zimage_stream.settings import Settings, TopicSettings, WorkerSettings
 from zimage_stream.telemetry.health import Health
@@ -41,11 +42,11 @@ def join(settings_of: Callable[[str], Settings]) -> Iterator[Callable[[str, str]
         session = Session(
             settings,
             AdminClient(common_config(settings.kafka)),
+            Window(16_384, 64 << 20),
             slot=slot,
             owner=1,
             give_up=lambda: False,
-            on_revoke=lambda session, numbers: None,
-            on_gone=lambda numbers: None,
+            on_revoke=lambda session: None,
             health=Health(),
             metrics=Metrics(CollectorRegistry()),
         )
@@ -60,7 +61,7 @@ def join(settings_of: Callable[[str], Settings]) -> Iterator[Callable[[str, str]
 
 def holds_all(session: Session) -> bool:
     session.poll(0.1)
-    return set(session.assignments) == ALL
+    return set(session.window.assignments) == ALL
 
 
 def test_slots_and_groups_whose_names_run_together_leave_each_other_alone(
@@ -101,4 +102,4 @@ def test_a_transaction_left_open_under_the_former_id_of_a_slot_ends_by_itself(
     session = join(group, "slot")
     until(lambda: holds_all(session), 60, "it holds all partitions")
     session.claim()
-    assert {held.ledger.checkpoint.base for held in session.assignments.values()} == {0}
+    assert {held.ledger.checkpoint.base for held in session.window.assignments.values()} == {0}

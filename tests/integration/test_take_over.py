@@ -11,8 +11,8 @@ from tests.fleet.arena import Arena, client_config
 from tests.fleet.workers import until
 from tests.integration.test_health import samples
 from tests.services.addresses import KafkaAddress, MinioAddress
-from zimage_consumers.image_worker.group.ledger import CAUTIOUS_DEATHS, RECORDS_A_TURN
 from zimage_consumers.image_worker.group.roster import draw_nonce
+from zimage_consumers.image_worker.window.ledger import CAUTIOUS_DEATHS, RECORDS_A_TURN
 from zimage_stream import PromptRequest
 from zimage_stream.checkpoint import Checkpoint
 from zimage_stream.events.codec import Codec

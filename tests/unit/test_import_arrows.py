@@ -33,6 +33,7 @@ FLOORS = {
         {f"{WORKER}.message_path"},
         {f"{WORKER}.stages"},
         {f"{WORKER}.group", f"{WORKER}.device"},
+        {f"{WORKER}.window"},
     ],
 }
 """Rooms from the top floor down: none imports what lies above it."""

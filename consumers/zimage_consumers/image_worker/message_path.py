@@ -10,32 +10,15 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 from zimage_consumers.dead_letters.release import read_releases
 from zimage_consumers.image_worker.device.batching import BatchLimits
+from zimage_consumers.image_worker.device.errors import EngineHungError, EngineLostError
 from zimage_consumers.image_worker.device.generate import EngineThread
 from zimage_consumers.image_worker.failpoints import failpoint
-from zimage_consumers.image_worker.group.assignment import Assignment
-from zimage_consumers.image_worker.group.ledger import RECORDS_A_TURN, Taken
 from zimage_consumers.image_worker.group.publish import CommitRefusedError
 from zimage_consumers.image_worker.group.session import Session
-from zimage_consumers.image_worker.host.exits import EngineHungError, EngineLostError
-from zimage_consumers.image_worker.jobs import (
-    BatchDone,
-    EngineLost,
-    Failed,
-    Generated,
-    Job,
-    LookedUp,
-    MemoryLeaked,
-    Outcome,
-    Record,
-    Resolution,
-    Stored,
-    Timings,
-    now,
-)
 from zimage_consumers.image_worker.stages.admission import Admission
 from zimage_consumers.image_worker.stages.clock import ClockGuard
 from zimage_consumers.image_worker.stages.deliver import Delivery
@@ -47,6 +30,26 @@ from zimage_consumers.image_worker.stages.outbox import Outbox
 from zimage_consumers.image_worker.stages.schedule import Scheduler
 from zimage_consumers.image_worker.stages.terminal import Identity
 from zimage_consumers.image_worker.stages.verdict import Action, backoff_s, judge
+from zimage_consumers.image_worker.window.assignment import Assignment
+from zimage_consumers.image_worker.window.jobs import (
+    BatchDone,
+    EngineLost,
+    Failed,
+    Generated,
+    Generating,
+    Job,
+    LookedUp,
+    MemoryLeaked,
+    Outcome,
+    Record,
+    Resolution,
+    Stage,
+    Stored,
+    Timings,
+    now,
+)
+from zimage_consumers.image_worker.window.ledger import RECORDS_A_TURN, Taken
+from zimage_consumers.image_worker.window.window import Window
 from zimage_stream.checkpoint import Mark
 from zimage_stream.engines.base import Engine
 from zimage_stream.events.codec import Codec
@@ -107,6 +110,7 @@ class MessagePath:
             health=health,
             metrics=metrics,
         )
+        self.window = Window(settings.worker.window, settings.worker.window_bytes)
         batches = BatchLimits(settings.engine.max_batch)
         self.engine = EngineThread(
             engine, batches, self._delivery.deliver, self._outcomes.put, metrics, settings.engine
@@ -116,6 +120,7 @@ class MessagePath:
         intake = Intake(codec, limits, engine.count_tokens)
         self._admission = Admission(intake, health, metrics)
         self._dispatcher = Dispatcher(
+            self.window,
             self._scheduler,
             intake,
             self.engine,
@@ -124,7 +129,7 @@ class MessagePath:
             max_batch=settings.engine.max_batch,
         )
         releases = Releases(lambda: read_releases(settings))
-        self._held_back = HeldBack(settings.worker.window_bytes, releases, health)
+        self._held_back = HeldBack(self.window, settings.worker.window_bytes, releases, health)
         identity = Identity(engine.model, engine.model_revision, slot)
         self._outbox = Outbox(settings.topics, codec, identity, health, metrics, tracer)
         self._gauges = Gauges(metrics, settings.telemetry)
@@ -165,6 +170,7 @@ class MessagePath:
             waits: a little for an outcome of engine or store, where one is to come.
         """
         self._health.beat()
+        self._sweep()
         if self.engine.overdue():
             raise EngineHungError("a batch takes far longer than its shape explains")
         try:
@@ -181,11 +187,11 @@ class MessagePath:
             self._publish(session)
         except CommitRefusedError as error:
             log.info("a commit has to wait for the group: %s", error)
-        self._gauges.sample(session, self._scheduler, self.engine.picture_s)
+        self._gauges.sample(session, self.window, self._scheduler, self.engine.picture_s)
 
     @property
     def _under_way(self) -> bool:
-        return bool(self._dispatcher.busy or self._outbox or self._admission)
+        return bool(self.window.under_way or self._admission)
 
     def _ask_again(self) -> None:
         """Nobody waits for a service any more that was down: without us /readyz would say so for ever."""
@@ -198,10 +204,8 @@ class MessagePath:
 
     def _take_in(self, session: Session) -> int:
         """Take what has been fetched, and wait for it where there is nothing else to do. Returns how many."""
-        shares = len(session.assignments)
-        for each in session.assignments.values():
-            each.fill(self._filled(each, shares))
-        session.regulate(self._must_pause)
+        stopping = self._held_back.crowded or not self._starts
+        session.regulate(set(self.window.assignments) if stopping else self.window.to_pause())
         if not self._health.is_up("kafka"):
             session.probe()
         wait_s = poll_timeout_s(self._under_way, self._scheduler.wants_solitude(time.monotonic()))
@@ -215,7 +219,7 @@ class MessagePath:
                 return count
             record = record_of(message)
             failpoint("fetched")
-            held = session.assignments.get(record.partition)
+            held = self.window.assignments.get(record.partition)
             if held is not None and held.ledger.take(record.offset) is Taken.NEW:
                 self._take(held, record)
                 taken_bytes += record.size
@@ -233,27 +237,17 @@ class MessagePath:
             attempts=mark.attempts,
             suspect=mark.suspect,
             cautious=held.ledger.cautious,
-            marked=mark != Mark(),
+            started=mark != Mark(),
         )
-        held.enters_window(record.size)
+        self.window.enter(job)
         self._metrics.requests_taken.inc()
         self._enqueue(job)
 
     def _enqueue(self, job: Job) -> None:
         if job.alone:
-            self._scheduler.add(job)
+            self._dispatcher.add(job)
         else:
             self._admission.add(job)
-
-    def _filled(self, assignment: Assignment, shares: int) -> float:
-        """How much of its share of the window a partition has; 1 is all of it."""
-        worker = self._settings.worker
-        return max(assignment.count * shares / worker.window, assignment.size * shares / worker.window_bytes)
-
-    def _must_pause(self, assignment: Assignment) -> bool:
-        """Whether nothing more of a partition is to be fetched now."""
-        stopping = self._held_back.crowded or not self._starts
-        return stopping or not assignment.roomy or assignment.ledger.full
 
     def _admit(self) -> None:
         """Schedule what was fetched; nothing of it is decoded while a suspect runs, or a death would be
@@ -265,7 +259,7 @@ class MessagePath:
                 self._fail(admitted)
             else:
                 self._try_again(self._held_back.could_be_read())
-                self._scheduler.add(admitted)
+                self._dispatcher.add(admitted)
 
     def _plan(self, session: Session) -> None:
         """Put the next batches on deck, and end what cannot run."""
@@ -282,9 +276,10 @@ class MessagePath:
         published = self._outbox.publish(session)
         for job in published.out:
             self._dispatcher.resolved(job)
-            job.assignment.leaves_window(job.record.size)
+            self.window.exit(job)
         for job in published.withheld:
-            self._withhold(job)
+            self._dispatcher.withhold(job)
+            self.window.exit(job)
 
     def _collect(self, wait_s: float) -> None:
         try:
@@ -310,24 +305,29 @@ class MessagePath:
                     "process begins with none of it", grown / 1e9,
                 )  # fmt: skip
                 self.leaked = True
+            case Generating(jobs):
+                self._move(jobs, Stage.GENERATING)
             case Generated(jobs):
-                self._dispatcher.generated(jobs)
+                self._move(jobs, Stage.DELIVERING)
             case Stored(job, image, timings, reused) if not job.gone:
                 self._attempted(job, timings)
                 self._metrics.store_reused.inc(reused)
                 self._try_again(self._held_back.worked(job))
-                self._outbox.add(Resolution(job, image=image))
+                self._end(Resolution(job, image=image))
             case Failed(job, _, timings) if not job.gone:
                 self._attempted(job, timings)
                 self._fail(outcome)
             case Stored(job) | Failed(job):
                 log.info("a completion of a partition given up is discarded", extra=job.log)
 
+    def _move(self, jobs: Iterable[Job], stage: Stage) -> None:
+        for job in jobs:
+            self.window.move(job, stage)
+
     def _attempted(self, job: Job, timings: Timings) -> None:
         """An attempt has ended; one that was started is charged."""
         job.timings = job.timings.and_then(timings)
         job.attempts += timings.started_at is not None
-        self._dispatcher.delivered(job)
 
     def _fail(self, failed: Failed) -> None:
         """Try the job again, hold it back, or have it end, as the verdict says."""
@@ -340,19 +340,18 @@ class MessagePath:
             return
         resolution = Resolution(job, None, verdict.code, error, verdict.ours, verdict.retriable)
         if resolution.ours and self._held_back.takes(resolution):
-            self._withhold(job)
+            self._dispatcher.withhold(job)
         else:
-            self._outbox.add(resolution)
+            self._end(resolution)
 
-    def _withhold(self, job: Job) -> None:
-        """Its terminal event does not come, unless it is tried again."""
-        self._dispatcher.withhold(job)
-        job.assignment.leaves_window(job.record.size)
+    def _end(self, resolution: Resolution) -> None:
+        """Have the job's terminal event published."""
+        self.window.move(resolution.job, Stage.ENDED)
+        self._outbox.add(resolution)
 
     def _try_again(self, jobs: Iterable[Job]) -> None:
         """What was held back begins once more, for its last attempt; its record may be read otherwise now."""
         for job in jobs:
-            job.assignment.enters_window(job.record.size)
             job.begin_anew(not_before=0.0)
             job.request, job.attempts = None, min(job.attempts, self._settings.worker.max_attempts - 1)
             job.tried_again = True
@@ -360,34 +359,39 @@ class MessagePath:
 
     # -- partitions that go, and the end
 
-    def stop_starting(self, session: Session) -> None:
+    def stop_starting(self) -> None:
         """Begin nothing new any more, and forget what waits."""
         self._starts = False
-        self._admission.clear()
-        self._dispatcher.withdraw(session.assignments.keys())
+        for each in self.window.assignments.values():
+            each.leaving = True
+        self._withdraw()
 
     def drain(self, session: Session, deadline: float) -> None:
         """Finish what is under way, until that monotonic time at the latest. Raises as :meth:`turn`."""
-        while (self._dispatcher.busy or self._outbox) and self._may_drain(deadline):
+        while self.window.under_way and self._may_drain(deadline):
             self.turn(session)
 
-    def give_back(self, session: Session, numbers: Collection[int], deadline: float) -> None:
+    def give_back(self, session: Session, deadline: float) -> None:
         """Finish what runs of partitions being revoked, until then at the latest, and go on with the rest.
 
         Runs inside a rebalance callback, where nothing can be polled.
         """
-        partitions = frozenset(numbers)
-        self._dispatcher.withdraw(partitions)
-        while self._may_drain(deadline) and (
-            self._dispatcher.runs_any_of(partitions) or self._outbox.holds_any_of(partitions)
-        ):
+        self._withdraw()
+        while self.window.leaving_under_way and self._may_drain(deadline):
             self.advance(session)
 
-    def drop(self, numbers: Collection[int]) -> None:
-        """These partitions are gone."""
-        self._dispatcher.forget(numbers)
-        self._outbox.forget(numbers)
-        self._held_back.forget(numbers)
+    def _withdraw(self) -> None:
+        self._admission.sweep()
+        self._dispatcher.withdraw()
+
+    def _sweep(self) -> None:
+        """Let go of the jobs of partitions that have left since the last turn."""
+        if not self.window.swept:
+            self._admission.sweep()
+            self._dispatcher.sweep()
+            self._outbox.sweep()
+            self._held_back.sweep()
+            self.window.swept = True
 
     def engine_is_gone(self) -> None:
         """What was on the engine will never end; what it has made may."""

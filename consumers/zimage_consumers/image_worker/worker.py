@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
+from zimage_consumers.image_worker.device.errors import EngineHungError, EngineLostError
+from zimage_consumers.image_worker.exits import ExitCode
 from zimage_consumers.image_worker.group.publish import ClientsLostError, FencedError
 from zimage_consumers.image_worker.group.roster import draw_nonce
 from zimage_consumers.image_worker.group.session import Session
-from zimage_consumers.image_worker.host.exits import EngineHungError, EngineLostError, ExitCode
 from zimage_consumers.image_worker.message_path import MessagePath
 from zimage_stream.engines.base import Engine
 from zimage_stream.events.codec import Codec
@@ -150,11 +151,11 @@ class Worker:
         return Session(
             self._settings,
             self._admin,
+            self._path.window,
             slot=self._slot,
             owner=self._owner,
             give_up=self._stop.is_set,
             on_revoke=self._give_back,
-            on_gone=self._path.drop,
             health=self._health,
             metrics=self._metrics,
         )
@@ -162,7 +163,7 @@ class Worker:
     def _leave(self, session: Session) -> None:
         """Finish what runs within the drain time, then let everything go cleanly."""
         self._deadline = time.monotonic() + self._settings.worker.drain_timeout_s
-        self._path.stop_starting(session)
+        self._path.stop_starting()
         self._path.drain(session, self._deadline)
         session.close()
 
@@ -182,9 +183,9 @@ class Worker:
             session.abandon()
         return ExitCode.SICK
 
-    def _give_back(self, session: Session, numbers: Collection[int]) -> None:
+    def _give_back(self, session: Session) -> None:
         deadline = self._deadline or time.monotonic() + self._settings.worker.drain_timeout_s
-        self._path.give_back(session, numbers, deadline)
+        self._path.give_back(session, deadline)
 
     @property
     def _code(self) -> ExitCode:

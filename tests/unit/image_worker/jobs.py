@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from zimage_consumers.image_worker.group.assignment import Assignment
-from zimage_consumers.image_worker.group.ledger import Ledger
-from zimage_consumers.image_worker.jobs import Job, Record
+from zimage_consumers.image_worker.window.assignment import Assignment
+from zimage_consumers.image_worker.window.jobs import Job, Record
+from zimage_consumers.image_worker.window.ledger import Ledger
 from zimage_stream.checkpoint import Checkpoint
 from zimage_stream.events.prompt_request import PromptRequest
 
@@ -16,7 +17,7 @@ _offsets = itertools.count()
 SENT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def job(partition: int = 0, suspect: bool = False, marked: bool = False, **request: Any) -> Job:
+def job(partition: int = 0, suspect: bool = False, started: bool = False, **request: Any) -> Job:
     """A decoded job of a fresh offset, under an assignment of its own.
 
     Args:
@@ -25,4 +26,10 @@ def job(partition: int = 0, suspect: bool = False, marked: bool = False, **reque
     record = Record("requests", partition, next(_offsets), b"key", b"value", (), SENT)
     fields = {"prompt": "a red circle", **request}
     assignment = Assignment(partition, Ledger(Checkpoint(0)))
-    return Job(record, assignment, PromptRequest(**fields), suspect=suspect, marked=marked)
+    return Job(record, assignment, PromptRequest(**fields), suspect=suspect, started=started)
+
+
+def leave(jobs: Iterable[Job], partitions: Collection[int]) -> None:
+    """Have these partitions be gone."""
+    for each in jobs:
+        each.assignment.gone |= each.record.partition in partitions

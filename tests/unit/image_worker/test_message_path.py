@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,10 +11,10 @@ from typing import Any, cast
 import pytest
 from prometheus_client import CollectorRegistry
 
-from zimage_consumers.image_worker.group.assignment import Assignment
-from zimage_consumers.image_worker.group.ledger import Ledger
 from zimage_consumers.image_worker.group.session import Session
 from zimage_consumers.image_worker.message_path import BYTES_A_TURN, IDLE_POLL_S, MessagePath, poll_timeout_s
+from zimage_consumers.image_worker.window.assignment import Assignment
+from zimage_consumers.image_worker.window.ledger import Ledger
 from zimage_stream.checkpoint import Checkpoint
 from zimage_stream.engines.simulated import SimulatedEngine
 from zimage_stream.events.codec import Codec
@@ -61,10 +61,7 @@ def test_it_waits_for_records_only_while_nothing_else_is_due(
 class Idle:
     """A session to which nothing comes."""
 
-    def __init__(self) -> None:
-        self.assignments: dict[int, Assignment] = {}
-
-    def regulate(self, stop: Callable[[Assignment], bool]) -> None:
+    def regulate(self, to_pause: set[int]) -> None:
         """Nothing is held."""
 
     def poll(self, wait_s: float) -> Any:
@@ -96,12 +93,11 @@ class Flooded:
     """A session whose partition holds records of 600 kB of headers without end."""
 
     def __init__(self) -> None:
-        self.assignments = {0: Assignment(0, Ledger(Checkpoint(0)))}
         self.taken = 0
         self._paused = False
 
-    def regulate(self, stop: Callable[[Assignment], bool]) -> None:
-        self._paused = stop(self.assignments[0])
+    def regulate(self, to_pause: set[int]) -> None:
+        self._paused = 0 in to_pause
 
     def poll(self, wait_s: float) -> Any:
         if self._paused:
@@ -118,6 +114,7 @@ class Flooded:
 
 def test_the_window_counts_headers(path: MessagePath, health: Health) -> None:
     flooded = Flooded()
+    path.window.begin(Assignment(0, Ledger(Checkpoint(0))))
     health.up("kafka")
     for _ in range(1_500):
         path._take_in(cast(Session, flooded))

@@ -10,14 +10,12 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 from prometheus_client import CollectorRegistry
 
-from zimage_consumers.image_worker.group.assignment import Assignment
-from zimage_consumers.image_worker.group.ledger import Ledger
+from zimage_consumers.image_worker.device.errors import EngineLostError
+from zimage_consumers.image_worker.exits import ExitCode
 from zimage_consumers.image_worker.group.publish import ClientsLostError
 from zimage_consumers.image_worker.group.session import Session
-from zimage_consumers.image_worker.host.exits import EngineLostError, ExitCode
-from zimage_consumers.image_worker.jobs import EngineLost
+from zimage_consumers.image_worker.window.jobs import EngineLost
 from zimage_consumers.image_worker.worker import Worker
-from zimage_stream.checkpoint import Checkpoint
 from zimage_stream.engines.simulated import SimulatedEngine
 from zimage_stream.errors import EngineError
 from zimage_stream.events.codec import Codec
@@ -32,7 +30,6 @@ class Gone:
     """A session whose clients are lost by the time that it is to be left."""
 
     def __init__(self) -> None:
-        self.assignments = {0: Assignment(0, Ledger(Checkpoint(0)))}
         self.abandoned = False
 
     def close(self) -> None:

@@ -14,11 +14,12 @@ from PIL.Image import Image
 from zimage_consumers.image_worker.device.batching import BatchLimits, cost
 from zimage_consumers.image_worker.device.leaks import LeakWatch
 from zimage_consumers.image_worker.failpoints import failpoint
-from zimage_consumers.image_worker.jobs import (
+from zimage_consumers.image_worker.window.jobs import (
     BatchDone,
     EngineLost,
     Failed,
     Generated,
+    Generating,
     Job,
     MemoryLeaked,
     Outcome,
@@ -165,6 +166,7 @@ class EngineThread(threading.Thread):
     def _serve(self) -> None:
         while (batch := self._next()) is not None:
             self._deadline = time.monotonic() + hang_bound_s(batch.jobs, self._hang_timeout_s)
+            self._report(Generating(batch.jobs))
             try:
                 if batch.probe:
                     self._prove_healthy()

@@ -11,14 +11,13 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from zimage_consumers.image_worker.group.assignment import Assignment
-from zimage_consumers.image_worker.group.ledger import Ledger, release
 from zimage_consumers.image_worker.group.publish import (
     ClientsLostError,
     CommitRefusedError,
@@ -30,6 +29,10 @@ from zimage_consumers.image_worker.group.publish import (
 from zimage_consumers.image_worker.group.stalls import Stalls
 from zimage_consumers.image_worker.group.takeover import TakeOver
 from zimage_consumers.image_worker.group.topic_identity import TopicIdentity
+from zimage_consumers.image_worker.window.assignment import Assignment
+from zimage_consumers.image_worker.window.jobs import Job
+from zimage_consumers.image_worker.window.ledger import Ledger, release
+from zimage_consumers.image_worker.window.window import Window
 from zimage_stream.checkpoint import GONE_BACK, Checkpoint, Mark
 from zimage_stream.errors import ZImageError
 from zimage_stream.kafka.clients import transactional_id, worker_consumer_config
@@ -59,30 +62,28 @@ class Session:
     Args:
         admin: asked about the group and the topic; it outlives sessions.
         owner: nonce of this process, as checkpoints name it.
-        on_revoke: called with this session and partitions that are to be given back, while they are still
-            held.
-        on_gone: called with partitions after they are gone, for whatever reason.
+        window: told of the partitions that come and go.
+        on_revoke: called with this session once partitions are to be given back, while they are still held.
     """
 
     def __init__(
         self,
         settings: Settings,
         admin: AdminClient,
+        window: Window,
         *,
         slot: str,
         owner: int,
         give_up: Callable[[], bool],
-        on_revoke: Callable[[Session, Collection[int]], None],
-        on_gone: Callable[[Collection[int]], None],
+        on_revoke: Callable[[Session], None],
         health: Health,
         metrics: Metrics,
     ) -> None:
         self._topic = settings.topics.requests
+        self.window = window
         self._on_revoke = on_revoke
-        self._on_gone = on_gone
         self.health = health
         self._metrics = metrics
-        self.assignments: dict[int, Assignment] = {}
         self.clean = True
         """Nothing that it held was left without being released."""
         self._give_up = give_up
@@ -111,6 +112,10 @@ class Session:
             )
         else:
             self._publisher = PlainPublisher(kafka, self._consumer, give_up, health)
+
+    @property
+    def _held(self) -> dict[int, Assignment]:
+        return self.window.assignments
 
     def start_publisher(self) -> None:
         """Take the slot: a dead predecessor's transaction is ended. Raises ClientsLostError."""
@@ -164,19 +169,20 @@ class Session:
         """
         now = time.monotonic()
         due = {
-            number: held
-            for number, held in self.assignments.items()
-            if not held.claimed or held.settle_at <= now
+            number: held for number, held in self._held.items() if not held.claimed or held.settle_at <= now
         }
         if due:
             self._commit({number: held.ledger.checkpoint for number, held in due.items()})
             for held in due.values():
                 held.claimed = True
 
-    def mark(self, changes: Mapping[int, Mapping[int, Mark | None]]) -> None:
-        """Commit marks, by partition and offset, and wait for the answer. Raises as :meth:`claim`."""
+    def mark(self, marks: Mapping[Job, Mark]) -> None:
+        """Commit the marks of jobs, and wait for the answer. Raises as :meth:`claim`."""
+        changes: dict[Assignment, dict[int, Mark]] = defaultdict(dict)
+        for job, mark in marks.items():
+            changes[job.assignment][job.record.offset] = mark
         with self._metrics.mark_seconds.time():
-            self._commit({p: self.assignments[p].ledger.after(marks=marks) for p, marks in changes.items()})
+            self._commit({each.number: each.ledger.after(marks=notes) for each, notes in changes.items()})
         self._metrics.marks.inc()
 
     def publish(self, records: list[Outgoing], checkpoints: Mapping[int, Checkpoint]) -> None:
@@ -186,22 +192,19 @@ class Session:
 
     def release(self, partitions: Iterable[int]) -> None:
         """Let go cleanly: nothing of these partitions runs, and whoever comes next accuses nobody."""
-        mine = self.assignments.keys() & set(partitions)
+        mine = self._held.keys() & set(partitions)
         if not mine:
             return
         try:
-            self._commit({number: release(self.assignments[number].ledger.checkpoint) for number in mine})
+            self._commit({number: release(self._held[number].ledger.checkpoint) for number in mine})
         except CommitRefusedError as error:
             log.warning("partitions %s were taken before they could be released: %s", sorted(mine), error)
 
-    def regulate(self, stop: Callable[[Assignment], bool]) -> None:
-        """Pause the partitions for which ``stop`` says so, and resume the others."""
-        to_pause = {
-            number for number, each in self.assignments.items() if each.leaving or each.stopped or stop(each)
-        }
+    def regulate(self, to_pause: set[int]) -> None:
+        """Fetch nothing more of these partitions, and go on with the others."""
         if to_pause == self._paused:
             return
-        pause, resume = to_pause - self._paused, (self._paused - to_pause) & self.assignments.keys()
+        pause, resume = to_pause - self._paused, (self._paused - to_pause) & self._held.keys()
         if pause:
             self._consumer.pause([TopicPartition(self._topic, number) for number in pause])
         if resume:
@@ -211,7 +214,7 @@ class Session:
     def unresolved(self) -> dict[int, int]:
         """Requests without a terminal event in each partition held, as far as its end is known here."""
         out = {}
-        for number, held in self.assignments.items():
+        for number, held in self._held.items():
             end = max(held.ledger.next, self._end(number))
             checkpoint = held.ledger.checkpoint
             out[number] = max(0, end - checkpoint.base - checkpoint.resolved.bit_count())
@@ -239,9 +242,9 @@ class Session:
     def abandon(self) -> None:
         """Leave the group as a dead process would: no commit is made, marks stay as they are."""
         self._abandoned = True
-        self.clean &= not self.assignments
+        self.clean &= not self._held
         self._close_clients()
-        self._forget(list(self.assignments))
+        self._forget(list(self._held))
 
     def _close_clients(self) -> None:
         if not self._closed:
@@ -264,13 +267,13 @@ class Session:
 
     def _adopt(self, checkpoints: Mapping[int, Checkpoint]) -> None:
         for number, checkpoint in checkpoints.items():
-            self.assignments[number].ledger.adopt(checkpoint)
-            self.assignments[number].settle_at = math.inf
+            self._held[number].ledger.adopt(checkpoint)
+            self._held[number].settle_at = math.inf
 
     def _offsets(self, checkpoints: Mapping[int, Checkpoint]) -> list[TopicPartition]:
         places = []
         for number, checkpoint in checkpoints.items():
-            held = self.assignments[number]
+            held = self._held[number]
             metadata = checkpoint.encode() if held.gone_back is None else GONE_BACK + held.gone_back
             epoch = held.leader_epoch
             places.append(TopicPartition(self._topic, number, checkpoint.base, metadata, epoch))
@@ -296,7 +299,7 @@ class Session:
             return
         for number, beginning in begin.items():
             began = Assignment(number, Ledger(beginning.checkpoint), leader_epoch=beginning.leader_epoch)
-            self.assignments[number] = began
+            self.window.begin(began)
             if beginning.gone_back is not None:
                 self._stop_gone_back(began, beginning.gone_back)
         starts = [
@@ -311,14 +314,14 @@ class Session:
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         numbers = [partition.partition for partition in partitions]
-        mine = self.assignments.keys() & numbers
+        mine = self._held.keys() & numbers
         # An exception raised here would leave the partitions assigned and delivering.
         try:
             self._metrics.rebalances.labels("revoked").inc()
             if not self._abandoned:
                 for number in mine:
-                    self.assignments[number].leaving = True
-                self._on_revoke(self, mine)
+                    self._held[number].leaving = True
+                self._on_revoke(self)
                 self.release(mine)
         except Exception as error:
             self._broken = error
@@ -333,21 +336,18 @@ class Session:
 
     def _forget(self, numbers: Collection[int]) -> set[int]:
         """Hold these no more. Returns those that were held."""
-        mine = self.assignments.keys() & numbers
-        for number in mine:
-            self.assignments.pop(number).gone = True
+        mine = self.window.leave(numbers)
         self._paused -= mine
         self.health.release_partitions(mine)
         self._stalls.drop(mine)
         self._arriving.drop(numbers)
-        self._on_gone(mine)
         return mine
 
     def _unassign(self, numbers: Collection[int]) -> None:
         self._consumer.incremental_unassign([TopicPartition(self._topic, number) for number in numbers])
 
     def _note_epoch(self, message: Message) -> None:
-        held = self.assignments.get(-1 if (number := message.partition()) is None else number)
+        held = self._held.get(-1 if (number := message.partition()) is None else number)
         epoch = message.leader_epoch()
         if held is not None and epoch is not None:
             held.leader_epoch = epoch
@@ -361,7 +361,7 @@ class Session:
         """Nothing has come. Behind a poll that found something there might be more of any partition."""
         if not self._stalls.due():
             return
-        held = {number: each.ledger.next for number, each in self.assignments.items()}
+        held = {number: each.ledger.next for number, each in self._held.items()}
         fetched = held.keys() - self._paused
         self._stalls.watch(held, [number for number in fetched if self._end(number) > held[number]])
 
@@ -370,7 +370,7 @@ class Session:
         of transactions, aborted records. Left below the base they would look like lost requests once
         retention deletes them."""
         number, end = message.partition(), message.offset()
-        held = self.assignments.get(-1 if number is None else number)
+        held = self._held.get(-1 if number is None else number)
         if held is None or end is None:
             return
         before = held.ledger.checkpoint.base
@@ -392,10 +392,9 @@ class Session:
     def _stop_gone_back(self, before: Assignment, why: str) -> None:
         """As :meth:`_stop`, and drop what was taken: its offsets may belong to other records now. The next
         commit says so to whoever takes the partition over."""
-        before.gone = True
-        after = replace(before, gone=False, count=0, size=0, claimed=False, gone_back=why)
-        self.assignments[before.number] = after
-        self._on_gone([before.number])
+        after = replace(before, count=0, size=0, claimed=False, gone_back=why)
+        self.window.leave([before.number])
+        self.window.begin(after)
         self._stop(after, why)
 
     def _stop_all(self) -> None:
@@ -408,17 +407,17 @@ class Session:
         log.error(reason)
         self.health.hold("topic", reason)
         self._arriving.drop(list(self._arriving.numbers))
-        for held in self.assignments.values():
+        for held in self._held.values():
             held.gone_back = f"its log went back: topic {self._topic} was deleted and made again"
         try:
-            if self.assignments:
-                self._commit({number: held.ledger.checkpoint for number, held in self.assignments.items()})
+            if self._held:
+                self._commit({number: held.ledger.checkpoint for number, held in self._held.items()})
         except (CommitRefusedError, ClientsLostError) as error:
             log.warning("whoever comes next is not told: %s", error)
-        self._unassign(self._forget(list(self.assignments)))
+        self._unassign(self._forget(list(self._held)))
 
     def _judge(self, problem: KafkaError, partition: int | None) -> None:
-        held = self.assignments.get(-1 if partition is None else partition)
+        held = self._held.get(-1 if partition is None else partition)
         if held is not None and problem.code() in _LOG_GONE:
             # The code says the same of a log that was deleted.
             if "truncat" in problem.str():

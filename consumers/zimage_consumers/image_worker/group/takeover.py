@@ -25,10 +25,10 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
-from zimage_consumers.image_worker.group.assignment import UNKNOWN_EPOCH
-from zimage_consumers.image_worker.group.ledger import take_over
 from zimage_consumers.image_worker.group.publish import ClientsLostError
 from zimage_consumers.image_worker.group.roster import Fate, fate_of
+from zimage_consumers.image_worker.window.assignment import UNKNOWN_EPOCH
+from zimage_consumers.image_worker.window.ledger import take_over
 from zimage_stream.checkpoint import GONE_BACK, Checkpoint
 from zimage_stream.telemetry.health import Health
 

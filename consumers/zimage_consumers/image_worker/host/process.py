@@ -14,7 +14,7 @@ from types import FrameType
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 
-from zimage_consumers.image_worker.host.exits import ExitCode
+from zimage_consumers.image_worker.exits import ExitCode
 from zimage_consumers.image_worker.stages.deliver import QUESTIONS
 from zimage_consumers.image_worker.worker import Worker
 from zimage_stream.cli import interrupt

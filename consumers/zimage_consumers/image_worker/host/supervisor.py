@@ -19,7 +19,7 @@ from types import FrameType
 
 from prometheus_client import CollectorRegistry
 
-from zimage_consumers.image_worker.host.exits import ExitCode
+from zimage_consumers.image_worker.exits import ExitCode
 from zimage_consumers.image_worker.host.loading import available_bytes, may_load, weights_bytes
 from zimage_stream.cli import interrupt
 from zimage_stream.errors import SettingsError

@@ -6,9 +6,9 @@ import logging
 import time
 from collections import deque
 
-from zimage_consumers.image_worker.group.ledger import RECORDS_A_TURN
-from zimage_consumers.image_worker.jobs import Failed, Job
 from zimage_consumers.image_worker.stages.intake import Intake
+from zimage_consumers.image_worker.window.jobs import Failed, Job
+from zimage_consumers.image_worker.window.ledger import RECORDS_A_TURN
 from zimage_stream.errors import RegistryUnavailableError
 from zimage_stream.events.registry import SchemaPendingError, SchemaUnavailableError
 from zimage_stream.telemetry.health import Health
@@ -43,10 +43,10 @@ class Admission:
         """Take a job that was fetched."""
         self._incoming.append(job)
 
-    def clear(self) -> None:
-        """Forget all of them: nothing new is started."""
-        self._incoming.clear()
-        self._unread.clear()
+    def sweep(self) -> None:
+        """Let go of the jobs whose partitions are being given up, or are gone."""
+        self._incoming = deque(job for job in self._incoming if not job.leaving)
+        self._unread = [job for job in self._unread if not job.leaving]
 
     def admit(self, outage_known: bool) -> list[Job | Failed]:
         """Decode and check some.
@@ -65,7 +65,7 @@ class Admission:
         decoded = False
         for _ in range(min(len(self._incoming), RECORDS_A_TURN)):
             job = self._incoming.popleft()
-            if job.gone:
+            if job.leaving:
                 continue
             started = time.monotonic()
             try:

@@ -14,7 +14,7 @@ from typing import TypeVar
 from PIL.Image import Image
 
 from zimage_consumers.image_worker.failpoints import failpoint
-from zimage_consumers.image_worker.jobs import Failed, Job, LookedUp, Outcome, Stored, Timings
+from zimage_consumers.image_worker.window.jobs import Failed, Job, LookedUp, Outcome, Stored, Timings
 from zimage_stream.errors import (
     IdConflictError,
     StoreError,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -15,11 +14,12 @@ from zimage_consumers.image_worker.device.generate import Batch, EngineThread
 from zimage_consumers.image_worker.failpoints import failpoint
 from zimage_consumers.image_worker.group.publish import CommitRefusedError
 from zimage_consumers.image_worker.group.session import Session
-from zimage_consumers.image_worker.jobs import Failed, Job, LookedUp
 from zimage_consumers.image_worker.stages.deliver import Delivery
 from zimage_consumers.image_worker.stages.intake import Intake
 from zimage_consumers.image_worker.stages.schedule import Scheduler
 from zimage_consumers.image_worker.stages.verdict import ExpiredError, WorkerCrashedError
+from zimage_consumers.image_worker.window.jobs import Failed, Job, LookedUp, Stage
+from zimage_consumers.image_worker.window.window import Window
 from zimage_stream.checkpoint import MAX_MARKS, Mark
 from zimage_stream.errors import RegistryUnavailableError
 
@@ -34,7 +34,7 @@ _RECENT = 0.1
 
 
 class Dispatcher:
-    """Knows what has been started and is not yet resolved. Kafka thread only.
+    """Starts jobs, and keeps their marks. Kafka thread only.
 
     Args:
         max_batch: pictures in the largest batch.
@@ -42,6 +42,7 @@ class Dispatcher:
 
     def __init__(
         self,
+        window: Window,
         scheduler: Scheduler,
         intake: Intake,
         engine: EngineThread,
@@ -50,16 +51,15 @@ class Dispatcher:
         max_attempts: int,
         max_batch: int,
     ) -> None:
+        self._window = window
         self._scheduler = scheduler
         self._intake = intake
         self._engine = engine
         self._delivery = delivery
         self._max_attempts = max_attempts
         self._max_batch = max_batch
-        self._started: set[Job] = set()
-        self._delivering: set[Job] = set()
-        """Of those: pictures that are made and not stored yet."""
         self._notes: dict[Job, Mark] = {}
+        """Marks that have changed since the last commit of marks, and go out with the next one."""
         self._batches: dict[int, Batch] = {}
         self._asked: dict[int, set[Job]] = {}
         """Of the batches that are not on deck yet: the jobs for which the store has not answered."""
@@ -67,18 +67,15 @@ class Dispatcher:
         self._mark_s = 0.0
 
     @property
-    def busy(self) -> bool:
-        """Whether anything started is unresolved."""
-        return bool(self._started)
-
-    @property
     def alone(self) -> bool:
         """Whether a job runs that must have nothing beside it."""
-        return any(job.alone for job in self._started)
+        return any(job.alone for job in self._window.open())
 
-    def runs_any_of(self, partitions: Collection[int]) -> bool:
-        """Whether anything started of these partitions is unresolved."""
-        return any(job.record.partition in partitions for job in self._started)
+    def add(self, job: Job) -> None:
+        """Have a job wait for its turn."""
+        self._window.move(job, Stage.WAITING)
+        if not job.leaving:
+            self._scheduler.add(job)
 
     def expired(self, at: datetime) -> list[Failed]:
         """What has expired before it was started."""
@@ -97,7 +94,7 @@ class Dispatcher:
             CommitRefusedError, ClientsLostError: marks could not be committed; nothing was started.
         """
         if self._scheduler.wants_solitude(time.monotonic()):
-            if self._started or self._batches:
+            if self._batches or self._window.open():
                 return None
             return self._start_alone(session, at)
         chosen: list[list[Job]] = []
@@ -128,20 +125,12 @@ class Dispatcher:
         if not asked:
             del self._asked[batch.id]
             # Partitions may have gone meanwhile.
-            jobs = tuple(job for job in batch.jobs if job in self._started)
+            jobs = tuple(job for job in batch.jobs if job.open and not job.gone)
             if jobs:
                 self._engine.submit(replace(batch, jobs=jobs))
             else:
                 del self._batches[batch.id]
         return True
-
-    def generated(self, jobs: Collection[Job]) -> None:
-        """The pictures of these jobs are made."""
-        self._delivering |= self._started.intersection(jobs)
-
-    def delivered(self, job: Job) -> None:
-        """The job's picture is in the store, or will not be."""
-        self._delivering.discard(job)
 
     def batch_done(self, batch_id: int) -> None:
         """The engine has finished with a batch."""
@@ -149,57 +138,51 @@ class Dispatcher:
 
     def retry(self, job: Job, wait_s: float) -> None:
         """Run a job again later; its mark is taken back with the next commit of marks."""
-        self._started.discard(job)
-        self._notes[job] = Mark(job.attempts, job.suspect)
+        self._close(job, Mark(job.attempts, job.suspect))
         job.begin_anew(time.monotonic() + wait_s)
-        self._scheduler.add(job)
+        self.add(job)
 
     def withhold(self, job: Job) -> None:
         """Nothing will come of the job for now: no drain and no rebalance waits for it, and its mark is taken
         back. A checkpoint has room for few, and who takes over tries it from the beginning."""
-        if job in self._started:
-            self._started.discard(job)
-            self._notes[job] = Mark(job.attempts, suspect=True) if job.suspect else Mark()
+        if job.open:
+            self._close(job, Mark(job.attempts, suspect=True) if job.suspect else Mark())
 
     def resolved(self, job: Job) -> None:
         """The job's terminal event is out, and its mark gone with it."""
-        self._started.discard(job)
+        job.open = False
         self._notes.pop(job, None)
 
-    def forget(self, partitions: Collection[int]) -> None:
-        """These partitions are not ours any more; what of theirs still runs is discarded when it ends."""
-        self._scheduler.discard(partitions)
-        self._started = {job for job in self._started if job.record.partition not in partitions}
-        self._delivering &= self._started
-        self._notes = {job: m for job, m in self._notes.items() if job.record.partition not in partitions}
+    def sweep(self) -> None:
+        """Let go of jobs whose partitions are gone; what of theirs still runs is discarded when it ends."""
+        self._scheduler.sweep()
+        self._notes = {job: mark for job, mark in self._notes.items() if not job.gone}
 
-    def withdraw(self, partitions: Collection[int]) -> None:
-        """Drop the waiting jobs of these partitions, and take back what is not on the engine yet if theirs
-        is in it; what the store had of it already ends as it would."""
-        self._scheduler.discard(partitions)
+    def withdraw(self) -> None:
+        """Start nothing more of partitions that are being given back: drop what waits, and take back from the
+        deck each batch that has some of theirs in it; what the store had of it ends as it would."""
+        self._scheduler.sweep()
         for batch in list(self._batches.values()):
-            theirs = any(job.record.partition in partitions for job in batch.jobs)
+            theirs = any(job.leaving for job in batch.jobs)
             if theirs and (batch.id in self._asked or self._engine.withdraw(batch.id)):
                 del self._batches[batch.id]
                 self._asked.pop(batch.id, None)
                 for job in batch.jobs:
-                    if job in self._started:
-                        self._started.discard(job)
-                        self._notes[job] = Mark(job.attempts, job.suspect)
-                        if job.record.partition not in partitions:
-                            self._scheduler.add(job)
+                    if job.open and not job.gone:
+                        self._close(job, Mark(job.attempts, job.suspect))
+                        self.add(job)
 
     def engine_is_gone(self) -> None:
         """What was on the engine or on deck will never end; what was generated already may."""
         self._batches.clear()
         self._asked.clear()
-        generated = self._delivering | {job for job in self._started if job.timings.generate_ms is not None}
-        self._started &= generated
+        for job in list(self._window.jobs(Stage.MARKED, Stage.GENERATING)):
+            self._window.exit(job)
 
     def _room_beside(self, chosen: Collection[Sequence[Job]]) -> bool:
         """Whether another batch is to be put on deck."""
         # All may be of one partition, and a checkpoint has no room for more marks.
-        started = len(self._started) + sum(map(len, chosen))
+        started = len(self._window.open()) + sum(map(len, chosen))
         if started + self._max_batch > MAX_MARKS or self._undelivered() >= UNDELIVERED_PIXELS:
             return False
         batches = [batch.jobs for batch in self._batches.values()] + [*chosen]
@@ -210,19 +193,18 @@ class Dispatcher:
         job = self._scheduler.take_alone(time.monotonic())
         if job is None:
             return None
-        judged = job.marked
+        judged = job.started
         self._mark(session, [job])
         try:
             self._read_alone(job, None if judged else at)
         except RegistryUnavailableError as error:
             log.warning("it waits for its schema: %s", error, extra=job.log)
-            job.marked = judged
+            job.started = judged
             self.retry(job, REGISTRY_WAIT_S)
         except Exception as error:
             # Only the reading was dangerous. What ends this process before the answer is out is no more of
             # its doing: the next one could not read it any more, and would have no result for its author.
-            self._started.discard(job)
-            self._notes[job] = Mark(job.attempts, job.suspect)
+            self._close(job, Mark(job.attempts, job.suspect))
             return Failed(job, error)
         else:
             if job.suspect:
@@ -231,10 +213,9 @@ class Dispatcher:
                 self._delivery.look_up(batch.id, job)
             else:
                 # The decoding was what had to be alone, and it is over: it waits like any other.
-                job.cautious, job.marked = False, judged
-                self._started.discard(job)
-                self._notes[job] = Mark(job.attempts)
-                self._scheduler.add(job)
+                job.cautious, job.started = False, judged
+                self._close(job, Mark(job.attempts))
+                self.add(job)
         return None
 
     def _read_alone(self, job: Job, at: datetime | None) -> None:
@@ -282,22 +263,17 @@ class Dispatcher:
     def _mark(self, session: Session, jobs: list[Job]) -> None:
         """Commit the marks of jobs about to start, and what other marks have become meanwhile."""
         # A batch that nobody wants any more may still run, and kill.
-        company = len(jobs) > 1 or bool(self._started or self._batches)
-        changes: dict[int, dict[int, Mark | None]] = defaultdict(dict)
-        notes = {job: mark for job, mark in self._notes.items() if not job.gone}
-        for job, mark in notes.items():
-            changes[job.record.partition][job.record.offset] = mark
-        for job in self._started if jobs else ():
+        others = self._window.open()
+        alone = len(jobs) == 1 and not others and not self._batches
+        marks = {job: mark for job, mark in self._notes.items() if not job.gone}
+        if jobs:
             # Whoever was alone so far is so no longer.
-            if not job.gone:
-                changes[job.record.partition][job.record.offset] = Mark(job.attempts, job.suspect, open=True)
-        for job in jobs:
-            mark = Mark(job.attempts, job.suspect, open=True, alone=not company)
-            changes[job.record.partition][job.record.offset] = mark
+            marks |= {job: Mark(job.attempts, job.suspect, open=True) for job in others}
+        marks |= {job: Mark(job.attempts, job.suspect, open=True, alone=alone) for job in jobs}
         started = time.monotonic()
         try:
-            if changes:
-                session.mark(changes)
+            if marks:
+                session.mark(marks)
         except CommitRefusedError:
             for job in jobs:
                 self._scheduler.add(job)
@@ -308,10 +284,15 @@ class Dispatcher:
         self._mark_s += (elapsed - self._mark_s) * _RECENT
         for job in jobs:
             job.timings = job.timings.after("mark", elapsed)
-            job.marked = True
-            self._started.add(job)
+            job.started = job.open = True
+            self._window.move(job, Stage.MARKED)
+
+    def _close(self, job: Job, mark: Mark) -> None:
+        """Have the job's mark say that it runs no longer, from the next commit of marks on."""
+        job.open = False
+        self._notes[job] = mark
 
     def _undelivered(self) -> int:
         """Pixels generated and not yet stored."""
-        sizes = (job.decoded for job in self._delivering & self._started)
-        return sum(request.width * request.height for request in sizes)
+        requests = (job.decoded for job in self._window.jobs(Stage.DELIVERING))
+        return sum(request.width * request.height for request in requests)

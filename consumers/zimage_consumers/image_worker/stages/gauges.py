@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from zimage_consumers.image_worker.group.session import Session
 from zimage_consumers.image_worker.stages.schedule import Scheduler
+from zimage_consumers.image_worker.window.window import Window
 from zimage_stream.settings import TelemetrySettings
 from zimage_stream.telemetry.metrics import MAX_TENANTS, Metrics
 
@@ -25,12 +26,12 @@ class Gauges:
         self._partitions: set[int] = set()
         self._tenants: set[str] = set()
 
-    def sample(self, session: Session, scheduler: Scheduler, picture_s: float) -> None:
+    def sample(self, session: Session, window: Window, scheduler: Scheduler, picture_s: float) -> None:
         """Read the state, if it is time. ``picture_s``: seconds that a picture took lately."""
         if time.monotonic() < self._due:
             return
         self._due = time.monotonic() + EVERY_S
-        metrics, held = self._metrics, session.assignments.values()
+        metrics, held = self._metrics, window.assignments.values()
         metrics.partitions.set(len(held))
         metrics.partitions_stalled.set(session.stalled)
         metrics.window_requests.set(sum(each.count for each in held))

@@ -7,8 +7,9 @@ import threading
 import time
 from collections.abc import Callable, Collection, Hashable, Mapping
 
-from zimage_consumers.image_worker.jobs import Job, Resolution
 from zimage_consumers.image_worker.stages.breaker import Breaker, Cause
+from zimage_consumers.image_worker.window.jobs import Job, Resolution, Stage
+from zimage_consumers.image_worker.window.window import Window
 from zimage_stream.errors import ZImageError
 from zimage_stream.events.codec import schema_mark
 from zimage_stream.events.image_result import Code
@@ -60,18 +61,18 @@ class HeldBack:
         capacity: bytes of records; with more, nothing new is fetched.
     """
 
-    def __init__(self, capacity: int, releases: Releases, health: Health) -> None:
+    def __init__(self, window: Window, capacity: int, releases: Releases, health: Health) -> None:
+        self._window = window
         self._capacity = capacity
         self._releases = releases
         self._health = health
         self._breaker = Breaker[Job]()
-        self._bytes = 0
         self._reasons: dict[Code, str] = {}
 
     @property
     def crowded(self) -> bool:
         """Whether there is no room for more."""
-        return self._bytes >= self._capacity
+        return self._window.held_back_size >= self._capacity
 
     def takes(self, resolution: Resolution) -> bool:
         """Whether a job that failed, for a reason that may be ours, is held back instead of answered."""
@@ -80,7 +81,7 @@ class HeldBack:
             return False
         if not self._breaker.fail(_cause(code, job), _identity(job), job):
             return False
-        self._bytes += job.record.size
+        self._window.move(job, Stage.HELD_BACK)
         if code not in self._reasons:
             log.error("requests are held back, the first for %s: %s", code, resolution.cause, extra=job.log)
         self._reasons[code] = f"{code}: {resolution.cause}"
@@ -109,20 +110,14 @@ class HeldBack:
             jobs += self._let_go(self._breaker.release(code))
         return jobs
 
-    def forget(self, partitions: Collection[int]) -> None:
-        """These partitions are somebody else's now."""
-
-        def gone(job: Job) -> bool:
-            if job.record.partition not in partitions:
-                return False
-            self._bytes -= job.record.size
-            return True
-
-        self._breaker.discard(gone)
+    def sweep(self) -> None:
+        """Let go of the jobs whose partitions are gone."""
+        self._breaker.discard(lambda job: job.gone)
         self._tell()
 
     def _let_go(self, jobs: Collection[Job]) -> Collection[Job]:
-        self._bytes -= sum(job.record.size for job in jobs)
+        for job in jobs:
+            self._window.move(job, Stage.FETCHED)
         if jobs:
             self._tell()
         return jobs

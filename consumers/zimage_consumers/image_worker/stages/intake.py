@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from confluent_kafka import Message
 
-from zimage_consumers.image_worker.jobs import Job, Record
 from zimage_consumers.image_worker.stages.verdict import IntakeError
+from zimage_consumers.image_worker.window.jobs import Job, Record
 from zimage_stream.engines.base import MAX_PROMPT_TOKENS
 from zimage_stream.errors import RegistryUnavailableError, RequestError, WireError
 from zimage_stream.events.codec import Codec

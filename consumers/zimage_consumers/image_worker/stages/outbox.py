@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from zimage_consumers.image_worker.group.publish import (
@@ -15,8 +15,9 @@ from zimage_consumers.image_worker.group.publish import (
     RefusedRecordError,
 )
 from zimage_consumers.image_worker.group.session import Session
-from zimage_consumers.image_worker.jobs import Job, Resolution, now
 from zimage_consumers.image_worker.stages.terminal import Identity, records_of
+from zimage_consumers.image_worker.window.assignment import Assignment
+from zimage_consumers.image_worker.window.jobs import Job, Resolution, now
 from zimage_stream.checkpoint import Checkpoint, CheckpointOverflowError
 from zimage_stream.errors import RegistryUnavailableError, SchemaMissingError
 from zimage_stream.events.codec import Codec
@@ -71,26 +72,19 @@ class Outbox:
         self._ready: list[Resolution] = []
         self._not_before = 0.0
         self._singly = 0
-        self._refused: Counter[int] = Counter()
         self.waits_for_schema = False
         """Whether the registry does not have what results are written with, or does not say."""
 
     def __len__(self) -> int:
         return len(self._ready)
 
-    def holds_any_of(self, partitions: frozenset[int]) -> bool:
-        """Whether something of these partitions waits to be published."""
-        return any(resolution.job.record.partition in partitions for resolution in self._ready)
-
     def add(self, resolution: Resolution) -> None:
         """Take a job that has ended."""
         self._ready.append(resolution)
 
-    def forget(self, partitions: Collection[int]) -> None:
-        """These partitions are not ours any more."""
-        self._ready = [each for each in self._ready if each.job.record.partition not in partitions]
-        for partition in partitions:
-            self._refused.pop(partition, None)
+    def sweep(self) -> None:
+        """Let go of the jobs whose partitions are gone."""
+        self._ready = [resolution for resolution in self._ready if not resolution.job.gone]
 
     def can_encode(self) -> bool:
         """Whether the registry has what results are written with; /readyz says so where it has not."""
@@ -128,10 +122,10 @@ class Outbox:
         Raises:
             CommitRefusedError, ClientsLostError: see :mod:`~zimage_consumers.image_worker.group.publish`.
         """
-        self._ready = [resolution for resolution in self._ready if not resolution.job.gone]
+        self.sweep()
         if not self._ready or time.monotonic() < self._not_before or not self.can_encode():
             return NOTHING
-        batch, checkpoints = _fitting(self._ready[: 1 if self._singly else AT_ONCE], session)
+        batch, checkpoints = _fitting(self._ready[: 1 if self._singly else AT_ONCE])
         if not batch:
             return NOTHING
         at = now()
@@ -186,17 +180,17 @@ class Outbox:
 
     def _isolate(self, resolution: Resolution, error: Exception) -> Job:
         """Give up on a terminal event, and say so. Returns its job."""
-        record = resolution.job.record
-        self._refused[record.partition] += 1
+        record, assignment = resolution.job.record, resolution.job.assignment
+        assignment.refused += 1
         reason = (
             f"the terminal event of offset {record.offset} in partition {record.partition} cannot be "
             f"published: {error}"
         )
         log.error(reason, extra=resolution.job.log)
-        several = f" (one of {self._refused[record.partition]:,} there)"
+        several = f" (one of {assignment.refused:,} there)"
         self._health.hold(
             f"refused-record-{record.partition}",
-            reason + several * (self._refused[record.partition] > 1),
+            reason + several * (assignment.refused > 1),
             record.partition,
         )
         self._ready.remove(resolution)
@@ -232,28 +226,27 @@ class Outbox:
             log.warning("dead letter: %s", resolution.cause, extra=fields)
 
 
-def _fitting(ready: list[Resolution], session: Session) -> tuple[list[Resolution], dict[int, Checkpoint]]:
+def _fitting(ready: list[Resolution]) -> tuple[list[Resolution], dict[int, Checkpoint]]:
     """What can be counted as done in checkpoints that fit, and those checkpoints.
 
     An offset that does not fit is held back together with its result, never apart from it; the
     lowest go first, since they let the base advance.
     """
-    by_partition: dict[int, list[Resolution]] = defaultdict(list)
+    by_assignment: dict[Assignment, list[Resolution]] = defaultdict(list)
     for resolution in ready:
-        by_partition[resolution.job.record.partition].append(resolution)
+        by_assignment[resolution.job.assignment].append(resolution)
     batch: list[Resolution] = []
     checkpoints: dict[int, Checkpoint] = {}
-    for number, resolutions in by_partition.items():
-        ledger = session.assignments[number].ledger
+    for assignment, resolutions in by_assignment.items():
         resolutions.sort(key=lambda resolution: resolution.job.record.offset)
         while resolutions:
-            after = ledger.after(resolution.job.record.offset for resolution in resolutions)
+            after = assignment.ledger.after(resolution.job.record.offset for resolution in resolutions)
             try:
                 after.encode()
             except CheckpointOverflowError:
                 resolutions.pop()
                 continue
-            checkpoints[number] = after
+            checkpoints[assignment.number] = after
             batch += resolutions
             break
     return batch, checkpoints

@@ -10,12 +10,12 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import Counter, deque
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from zimage_consumers.image_worker.device.batching import BatchLimits, cost, shape_of
-from zimage_consumers.image_worker.jobs import Job
+from zimage_consumers.image_worker.window.jobs import Job
 
 _COMPANIONS_LOOKED_AT = 64
 """Tenants asked for a companion to the batch's first request; bounds a decision's cost."""
@@ -84,9 +84,10 @@ class Scheduler:
         if (expiry := _expiry(job)) is not None:
             heapq.heappush(self._expiring, (expiry, next(self._ties), job))
 
-    def discard(self, partitions: Collection[int]) -> None:
-        """Forget the jobs of partitions that are somebody else's now."""
-        self._waiting = {job for job in self._waiting if job.record.partition not in partitions}
+    def sweep(self) -> None:
+        """Let go of the jobs whose partitions are being given up, or are gone."""
+        self._waiting = {job for job in self._waiting if not job.leaving}
+        self._tidy()
 
     def take_expired(self, at: datetime) -> list[Job]:
         """Remove and return the jobs never started whose ``expires_at`` has passed."""
@@ -94,7 +95,7 @@ class Scheduler:
         while self._expiring and self._expiring[0][0] <= at.timestamp():
             job = heapq.heappop(self._expiring)[2]
             # It may have been started since, and be back for its retry.
-            if job in self._waiting and not job.marked:
+            if job in self._waiting and not job.started:
                 self._waiting.discard(job)
                 expired.append(job)
         return expired
@@ -238,4 +239,4 @@ class Scheduler:
 def _expiry(job: Job) -> float | None:
     """When the job expires, in UNIX time, if it does; one that was started does not any more."""
     expires_at = job.request.expires_at if job.request else None
-    return expires_at.timestamp() if expires_at and not job.marked else None
+    return expires_at.timestamp() if expires_at and not job.started else None

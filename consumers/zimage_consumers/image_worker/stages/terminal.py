@@ -7,7 +7,7 @@ from datetime import datetime
 from hashlib import sha256
 
 from zimage_consumers.image_worker.group.publish import Outgoing
-from zimage_consumers.image_worker.jobs import Job, Record, Resolution
+from zimage_consumers.image_worker.window.jobs import Job, Record, Resolution
 from zimage_stream.escaping import shortened
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.headers import (

@@ -15,11 +15,12 @@ from tests.unit.image_worker.jobs import job
 from zimage_consumers.image_worker.device.batching import BatchLimits
 from zimage_consumers.image_worker.device.generate import Batch, EngineThread, check_pictures
 from zimage_consumers.image_worker.device.leaks import SETTLE
-from zimage_consumers.image_worker.jobs import (
+from zimage_consumers.image_worker.window.jobs import (
     BatchDone,
     EngineLost,
     Failed,
     Generated,
+    Generating,
     Job,
     MemoryLeaked,
     Outcome,
@@ -53,7 +54,7 @@ class Running:
 
     def outcome(self) -> Outcome:
         """The next, but for what is said of pictures that are made."""
-        while isinstance(outcome := self.outcomes.get(timeout=20), Generated):
+        while isinstance(outcome := self.outcomes.get(timeout=20), Generating | Generated):
             pass
         return outcome
 

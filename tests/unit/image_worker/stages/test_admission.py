@@ -10,10 +10,10 @@ from prometheus_client import CollectorRegistry
 from tests.fleet.workers import until
 from tests.unit.events.registries import AnyRegistry
 from tests.unit.image_worker.jobs import job
-from zimage_consumers.image_worker.jobs import Failed, Job
 from zimage_consumers.image_worker.stages import admission as module
 from zimage_consumers.image_worker.stages.admission import Admission
 from zimage_consumers.image_worker.stages.intake import Intake
+from zimage_consumers.image_worker.window.jobs import Failed, Job
 from zimage_stream.errors import WireError
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.registry import Registry

@@ -11,9 +11,9 @@ from PIL import Image
 from prometheus_client import CollectorRegistry
 
 from tests.unit.image_worker.jobs import job
-from zimage_consumers.image_worker.jobs import Failed, LookedUp, Outcome, Stored, Timings
 from zimage_consumers.image_worker.stages import deliver
 from zimage_consumers.image_worker.stages.deliver import Delivery
+from zimage_consumers.image_worker.window.jobs import Failed, LookedUp, Outcome, Stored, Timings
 from zimage_stream.errors import IdConflictError, StoreMisconfiguredError, StoreRejectedError
 from zimage_stream.stores.base import Put
 from zimage_stream.stores.directory import DirectoryStore

@@ -20,11 +20,21 @@ from zimage_consumers.image_worker.device.batching import BatchLimits
 from zimage_consumers.image_worker.device.generate import EngineThread
 from zimage_consumers.image_worker.group.publish import CommitRefusedError
 from zimage_consumers.image_worker.group.session import Session
-from zimage_consumers.image_worker.jobs import BatchDone, Generated, Job, LookedUp, Outcome, Stored
 from zimage_consumers.image_worker.stages.deliver import Delivery
 from zimage_consumers.image_worker.stages.dispatch import Dispatcher
 from zimage_consumers.image_worker.stages.intake import Intake
 from zimage_consumers.image_worker.stages.schedule import Scheduler
+from zimage_consumers.image_worker.window.jobs import (
+    BatchDone,
+    Generated,
+    Generating,
+    Job,
+    LookedUp,
+    Outcome,
+    Stage,
+    Stored,
+)
+from zimage_consumers.image_worker.window.window import Window
 from zimage_stream.checkpoint import MAX_MARKS, Mark
 from zimage_stream.engines.base import ImageSpec, never
 from zimage_stream.engines.simulated import SimulatedEngine
@@ -61,16 +71,13 @@ class Group:
         self.refuses = False
         self.marks: dict[Job, Mark] = {}
         self.commits = 0
-        self.known: dict[tuple[int, int], Job] = {}
 
-    def mark(self, changes: Mapping[int, Mapping[int, Mark | None]]) -> None:
+    def mark(self, marks: Mapping[Job, Mark]) -> None:
         if self.refuses:
             assert self._store.asked.wait(10)
             raise CommitRefusedError("a rebalance is in progress")
         self.commits += 1
-        for partition, marks in changes.items():
-            for offset, mark in marks.items():
-                self.marks[self.known[partition, offset]] = mark or Mark()
+        self.marks |= marks
 
 
 class Gated(SimulatedEngine):
@@ -116,8 +123,10 @@ class Here:
             metrics,
             EngineSettings(),
         )
+        self.window = Window(16_384, 64 << 20)
         self.scheduler = Scheduler({}, limits)
         self.dispatcher = Dispatcher(
+            self.window,
             self.scheduler,
             Intake(Codec(), Limits(), lambda prompt: None),
             self.engine,
@@ -128,8 +137,10 @@ class Here:
 
     def add(self, *jobs: Job) -> None:
         for each in jobs:
-            self.group.known[each.record.partition, each.record.offset] = each
-            self.scheduler.add(each)
+            if each.stage is None:
+                each.assignment = self.window.assignments.setdefault(each.record.partition, each.assignment)
+                self.window.enter(each)
+            self.dispatcher.add(each)
 
     def plan(self) -> None:
         failed = self.dispatcher.plan(cast(Session, self.group), None)
@@ -147,6 +158,7 @@ class Here:
             if self.publishes:
                 for job in self.served:
                     self.dispatcher.resolved(job)
+                    self.window.exit(job)
 
     def _note(self, outcome: Outcome) -> None:
         match outcome:
@@ -155,16 +167,23 @@ class Here:
                     self._note(outcome.ended)
             case BatchDone(batch_id):
                 self.dispatcher.batch_done(batch_id)
+            case Generating(jobs):
+                self._move(jobs, Stage.GENERATING)
             case Generated(jobs):
-                self.dispatcher.generated(jobs)
-            case Stored():
+                self._move(jobs, Stage.DELIVERING)
+            case Stored(job):
+                self.window.move(job, Stage.ENDED)
                 self.stored.append(outcome)
             case _:
                 pytest.fail(f"{outcome}")
 
+    def _move(self, jobs: Sequence[Job], stage: Stage) -> None:
+        for each in jobs:
+            self.window.move(each, stage)
+
     def settle(self) -> None:
         """Serve until nothing is left to be done, and nothing comes any more."""
-        self.serve(lambda: not self.dispatcher.busy and not len(self.scheduler))
+        self.serve(lambda: not self.window.under_way and not len(self.scheduler))
         quiet_since = time.monotonic()
 
         def quiet() -> bool:
@@ -173,9 +192,12 @@ class Here:
         self.serve(quiet)
 
     def lose(self, partition: int) -> None:
-        for each in self.group.known.values():
-            each.assignment.gone |= each.record.partition == partition
-        self.dispatcher.forget({partition})
+        self.window.leave({partition})
+        self.dispatcher.sweep()
+
+    def give_back(self, partition: int) -> None:
+        self.window.assignments[partition].leaving = True
+        self.dispatcher.withdraw()
 
     @property
     def served(self) -> list[Job]:
@@ -212,7 +234,7 @@ def test_what_the_store_says_while_marks_are_refused_counts_for_nothing(
     here.group.refuses = True
     with pytest.raises(CommitRefusedError):
         here.plan()
-    assert not here.dispatcher.busy
+    assert not here.window.under_way
     here.group.refuses = False
     here.settle()
     assert here.served.count(again) == 1
@@ -231,7 +253,7 @@ def test_what_the_store_had_is_not_run_again_when_its_batch_is_taken_back(here: 
     here.publishes = False
     here.add(again, leaving)
     here.serve(lambda: again in here.served)
-    here.dispatcher.withdraw({1})
+    here.give_back(1)
     here.lose(1)
     here.publishes = True
     here.gate.may_run.set()
@@ -255,9 +277,10 @@ def test_a_batch_that_waits_for_the_store_is_taken_back_at_once(here: Here) -> N
     staying, leaving = small(), small(partition=1)
     here.add(staying, leaving)
     here.plan()
-    assert here.dispatcher.runs_any_of({1})
-    here.dispatcher.withdraw({1})
-    assert not here.dispatcher.runs_any_of({0, 1})
+    assert leaving.stage is Stage.MARKED
+    here.give_back(1)
+    assert not here.window.leaving_under_way
+    assert not here.window.under_way
     here.store.answers.set()
     here.settle()
     assert here.served == [staying]
@@ -353,14 +376,15 @@ def test_what_is_held_back_leaves_no_mark_and_nothing_waits_for_it(here: Here) -
     here.serve(here.gate.runs.is_set)
     one.attempts = 2
     here.dispatcher.withhold(one)
-    assert not here.dispatcher.busy
+    here.window.exit(one)
+    assert not here.window.under_way
     here.plan()
     assert here.group.marks[one] == Mark()
     never_started = small()
     here.dispatcher.withhold(never_started)
     here.add(never_started)
     before = here.group.commits
-    here.dispatcher.forget({1})
+    here.dispatcher.sweep()
     assert here.group.commits == before
     here.gate.may_run.set()
     here.settle()
@@ -369,5 +393,6 @@ def test_what_is_held_back_leaves_no_mark_and_nothing_waits_for_it(here: Here) -
     here.add(suspect)
     here.serve(here.gate.runs.is_set)
     here.dispatcher.withhold(suspect)
+    here.window.exit(suspect)
     here.plan()
     assert here.group.marks[suspect] == Mark(suspect=True)

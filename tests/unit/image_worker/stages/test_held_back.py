@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from tests.unit.image_worker.jobs import job
-from zimage_consumers.image_worker.jobs import Job, Resolution, Timings
 from zimage_consumers.image_worker.stages.breaker import LIMIT_OF_ONE
 from zimage_consumers.image_worker.stages.held_back import LARGEST_HELD, HeldBack, Releases
+from zimage_consumers.image_worker.window.jobs import Job, Resolution, Timings
+from zimage_consumers.image_worker.window.window import Window
 from zimage_stream.errors import BrokerUnavailableError
 from zimage_stream.events.image_result import Code
 from zimage_stream.telemetry.health import Health
@@ -30,12 +31,24 @@ class Here:
 
     def __post_init__(self) -> None:
         self.health.set_started()
-        self.held_back = HeldBack(self.capacity, Releases(self.read), self.health)
+        self.window = Window(16_384, 64 << 20)
+        self.held_back = HeldBack(self.window, self.capacity, Releases(self.read), self.health)
 
     def flood(self, count: int, code: Code = Code.GENERATION_FAILED, partition: int = 0) -> list[Job]:
         """Those of so many failures that are held back."""
-        all_ = [failed(code, partition) for _ in range(count)]
+        all_ = [self.enter(failed(code, partition)) for _ in range(count)]
         return [each.job for each in all_ if self.held_back.takes(each)]
+
+    def enter(self, resolution: Resolution) -> Resolution:
+        """Have its job be in the window."""
+        job = resolution.job
+        job.assignment = self.window.assignments.setdefault(job.record.partition, job.assignment)
+        self.window.enter(job)
+        return resolution
+
+    def lose(self, partition: int) -> None:
+        self.window.leave({partition})
+        self.held_back.sweep()
 
 
 def made() -> Job:
@@ -90,11 +103,11 @@ def test_nothing_is_said_any_more_of_partitions_that_are_gone() -> None:
     crowded = [here.held_back.crowded]
     here.flood(10, partition=4)
     crowded.append(here.held_back.crowded)
-    here.held_back.forget({4, 5})
+    here.lose(4)
     crowded.append(here.held_back.crowded)
     assert crowded == [False, True, False]
     assert here.health.ready()[1][0].startswith("10 requests are held back")
-    here.held_back.forget({3})
+    here.lose(3)
     assert here.health.ready() == (True, [])
     here.again += here.held_back.worked(made())
     assert here.again == []

@@ -14,9 +14,9 @@ from hypothesis import settings as hyp_settings
 from hypothesis import strategies as st
 
 from tests.unit.image_worker.jobs import job
-from zimage_consumers.image_worker.jobs import Job, now
 from zimage_consumers.image_worker.stages.intake import Intake, record_of
 from zimage_consumers.image_worker.stages.verdict import Action, IntakeError, judge
+from zimage_consumers.image_worker.window.jobs import Job, now
 from zimage_stream.engines.base import MAX_PROMPT_TOKENS, ImageSpec
 from zimage_stream.errors import RequestError, WireError
 from zimage_stream.events import PromptRequest

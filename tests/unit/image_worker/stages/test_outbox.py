@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from tests.unit.image_worker.jobs import job
-from zimage_consumers.image_worker.group.ledger import Ledger
+from tests.unit.image_worker.jobs import job, leave
 from zimage_consumers.image_worker.group.publish import Outgoing, RefusedRecordError
-from zimage_consumers.image_worker.jobs import Job, Resolution
 from zimage_consumers.image_worker.stages.outbox import Outbox
 from zimage_consumers.image_worker.stages.terminal import Identity
+from zimage_consumers.image_worker.window.assignment import Assignment
+from zimage_consumers.image_worker.window.jobs import Job, Resolution
+from zimage_consumers.image_worker.window.ledger import Ledger
 from zimage_stream.checkpoint import Checkpoint
 from zimage_stream.errors import RegistryUnavailableError, SchemaMissingError
 from zimage_stream.events.codec import Codec
@@ -34,7 +34,6 @@ class Published:
     """A session that only notes what is published. ``refused``: keys of records that no broker takes.
     ``takes``: bytes of the largest record."""
 
-    assignments: dict[int, Any]
     records: list[Outgoing] = field(default_factory=list)
     refused: set[bytes | None] = field(default_factory=set)
     takes: int = 1 << 30
@@ -67,10 +66,11 @@ class Publishing:
             metrics,
             tracer,
         )
-        ledger = Ledger(Checkpoint(min(each.record.offset for each in self.jobs)))
-        self.session: Any = Published({0: SimpleNamespace(ledger=ledger)})
+        assignment = Assignment(0, Ledger(Checkpoint(min(each.record.offset for each in self.jobs))))
+        self.session: Any = Published()
         for each in self.jobs:
-            ledger.take(each.record.offset)
+            each.assignment = assignment
+            assignment.ledger.take(each.record.offset)
             self.outbox.add(Resolution(each, code=self.code))
 
     def publish(self) -> list[Job]:
@@ -117,12 +117,17 @@ def test_of_a_refused_record_nothing_is_said_once_its_partition_is_gone() -> Non
         here.publish()
     (reason,) = here.health.ready()[1]
     assert reason.endswith("(one of 2 there)")
-    here.outbox.forget({1})
     here.health.release_partitions({1})
     assert not here.health.ready()[0]
-    here.outbox.forget({0})
     here.health.release_partitions({0})
     assert here.health.ready() == (True, [])
+
+
+def test_a_job_whose_partition_is_gone_is_not_published() -> None:
+    here = Publishing([job(), job()])
+    leave(here.jobs, {0})
+    assert here.publish() == []
+    assert len(here.outbox) == 0
 
 
 class Unregistered(Codec):

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.image_worker.jobs import SENT, job
+from tests.unit.image_worker.jobs import SENT, job, leave
 from zimage_consumers.image_worker.device.batching import BatchLimits, largest_batch, shape_of
-from zimage_consumers.image_worker.jobs import Job
 from zimage_consumers.image_worker.stages.schedule import Scheduler
+from zimage_consumers.image_worker.window.jobs import Job
 
 
 def drain(scheduler: Scheduler) -> list[list[Job]]:
@@ -50,7 +50,8 @@ class TestEveryJob:
         scheduler = Scheduler()
         for one in waiting:
             scheduler.add(one)
-        scheduler.discard(gone)
+        leave(waiting, gone)
+        scheduler.sweep()
         run = [j for batch in drain(scheduler) for j in batch]
         assert sorted(map(id, run)) == sorted(id(j) for j in waiting if j.record.partition not in gone)
 
@@ -150,7 +151,7 @@ class TestExpiry:
 
     def test_a_request_that_was_started_does_not_expire(self) -> None:
         scheduler = Scheduler()
-        scheduler.add(job(expires_at=SENT, marked=True))
+        scheduler.add(job(expires_at=SENT, started=True))
         assert scheduler.take_expired(SENT + timedelta(days=1)) == []
 
     def test_nor_does_one_that_was_started_after_it_came_and_is_back_for_its_retry(self) -> None:
@@ -159,7 +160,7 @@ class TestExpiry:
         scheduler.add(again)
         scheduler.add(other)
         assert scheduler.take_batch(0.0) == [again]
-        again.marked = True
+        again.started = True
         scheduler.add(again)
         assert scheduler.take_expired(SENT + timedelta(days=1)) == []
         assert drain(scheduler) == [[again], [other]]
@@ -206,7 +207,8 @@ class TestMemory:
             gone = job(partition=1, suspect=suspect)
             gone.not_before = not_before
             scheduler.add(gone)
-            scheduler.discard([1])
+            leave([gone], {1})
+            scheduler.sweep()
         assert entries(scheduler) < self.BOUND
         assert drain(scheduler) == [[kept]]
 

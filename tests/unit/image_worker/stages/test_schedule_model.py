@@ -9,10 +9,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tests.unit.image_worker.jobs import job
+from tests.unit.image_worker.jobs import job, leave
 from zimage_consumers.image_worker.device.batching import BatchLimits, cost, shape_of
-from zimage_consumers.image_worker.jobs import Job
 from zimage_consumers.image_worker.stages.schedule import Scheduler
+from zimage_consumers.image_worker.window.jobs import Job
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 SIDES = (64, 512, 1024)
@@ -94,7 +94,8 @@ class TheScheduler(RuleBasedStateMachine):
 
     @rule(partition=st.integers(0, 2))
     def loses_a_partition(self, partition: int) -> None:
-        self.scheduler.discard([partition])
+        leave(self.waiting, {partition})
+        self.scheduler.sweep()
         self.take_away([each for each in self.waiting if each.record.partition == partition])
 
     @invariant()

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from tests.unit.image_worker.jobs import job
 from zimage_consumers.image_worker.group.publish import Outgoing
-from zimage_consumers.image_worker.jobs import Job, Resolution
 from zimage_consumers.image_worker.stages.terminal import HEAD_BYTES, STUB_BYTES, Identity, carry, records_of
+from zimage_consumers.image_worker.window.jobs import Job, Resolution
 from zimage_stream.errors import RequestError, WireError
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.headers import CUTS, MAX_HEADERS, REASONS, Header, size_of, without_reasons

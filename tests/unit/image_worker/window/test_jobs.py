@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.image_worker.jobs import job
-from zimage_consumers.image_worker.jobs import Job
+from zimage_consumers.image_worker.window.jobs import Job
 from zimage_stream.events.headers import Header
 
 

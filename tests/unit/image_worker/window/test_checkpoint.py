@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from zimage_consumers.image_worker.group.ledger import (
+from zimage_consumers.image_worker.window.ledger import (
     CAUTIOUS_DEATHS,
     MAX_SPAN,
     RECORDS_A_TURN,

@@ -7,8 +7,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from enum import Enum, auto
 
-from zimage_consumers.image_worker.group.assignment import Assignment
+from zimage_consumers.image_worker.window.assignment import Assignment
 from zimage_stream.engines.base import ImageSpec
 from zimage_stream.events.image_result import Code, Source, StoredImage
 from zimage_stream.events.prompt_request import PromptRequest
@@ -84,6 +85,25 @@ class Timings:
 _FIGURES = ("started_at", "queued_ms", "generate_ms", "encode_ms", "upload_ms")
 
 
+class Stage(Enum):
+    """How far a job in the window is."""
+
+    FETCHED = auto()
+    """Taken in; its record is not decoded yet."""
+    WAITING = auto()
+    """For its turn, for its retry, or to run with nothing beside it."""
+    MARKED = auto()
+    """Marked in the checkpoint: the store is asked for its picture, or it is on deck."""
+    GENERATING = auto()
+    """On the device."""
+    DELIVERING = auto()
+    """Its picture is made, and being encoded and uploaded."""
+    ENDED = auto()
+    """Its terminal event is to be published."""
+    HELD_BACK = auto()
+    """It failed for a reason that may be this deployment's, and takes no room in the window."""
+
+
 @dataclass(eq=False, slots=True)
 class Job:
     """A request on its way. The Kafka thread writes it; others read what does not change once it is started,
@@ -99,9 +119,11 @@ class Job:
         tried_again: it failed, was held back, and has its last chance now.
         cut: the brokers do not take its terminal event whole.
         arrival: its place in the order of arrival, given by the scheduler.
-        marked: it was started before, here or by a predecessor; expiry was judged then.
+        started: it was started before, here or by a predecessor; expiry was judged then.
         not_before: monotonic time before which a retry does not start.
         timings: of the latest attempt.
+        stage: where it is in the window, which alone writes this; ``None`` outside.
+        open: its mark in the checkpoint says that it runs.
     """
 
     record: Record
@@ -111,12 +133,14 @@ class Job:
     attempts: int = 0
     suspect: bool = False
     cautious: bool = False
-    marked: bool = False
+    started: bool = False
     tried_again: bool = False
     not_before: float = 0.0
     arrival: int | None = None
     cut: bool = False
     timings: Timings = Timings()
+    stage: Stage | None = None
+    open: bool = False
 
     def begin_anew(self, not_before: float) -> None:
         """Forget the attempt that has failed; the next one starts at that monotonic time or later."""
@@ -127,6 +151,11 @@ class Job:
     def gone(self) -> bool:
         """Whether its partition was given up. May be read by any thread."""
         return self.assignment.gone
+
+    @property
+    def leaving(self) -> bool:
+        """Whether its partition is being given up, or was: nothing new of it starts."""
+        return self.assignment.leaving or self.assignment.gone
 
     @property
     def alone(self) -> bool:
@@ -204,6 +233,13 @@ class LookedUp:
 
 
 @dataclass(frozen=True, slots=True)
+class Generating:
+    """The engine has begun with these jobs."""
+
+    jobs: tuple[Job, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Generated:
     """The pictures of these jobs are made, and on their way to the store."""
 
@@ -232,7 +268,7 @@ class MemoryLeaked:
     grown: int
 
 
-Outcome = Stored | Failed | LookedUp | Generated | BatchDone | EngineLost | MemoryLeaked
+Outcome = Stored | Failed | LookedUp | Generating | Generated | BatchDone | EngineLost | MemoryLeaked
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,8 +84,11 @@ class Window:
         if job.gone or job.stage is None:
             return
         self._jobs[job.stage].discard(job)
+        if job.stage is Stage.HELD_BACK:
+            self.held_back_size -= job.record.size
+        else:
+            job.assignment.leaves_window(job.record.size)
         job.stage = None
-        job.assignment.leaves_window(job.record.size)
 
     def jobs(self, *stages: Stage) -> Iterator[Job]:
         """The jobs in these stages, in no order."""

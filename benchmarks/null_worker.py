@@ -12,10 +12,8 @@ from functools import cache
 
 from PIL import Image
 
-from zimage_consumers.image_worker.host.process import StopSignals, run_worker
-from zimage_stream.engines.base import ImageSpec, never
-from zimage_stream.settings import load_settings
-from zimage_stream.stores.base import Put, StoredObject
+from zimage_consumers import run_worker
+from zimage_stream import ImageSpec, Put, StoredObject, load_settings
 
 
 class NullEngine:
@@ -34,7 +32,7 @@ class NullEngine:
         return {}
 
     def generate(
-        self, specs: Sequence[ImageSpec], cancelled: Callable[[], bool] = never
+        self, specs: Sequence[ImageSpec], cancelled: Callable[[], bool] = lambda: False
     ) -> list[Image.Image]:
         return [_blank(spec.width, spec.height) for spec in specs]
 
@@ -76,14 +74,7 @@ class MemoryStore:
 
 
 def main() -> None:
-    signals = StopSignals()
-    run_worker(
-        load_settings(),
-        "null",
-        lambda worker, _: signals.watch(worker),
-        engine=NullEngine(),
-        store=MemoryStore(),
-    )
+    run_worker(load_settings(), "null", engine=NullEngine(), store=MemoryStore())
 
 
 if __name__ == "__main__":

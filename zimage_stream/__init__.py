@@ -7,7 +7,8 @@
     with PromptClient() as client:
         result = client.wait(client.submit(PromptRequest(prompt="a lighthouse in fog")))
 
-Everything here is importable from this package; what is elsewhere may change without notice.
+Everything that is public is importable from here, but for ``zimage_consumers.run_worker``: it runs a worker
+with an :class:`Engine` or an :class:`ImageStore` of your own. What is elsewhere may change without notice.
 """
 
 from __future__ import annotations
@@ -18,14 +19,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zimage_stream.client.prompt_client import PromptClient
     from zimage_stream.client.submitting import Submitted
+    from zimage_stream.engines.base import Engine, ImageSpec
     from zimage_stream.errors import (
         BrokerUnavailableError,
+        ContextLostError,
+        EngineError,
+        GenerationCancelledError,
+        OutOfMemoryError,
         RegistryUnavailableError,
         RequestError,
         ResultTimeoutError,
         SchemaMissingError,
         SettingsError,
         StoreError,
+        StoreMisconfiguredError,
+        StoreRejectedError,
         StoreUnavailableError,
         SubmitError,
         TopicMissingError,
@@ -45,16 +53,25 @@ if TYPE_CHECKING:
     )
     from zimage_stream.events.prompt_request import PromptRequest, new_request_id
     from zimage_stream.settings import Settings, load_settings
+    from zimage_stream.stores.base import ImageStore, Put, StoredObject
 
     __version__: str
 
 __all__ = [
     "BrokerUnavailableError",
     "Code",
+    "ContextLostError",
+    "Engine",
+    "EngineError",
     "Failure",
+    "GenerationCancelledError",
     "ImageResult",
+    "ImageSpec",
+    "ImageStore",
+    "OutOfMemoryError",
     "PromptClient",
     "PromptRequest",
+    "Put",
     "RegistryUnavailableError",
     "RequestError",
     "ResultTimeoutError",
@@ -64,8 +81,11 @@ __all__ = [
     "Source",
     "Status",
     "StoreError",
+    "StoreMisconfiguredError",
+    "StoreRejectedError",
     "StoreUnavailableError",
     "StoredImage",
+    "StoredObject",
     "SubmitError",
     "Submitted",
     "Timing",
@@ -86,6 +106,8 @@ _HOMES = {
     "load_settings": "settings",
     "PromptRequest": "events.prompt_request",
     "new_request_id": "events.prompt_request",
+    **dict.fromkeys(("Engine", "ImageSpec"), "engines.base"),
+    **dict.fromkeys(("ImageStore", "Put", "StoredObject"), "stores.base"),
     **dict.fromkeys(
         ("Code", "Failure", "ImageResult", "Source", "Status", "StoredImage", "Timing"), "events.image_result"
     ),

@@ -19,6 +19,7 @@ from confluent_kafka import Consumer, TopicPartition
 from tests.fleet.arena import Arena
 from tests.fleet.workers import until
 from tests.services import KafkaAddress, MinioAddress, RegistryAddress
+from zimage_stream import PromptRequest
 from zimage_stream.engines.tiny.captions import COMBINATIONS, caption, variants
 from zimage_stream.events.schemas import IMAGE_RESULT, PROMPT_REQUEST, current
 from zimage_stream.kafka.topics import RESULT_PARTITIONS
@@ -96,6 +97,25 @@ def test_the_bare_producer_and_subscriber_need_nothing_of_ours(
     partitions = [TopicPartition(topics.results, number) for number in range(RESULT_PARTITIONS)]
     assert sum(at.offset > 0 for at in consumer.committed(partitions, timeout=30)) in (1, 2)
     consumer.close()
+
+
+def test_a_worker_makes_its_pictures_with_an_engine_of_its_own(
+    make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress
+) -> None:
+    arena = make_arena(kafka, minio)
+    environment = os.environ | environment_of(arena.settings) | {"ZIMAGE_TELEMETRY__PORT": "0"}
+    with subprocess.Popen(
+        [sys.executable, str(EXAMPLES / "own_engine.py"), "--slot", "own"], env=environment
+    ) as worker:
+        try:
+            request = PromptRequest(prompt="a lighthouse", width=256, height=128, seed=300)
+            arena.send([request])
+            result = arena.wait_answered(120).by_request()[request.request_id]
+            worker.terminate()
+            assert worker.wait(60) == 0
+        finally:
+            worker.kill()
+    assert (result["status"], result["model"], result["worker"]) == ("SUCCEEDED", "drawings", "own")
 
 
 @pytest.mark.parametrize("name", ["bare_producer.py", "bare_subscriber.py"])

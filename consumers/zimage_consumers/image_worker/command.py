@@ -67,7 +67,7 @@ def worker(
                 with contextlib.suppress(BrokenPipeError):
                     os.write(report, line + b"\n")
 
-        code = run_worker(settings, slot, started, lambda: tell(LOADED))
+        code = run_worker(settings, slot, started=started, loaded=lambda: tell(LOADED))
         raise typer.Exit(signals.exit_code(code))
     configure(settings.telemetry, slot="supervisor")
     # A simulated engine uses no device, so any number of workers may run on any machine.

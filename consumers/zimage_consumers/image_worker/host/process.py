@@ -44,22 +44,28 @@ LEAVE_S = 5.0
 def run_worker(
     settings: Settings,
     slot: str,
-    started: Callable[[Worker, int], None] | None = None,
-    loaded: Callable[[], None] = lambda: None,
     *,
     engine: Engine | None = None,
     store: ImageStore | None = None,
+    started: Callable[[Worker, int], None] | None = None,
+    loaded: Callable[[], None] = lambda: None,
 ) -> ExitCode:
-    """Serve requests until told to stop.
+    """Serve requests in this process until it is told to stop. Call it from the main thread.
 
     Args:
-        slot: this worker's stable name.
-        started: called with the worker and its health port before it loads its model.
-        loaded: called once it has.
-        engine, store: instead of those that the settings name.
+        slot: the stable name of this worker; no two that run at the same time share one.
+        engine: makes the pictures, in place of the engine that the settings name.
+        store: keeps them, in place of the store that the settings name.
+        started: called with the worker and the port of its health checks before the model is loaded. Without
+            it SIGTERM and SIGINT stop the worker: the first one finishes what runs, the second one ends the
+            process at once.
+        loaded: called once the model is loaded.
+
+    Returns:
+        what the process should exit with; a supervisor tells by it whether the device can be used again.
 
     Raises:
-        ZImageError: it cannot start: the settings, the store or the model are wrong.
+        ZImageError: the worker cannot start: the settings, the store or the model are wrong.
     """
     configure(settings.telemetry, slot=slot)
     keep_buffers()
@@ -84,7 +90,9 @@ def run_worker(
         )
         with serve(health, registry, settings.telemetry.host, settings.telemetry.port) as server:
             log.info("health and metrics on port %d", server.port)
-            if started is not None:
+            if started is None:
+                StopSignals().watch(worker)
+            else:
                 started(worker, server.port)
             return _run(worker, loaded, settings.worker.drain_timeout_s + LEAVE_S)
     finally:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 from prometheus_client import CollectorRegistry
 
@@ -146,9 +146,9 @@ def test_partitions_that_left_while_they_were_paused_deliver_when_they_come_back
     delivered = set()
 
     def all_delivered() -> bool:
-        message = session.poll(0.1)
-        if message is not None:
-            delivered.add(message.partition())
+        record = session.poll(0.1)
+        if record is not None:
+            delivered.add(record.partition)
         return delivered == ALL
 
     until(all_delivered, 15, "a record of each partition")
@@ -184,17 +184,11 @@ def leave_marks_open(session: Session, kafka: KafkaAddress, topics: TopicSetting
     session.claim()
     produce(kafka, topics, ALL)
     while not all(held.ledger.next for held in session.assignments.values()):
-        message = session.poll(1.0)
-        if message is not None:
-            assert session.assignments[number_of(message)].ledger.take(0) is Taken.NEW
+        record = session.poll(1.0)
+        if record is not None:
+            assert session.assignments[record.partition].ledger.take(0) is Taken.NEW
     session.mark({number: {0: Mark(1, open=True, alone=True)} for number in ALL})
     session.abandon()
-
-
-def number_of(message: Message) -> int:
-    number = message.partition()
-    assert number is not None
-    return number
 
 
 def produce(kafka: KafkaAddress, topics: TopicSettings, partitions: Collection[int]) -> None:
@@ -266,15 +260,15 @@ def test_a_marker_at_the_end_of_the_log_is_committed_as_passed(
     producer.commit_transaction(30)
     session = make_session()
     session.join()
-    delivered: list[int | None] = []
+    delivered: list[int] = []
 
     def served() -> bool:
-        message = session.poll(0.1)
+        record = session.poll(0.1)
         session.claim()
-        if message is not None:
-            held = session.assignments[number_of(message)]
+        if record is not None:
+            held = session.assignments[record.partition]
             held.ledger.take(0)
-            delivered.append(message.offset())
+            delivered.append(record.offset)
             # What it comes to does not matter here.
             session.publish([], {0: held.ledger.after([0])})
         return bool(delivered) and committed(kafka, topics) == 2
@@ -348,14 +342,12 @@ class TestALogThatWentBack:
 
 def take(session: Session) -> int | None:
     """What a worker does with what comes, without serving it. Returns the offset taken."""
-    message = session.poll(0.1)
+    record = session.poll(0.1)
     session.claim()
-    if message is None:
+    if record is None:
         return None
-    offset = message.offset()
-    assert offset is not None
-    session.assignments[number_of(message)].ledger.take(offset)
-    return offset
+    session.assignments[record.partition].ledger.take(record.offset)
+    return record.offset
 
 
 def stands_still(session: Session) -> list[str]:

@@ -30,7 +30,6 @@ from zimage_consumers.image_worker.jobs import (
     LookedUp,
     MemoryLeaked,
     Outcome,
-    Record,
     Resolution,
     Stored,
     Timings,
@@ -42,7 +41,7 @@ from zimage_consumers.image_worker.stages.deliver import Delivery
 from zimage_consumers.image_worker.stages.dispatch import Dispatcher
 from zimage_consumers.image_worker.stages.gauges import Gauges
 from zimage_consumers.image_worker.stages.held_back import HeldBack, Releases
-from zimage_consumers.image_worker.stages.intake import Intake, record_of
+from zimage_consumers.image_worker.stages.intake import Intake
 from zimage_consumers.image_worker.stages.outbox import Outbox
 from zimage_consumers.image_worker.stages.schedule import Scheduler
 from zimage_consumers.image_worker.stages.terminal import Identity
@@ -51,6 +50,7 @@ from zimage_stream.checkpoint import Mark
 from zimage_stream.engines.base import Engine
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.rules import Limits
+from zimage_stream.kafka.record import Record
 from zimage_stream.settings import Settings
 from zimage_stream.stores.base import ImageStore
 from zimage_stream.telemetry.health import Health
@@ -210,22 +210,21 @@ class MessagePath:
             # Large ones are not taken beyond what the window has room for before it is looked at again.
             if taken_bytes > BYTES_A_TURN:
                 return count
-            message = session.poll(wait_s)
-            if message is None:
+            record = session.poll(wait_s)
+            if record is None:
                 return count
-            record = record_of(message)
             failpoint("fetched")
             held = session.assignments.get(record.partition)
             if held is not None and held.ledger.take(record.offset) is Taken.NEW:
-                self._take(held, record)
-                taken_bytes += record.size
+                taken_bytes += self._take(held, record)
             if held is not None and held.ledger.full:
                 # Paused before another record of it is taken.
                 return count + 1
             wait_s = 0.0
         return RECORDS_A_TURN
 
-    def _take(self, held: Assignment, record: Record) -> None:
+    def _take(self, held: Assignment, record: Record) -> int:
+        """Make a job of it. Returns the bytes that it takes."""
         mark = held.ledger.mark(record.offset)
         job = Job(
             record,
@@ -235,9 +234,11 @@ class MessagePath:
             cautious=held.ledger.cautious,
             marked=mark != Mark(),
         )
-        held.enters_window(record.size)
+        size = job.size
+        held.enters_window(size)
         self._metrics.requests_taken.inc()
         self._enqueue(job)
+        return size
 
     def _enqueue(self, job: Job) -> None:
         if job.alone:
@@ -282,7 +283,7 @@ class MessagePath:
         published = self._outbox.publish(session)
         for job in published.out:
             self._dispatcher.resolved(job)
-            job.assignment.leaves_window(job.record.size)
+            job.assignment.leaves_window(job.size)
         for job in published.withheld:
             self._withhold(job)
 
@@ -347,12 +348,12 @@ class MessagePath:
     def _withhold(self, job: Job) -> None:
         """Its terminal event does not come, unless it is tried again."""
         self._dispatcher.withhold(job)
-        job.assignment.leaves_window(job.record.size)
+        job.assignment.leaves_window(job.size)
 
     def _try_again(self, jobs: Iterable[Job]) -> None:
         """What was held back begins once more, for its last attempt; its record may be read otherwise now."""
         for job in jobs:
-            job.assignment.enters_window(job.record.size)
+            job.assignment.enters_window(job.size)
             job.begin_anew(not_before=0.0)
             job.request, job.attempts = None, min(job.attempts, self._settings.worker.max_attempts - 1)
             job.tried_again = True

@@ -76,11 +76,11 @@ class HeldBack:
     def takes(self, resolution: Resolution) -> bool:
         """Whether a job that failed, for a reason that may be ours, is held back instead of answered."""
         job, code = resolution.job, resolution.code
-        if code is None or job.tried_again or job.record.size > LARGEST_HELD or self._releases.let_go(code):
+        if code is None or job.tried_again or job.size > LARGEST_HELD or self._releases.let_go(code):
             return False
         if not self._breaker.fail(_cause(code, job), _identity(job), job):
             return False
-        self._bytes += job.record.size
+        self._bytes += job.size
         if code not in self._reasons:
             log.error("requests are held back, the first for %s: %s", code, resolution.cause, extra=job.log)
         self._reasons[code] = f"{code}: {resolution.cause}"
@@ -115,14 +115,14 @@ class HeldBack:
         def gone(job: Job) -> bool:
             if job.record.partition not in partitions:
                 return False
-            self._bytes -= job.record.size
+            self._bytes -= job.size
             return True
 
         self._breaker.discard(gone)
         self._tell()
 
     def _let_go(self, jobs: Collection[Job]) -> Collection[Job]:
-        self._bytes -= sum(job.record.size for job in jobs)
+        self._bytes -= sum(job.size for job in jobs)
         if jobs:
             self._tell()
         return jobs

@@ -113,20 +113,15 @@ class Answers:
         with TopicReader(self._settings.kafka, self._settings.topics.requests) as reader:
             reader.start()
             while not self._stop.is_set():
-                message = reader.poll(0.1)
+                record = reader.poll(0.1)
                 results: list[ImageResult] = []
-                while message is not None:
-                    topic, partition, offset = message.topic(), message.partition(), message.offset()
-                    assert topic is not None
-                    assert partition is not None
-                    assert offset is not None
-                    request = codec.decode_request(message.value())
+                while record is not None:
+                    request = codec.decode_request(record.value)
                     self.requests.append(request)
-                    source = Source(topic=topic, partition=partition, offset=offset)
                     if "silence" not in request.prompt:
-                        results.append(self._answer(request, source))
+                        results.append(self._answer(request, record.source))
                     # A record that was polled and not answered would be lost.
-                    message = reader.poll(0) if len(results) < 200 else None
+                    record = reader.poll(0) if len(results) < 200 else None
                 if results:
                     writer.write(results)
 

@@ -22,7 +22,8 @@ from zimage_stream.events.codec import Codec
 from zimage_stream.events.headers import without_reasons
 from zimage_stream.events.registry import Registry
 from zimage_stream.kafka.clients import producer_config
-from zimage_stream.kafka.reader import TopicReader, record_headers
+from zimage_stream.kafka.reader import TopicReader
+from zimage_stream.kafka.record import Record
 from zimage_stream.kafka.topics import TopicSpec, create_topics, make_topics
 from zimage_stream.settings import TopicSettings
 
@@ -42,7 +43,7 @@ class Served:
     values: dict[Place, bytes | None]
     innocents: set[Place]
     results: dict[Place, list[ImageResult]] = field(default_factory=lambda: defaultdict(list))
-    letters: dict[Place, list[Message]] = field(default_factory=lambda: defaultdict(list))
+    letters: dict[Place, list[Record]] = field(default_factory=lambda: defaultdict(list))
 
 
 @pytest.fixture(scope="module")
@@ -118,23 +119,19 @@ def _wait(arena: Arena, out: Served, wanted: set[Place]) -> None:
             assert time.monotonic() < deadline, wanted - out.results.keys() - out.letters.keys()
             out.results.clear()
             out.letters.clear()
-            for message in _all(arena, settings.topics.results):
-                value: Any = message.value()
-                result = codec.decode_result(value)
+            for record in _all(arena, settings.topics.results):
+                result = codec.decode_result(record.value)
                 out.results[result.source.partition, result.source.offset].append(result)
-            for message in _all(arena, settings.topics.dead_letters):
-                said = dict(record_headers(message))
+            for record in _all(arena, settings.topics.dead_letters):
+                said = dict(record.headers)
                 number, offset = (said[f"__connect.errors.{name}"] for name in ("partition", "offset"))
-                out.letters[int(number or b""), int(offset or b"")].append(message)
+                out.letters[int(number or b""), int(offset or b"")].append(record)
 
 
-def _all(arena: Arena, topic: str) -> Iterator[Message]:
+def _all(arena: Arena, topic: str) -> Iterator[Record]:
     with TopicReader(arena.settings.kafka, topic) as reader:
         reader.start()
-        while not reader.caught_up:
-            message = reader.poll(0.2)
-            if message is not None:
-                yield message
+        yield from reader.read_to_end()
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.sent)
@@ -144,15 +141,15 @@ def test_bad_input(case: Case, served: Served) -> None:
     assert (len(results), len(letters)) == (int(case.has_result), int(case.dies))
     if case.dies:
         (letter,) = letters
-        headers = dict(record_headers(letter))
+        headers = dict(letter.headers)
         message = (headers["__connect.errors.exception.message"] or b"").decode()
         assert (headers["zimage.code"] or b"").decode() == case.outcome
         assert case.says in message
         assert len(message) < 1_000
         # What was dead can be read back byte for byte.
-        assert letter.key() == served.keys[place]
-        assert letter.value() == served.values[place]
-        assert without_reasons(record_headers(letter)) == OWN
+        assert letter.key == served.keys[place]
+        assert letter.value == served.values[place]
+        assert without_reasons(list(letter.headers)) == OWN
     if case.has_result:
         (result,) = results
         assert result.status == ("FAILED" if case.dies else case.outcome)

@@ -49,19 +49,15 @@ def writer(settings: Settings) -> ResultWriter:
     return ResultWriter(settings)
 
 
-def records_of(settings: Settings) -> list[tuple[int, PromptRequest, dict[str, str | bytes | None]]]:
+def records_of(settings: Settings) -> list[tuple[int, PromptRequest, dict[str, bytes | None]]]:
     """All requests on the topic: partition, request, headers."""
     found = []
     with TopicReader(settings.kafka, settings.topics.requests) as reader:
         reader.start()
-        while not reader.caught_up:
-            message = reader.poll(1.0)
-            if message is not None:
-                partition, headers = message.partition(), dict(message.headers() or [])
-                assert partition is not None
-                request = Codec().decode_request(message.value())
-                assert message.key() == request.request_id.encode()
-                found.append((partition, request, headers))
+        for record in reader.read_to_end():
+            request = Codec().decode_request(record.value)
+            assert record.key == request.request_id.encode()
+            found.append((record.partition, request, dict(record.headers)))
     return found
 
 

@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from confluent_kafka import KafkaError, Message, Producer, TopicPartition
+from confluent_kafka import KafkaError, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from tests.commands import Run, Start
@@ -27,7 +27,8 @@ from zimage_stream.events.codec import Codec
 from zimage_stream.events.headers import Header, dead_letter_headers, without_reasons
 from zimage_stream.events.image_result import Code
 from zimage_stream.kafka.clients import producer_config
-from zimage_stream.kafka.reader import TopicReader, record_headers
+from zimage_stream.kafka.reader import TopicReader
+from zimage_stream.kafka.record import Record
 from zimage_stream.kafka.topics import create_topics, make_topics, released_topic, replayed_topic
 
 GARBAGE = b"\x00\x01\xffno avro\n"
@@ -79,24 +80,19 @@ def undertaker(settings: Settings) -> Undertaker:
     return Undertaker(settings)
 
 
-def sent(settings: Settings) -> list[Message]:
+def sent(settings: Settings) -> list[Record]:
     """What the requests topic holds, in the order of its keys."""
-    found = []
     with TopicReader(settings.kafka, settings.topics.requests) as reader:
         reader.start()
-        while not reader.caught_up:
-            message = reader.poll(0.2)
-            if message is not None:
-                found.append(message)
-    return sorted(found, key=lambda message: str(message.key()))
+        return sorted(reader.read_to_end(), key=lambda record: str(record.key))
 
 
 def lines(out: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in out.splitlines()]
 
 
-def headers_of(message: Message) -> dict[str, bytes | None]:
-    return dict(record_headers(message))
+def headers_of(record: Record) -> dict[str, bytes | None]:
+    return dict(record.headers)
 
 
 def wide(request_id: str, **more: object) -> PromptRequest:
@@ -158,7 +154,7 @@ def test_the_bytes_can_be_had_mended_and_sent(
     assert zimage("dead-letters", "replay", "--at", "0:0", "--set", "width=64").returncode == 1
     assert zimage("dead-letters", "replay", "--at", "0:0", "--value", str(file)).returncode == 0
     (record,) = sent(settings)
-    assert (record.key(), record.value()) == (b"k", b"mended")
+    assert (record.key, record.value) == (b"k", b"mended")
 
 
 def test_a_replay_is_the_record_as_it_was_and_happens_once(
@@ -179,9 +175,9 @@ def test_a_replay_is_the_record_as_it_was_and_happens_once(
     assert (again.returncode, again.stdout) == (0, "")
 
     records = sent(settings)
-    assert [record.value() for record in records] == [*values, GARBAGE]
+    assert [record.value for record in records] == [*values, GARBAGE]
     for place, record in enumerate(records):
-        headers = record_headers(record)
+        headers = list(record.headers)
         assert headers[:3] == without_reasons(headers)[:3] == OWN
         said = headers_of(record)
         assert said["zimage.replays"] == b"1"
@@ -227,7 +223,7 @@ def test_a_letter_that_has_no_room_for_the_headers_of_a_replay_stops_no_other(
     for name in ("a", "b"):
         undertaker.bury_request(wide(name))
     huge = largest_that_is_taken(settings)
-    assert [record.key() for record in sent(settings)] == [b"huge"]
+    assert [record.key for record in sent(settings)] == [b"huge"]
     undertaker.bury(b"huge", huge, "UNDECODABLE")
     for name in ("c", "d"):
         undertaker.bury_request(wide(name))
@@ -236,7 +232,7 @@ def test_a_letter_that_has_no_room_for_the_headers_of_a_replay_stops_no_other(
     assert done.returncode == 1
     assert "0:2 huge is not sent: the brokers refuse it" in done.stderr
     assert done.stderr.splitlines()[-1] == "4 replayed; 1 not sent"
-    assert [record.key() for record in sent(settings)] == [b"a", b"b", b"c", b"d", b"huge"]
+    assert [record.key for record in sent(settings)] == [b"a", b"b", b"c", b"d", b"huge"]
     again = zimage(*replay)
     assert "4 left out" in again.stderr
     assert len(sent(settings)) == 5
@@ -259,7 +255,7 @@ def test_after_the_topic_was_made_anew_new_letters_have_not_been_replayed(
     undertaker.bury_request(wide("b"))
     done = zimage("dead-letters", "replay", "--all")
     assert done.stderr.splitlines()[-1] == "1 replayed"
-    assert [record.key() for record in sent(settings)] == [b"a", b"b"]
+    assert [record.key for record in sent(settings)] == [b"a", b"b"]
     assert "1 left out" in zimage("dead-letters", "replay", "--all").stderr
 
 
@@ -294,7 +290,7 @@ def test_fields_are_mended_and_an_expiry_cleared(
     mend = ("--set", "width=64", "--set", 'attributes={"by": "me"}')
     assert zimage("dead-letters", "replay", "--id", "a", *mend).returncode == 0
     assert zimage("dead-letters", "replay", "--id", "b", "--keep-expiry", "--set", "width=64").returncode == 0
-    a, b = (Codec().decode_request(value_of(record)) for record in sent(settings))
+    a, b = (Codec().decode_request(record.value) for record in sent(settings))
     assert (a.width, a.expires_at, a.attributes, a.prompt) == (64, None, {"by": "me"}, "雾中的灯塔")
     assert (b.width, b.expires_at) == (64, past)
 
@@ -311,7 +307,7 @@ def test_what_dies_again_counts_its_replays(zimage: Run, settings: Settings, und
     undertaker.bury_request(wide("a"))
     zimage("dead-letters", "replay", "--all")
     (record,) = sent(settings)
-    undertaker.bury(b"a", value_of(record), "INVALID_REQUEST", own=record_headers(record))
+    undertaker.bury(b"a", record.value, "INVALID_REQUEST", own=list(record.headers))
     shown = lines(zimage("dead-letters", "show", "a", "--json").stdout)
     assert [(one["place"], one["replays"], one["replayed"]) for one in shown] == [
         ("0:0", 0, True),
@@ -331,7 +327,7 @@ def test_two_people_with_the_same_thought(settings: Settings, start: Start, unde
     for process in both:
         process.communicate(timeout=60)
     assert 0 in {process.returncode for process in both}
-    assert len({record.key() for record in sent(settings)}) == len(sent(settings)) == 30
+    assert len({record.key for record in sent(settings)}) == len(sent(settings)) == 30
 
 
 def test_wrong_use_says_what_to_do(zimage: Run) -> None:
@@ -344,12 +340,6 @@ def test_wrong_use_says_what_to_do(zimage: Run) -> None:
     ):
         done = zimage("dead-letters", *words)
         assert (done.returncode, done.stdout) == (2, ""), words
-
-
-def value_of(record: Message) -> bytes:
-    value = record.value()
-    assert isinstance(value, bytes)
-    return value
 
 
 class TestReleasing:
@@ -410,8 +400,8 @@ class TestALetterThatDoesNotHaveAllOfItsRecord:
         assert done.returncode == 0, done.stderr
         first, again = sent(settings)
         for record in (first, again):
-            assert (record.key(), record.value()) == (b"k", self.VALUE)
-            assert without_reasons(record_headers(record))[:3] == OWN
+            assert (record.key, record.value) == (b"k", self.VALUE)
+            assert without_reasons(list(record.headers))[:3] == OWN
 
     def test_is_refused_where_its_record_is_another_one(
         self, zimage: Run, settings: Settings, undertaker: Undertaker
@@ -443,7 +433,7 @@ class TestALetterThatDoesNotHaveAllOfItsRecord:
         assert "0:1 - is not sent" in done.stderr
         assert "is another one" in done.stderr
         *_, again = sent(settings)
-        assert (again.key(), again.value()) == (key, self.VALUE)
+        assert (again.key, again.value) == (key, self.VALUE)
 
     def test_is_refused_where_its_record_is_gone(
         self, zimage: Run, settings: Settings, undertaker: Undertaker

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from confluent_kafka import Message
 
 from tests.fleet.arena import Arena
 from tests.fleet.topics import EVER, take_anything
@@ -21,7 +20,7 @@ from tests.unit.events.registries import AnyRegistry
 from zimage_consumers.dead_letters.letter import DeadLetter, Decoder
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.headers import without_reasons
-from zimage_stream.kafka.reader import record_headers
+from zimage_stream.kafka.record import record_of
 from zimage_stream.settings import environment_of
 
 
@@ -63,9 +62,8 @@ class Sender:
         self._arena.wait_answered(90)
         decoder = Decoder(Codec())
         found: dict[int, DeadLetter] = {}
-        message: Message
         for message in read(self._arena, self._arena.settings.topics.dead_letters):
-            letter = decoder.letter_of(message)
+            letter = decoder.letter_of(record_of(message))
             found[int(letter.said("__connect.errors.offset") or "")] = letter
         return found
 
@@ -159,7 +157,7 @@ def test_a_schema_that_nobody_can_read_with_ends_and_others_go_on(
         sender.send(request("good"))
 
         def codes() -> dict[int, str]:
-            said = [dict(record_headers(message)) for message in read(arena, topics.dead_letters)]
+            said = [dict(record_of(message).headers) for message in read(arena, topics.dead_letters)]
             return {
                 int(each["__connect.errors.offset"] or b""): (each["zimage.code"] or b"").decode()
                 for each in said
@@ -207,18 +205,11 @@ def test_names_that_are_no_text_end_no_process_that_reads_many(anything: Arena) 
     # In a process of its own: what Python does not check in code that runs often ends it.
     program = """
 from zimage_stream import load_settings
-from zimage_stream.kafka.reader import TopicReader, UnreadableHeadersError, record_headers
-settings, unreadable = load_settings(), 0
+from zimage_stream.kafka.reader import TopicReader
+settings = load_settings()
 with TopicReader(settings.kafka, settings.topics.requests) as reader:
     reader.start()
-    while not reader.caught_up:
-        message = reader.poll(0.2)
-        if message is not None:
-            try:
-                record_headers(message)
-            except UnreadableHeadersError:
-                unreadable += 1
-print(unreadable)
+    print(sum(record.headers_lost is not None for record in reader.read_to_end()))
 """
     done = subprocess.run(
         [sys.executable, "-c", program],

@@ -8,8 +8,9 @@ import pytest
 from confluent_kafka import KafkaError
 
 from tests.integration.mock_cluster import MockCluster, Request
-from zimage_stream import BrokerUnavailableError
+from zimage_stream import BrokerUnavailableError, PromptClient, PromptRequest, Settings
 from zimage_stream.kafka import reader as module
+from zimage_stream.kafka.embedded import EmbeddedBroker
 from zimage_stream.kafka.reader import TopicReader
 from zimage_stream.settings import KafkaSettings
 
@@ -41,3 +42,20 @@ def test_without_a_leader_it_says_so(
     cluster.answer(Request.LIST_OFFSETS, [KafkaError.NOT_LEADER_FOR_PARTITION] * 1_000)
     with pytest.raises(BrokerUnavailableError, match="leader"):
         reader.end_offsets()
+
+
+def test_it_reads_to_the_ends_that_it_was_given_and_no_further() -> None:
+    with EmbeddedBroker() as broker:
+        settings = Settings(kafka=KafkaSettings(bootstrap_servers=broker.bootstrap_servers))
+        with (
+            PromptClient(settings) as client,
+            TopicReader(settings.kafka, settings.topics.requests) as reader,
+        ):
+            early = {client.submit(PromptRequest(prompt="a heron")) for _ in range(2)}
+            ends = reader.end_offsets()
+            late = {client.submit(PromptRequest(prompt="a heron")) for _ in range(9)}
+            reader.start()
+            read = [record.key for record in reader.read_to_end(ends)]
+            assert set(read) == {key.encode() for key in early}
+            reader.start()
+            assert len({record.key for record in reader.read_to_end()}) == len(early | late)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 from prometheus_client import CollectorRegistry
 
@@ -20,7 +20,6 @@ from zimage_consumers.image_worker.group import roster, stalls
 from zimage_consumers.image_worker.group.publish import ClientsLostError
 from zimage_consumers.image_worker.group.roster import draw_nonce
 from zimage_consumers.image_worker.group.session import Session
-from zimage_consumers.image_worker.stages.intake import record_of
 from zimage_consumers.image_worker.window.jobs import Job
 from zimage_consumers.image_worker.window.ledger import Taken
 from zimage_consumers.image_worker.window.window import Window
@@ -149,9 +148,9 @@ def test_partitions_that_left_while_they_were_paused_deliver_when_they_come_back
     delivered = set()
 
     def all_delivered() -> bool:
-        message = session.poll(0.1)
-        if message is not None:
-            delivered.add(message.partition())
+        record = session.poll(0.1)
+        if record is not None:
+            delivered.add(record.partition)
         return delivered == ALL
 
     until(all_delivered, 15, "a record of each partition")
@@ -188,9 +187,8 @@ def leave_marks_open(session: Session, kafka: KafkaAddress, topics: TopicSetting
     produce(kafka, topics, ALL)
     jobs: list[Job] = []
     while len(jobs) < len(ALL):
-        message = session.poll(1.0)
-        if message is not None:
-            record = record_of(message)
+        record = session.poll(1.0)
+        if record is not None:
             held = session.window.assignments[record.partition]
             assert held.ledger.take(0) is Taken.NEW
             jobs.append(Job(record, held, attempts=1))
@@ -201,12 +199,6 @@ def leave_marks_open(session: Session, kafka: KafkaAddress, topics: TopicSetting
 def marks_of(session: Session) -> set[Mark]:
     """The marks of the first request in each partition."""
     return {held.ledger.mark(0) for held in session.window.assignments.values()}
-
-
-def number_of(message: Message) -> int:
-    number = message.partition()
-    assert number is not None
-    return number
 
 
 def produce(kafka: KafkaAddress, topics: TopicSettings, partitions: Collection[int]) -> None:
@@ -278,15 +270,15 @@ def test_a_marker_at_the_end_of_the_log_is_committed_as_passed(
     producer.commit_transaction(30)
     session = make_session()
     session.join()
-    delivered: list[int | None] = []
+    delivered: list[int] = []
 
     def served() -> bool:
-        message = session.poll(0.1)
+        record = session.poll(0.1)
         session.claim()
-        if message is not None:
-            held = session.window.assignments[number_of(message)]
+        if record is not None:
+            held = session.window.assignments[record.partition]
             held.ledger.take(0)
-            delivered.append(message.offset())
+            delivered.append(record.offset)
             # What it comes to does not matter here.
             session.publish([], {0: held.ledger.after([0])})
         return bool(delivered) and committed(kafka, topics) == 2
@@ -360,14 +352,12 @@ class TestALogThatWentBack:
 
 def take(session: Session) -> int | None:
     """What a worker does with what comes, without serving it. Returns the offset taken."""
-    message = session.poll(0.1)
+    record = session.poll(0.1)
     session.claim()
-    if message is None:
+    if record is None:
         return None
-    offset = message.offset()
-    assert offset is not None
-    session.window.assignments[number_of(message)].ledger.take(offset)
-    return offset
+    session.window.assignments[record.partition].ledger.take(record.offset)
+    return record.offset
 
 
 def stands_still(session: Session) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import SecretStr
 
+from zimage_stream.cli.context import config_of
 from zimage_stream.cli.printing import print_table, say_json, table
 from zimage_stream.masking import MASK, is_secret, masked
 from zimage_stream.settings import CONFIG_VARIABLE, ENV_PREFIX, Settings, load_settings, read_toml
@@ -47,7 +48,7 @@ def show(
 
     Example: zimage config show --changed
     """
-    given = (context.obj or {}).get("config")
+    given = config_of(context)
     settings = load_settings(given)
     path = given or (Path(named) if (named := os.environ.get(CONFIG_VARIABLE)) else None)
     shown = [

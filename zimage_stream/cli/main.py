@@ -190,9 +190,9 @@ def _said(new: bool) -> str:
 
 
 def _settings(context: typer.Context) -> Any:
-    from zimage_stream.settings import load_settings
+    from zimage_stream.cli.context import settings_of
 
-    return load_settings((context.obj or {}).get("config"))
+    return settings_of(context)
 
 
 def main() -> None:

@@ -1,16 +1,16 @@
-"""Which result answers which submission. Pure bookkeeping, without locks or clients."""
+"""The latest submissions and their results. Pure bookkeeping, without locks or clients."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from zimage_stream.client.awaited import Awaited
 from zimage_stream.events.image_result import ImageResult, Source
 
 REMEMBERED = 65_536
 KEPT = 4_096
-_EARLY = 8
 
 
 @dataclass(slots=True, eq=False)
@@ -27,7 +27,6 @@ class Submission:
     source: Source | None = None
     result: ImageResult | None = None
     dropped: bool = False
-    early: list[ImageResult] = field(default_factory=list)
 
     @property
     def pending(self) -> bool:
@@ -49,6 +48,7 @@ class Mailbox:
     def __init__(self, remembered: int = REMEMBERED, kept: int = KEPT) -> None:
         self._remembered = remembered
         self._kept = kept
+        self._awaited: Awaited[Submission] = Awaited()
         self._submissions: OrderedDict[str, Submission] = OrderedDict()
         self._answered: OrderedDict[Submission, None] = OrderedDict()
 
@@ -63,6 +63,7 @@ class Mailbox:
         if former is not None:
             self._forget(former)
         self._submissions[request_id] = submission
+        self._awaited.sending(submission)
         if len(self._submissions) > self._remembered:
             self._forget(self._submissions.popitem(last=False)[1])
         return submission
@@ -70,36 +71,31 @@ class Mailbox:
     def accepted(self, submission: Submission, source: Source) -> None:
         """The broker has it."""
         submission.source = source
-        early, submission.early = submission.early, []
-        for result in early:
-            self._note(submission, result)
+        result = self._awaited.accepted(submission, source)
+        if result is not None:
+            self._keep(submission, result)
 
     def refused(self, submission: Submission) -> None:
         """No broker said where it is. Should it be there all the same, its result is for who reads from
         ``since``: without a place it cannot be told from an older record's."""
+        self._awaited.drop(submission)
         submission.dropped = True
 
     def arrived(self, result: ImageResult) -> bool:
         """Take in a result; whether it answers a submission that is remembered."""
-        submission = self._submissions.get(result.request_id)
-        if submission is None:
-            return False
-        if submission.source is None:
-            # Older records with this id may have results too; the source, once known, tells.
-            submission.early = [*submission.early, result][-_EARLY:]
-            return False
-        return self._note(submission, result)
+        submission = self._awaited.arrived(result)
+        if submission is not None:
+            self._keep(submission, result)
+        return submission is not None
 
     def _forget(self, submission: Submission) -> None:
+        self._awaited.drop(submission)
         self._answered.pop(submission, None)
         submission.dropped = submission.result is None
 
-    def _note(self, submission: Submission, result: ImageResult) -> bool:
-        if not submission.answered_by(result):
-            return False
+    def _keep(self, submission: Submission, result: ImageResult) -> None:
         submission.result = result
         self._answered[submission] = None
         if len(self._answered) > self._kept:
             dropped, _ = self._answered.popitem(last=False)
             dropped.result, dropped.dropped = None, True
-        return True

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 
 from zimage_stream import forks
 from zimage_stream.client.mailbox import Mailbox, Submission
 from zimage_stream.client.submitting import Submitted, submit_each
+from zimage_stream.deadline import Deadline
 from zimage_stream.errors import ResultTimeoutError, SubmitError, TopicMissingError, ZImageError
-from zimage_stream.events.codec import Codec
+from zimage_stream.events.codec import create_codec
 from zimage_stream.events.headers import Header, request_headers
 from zimage_stream.events.image_result import ImageResult, Source
 from zimage_stream.events.prompt_request import PromptRequest
-from zimage_stream.events.registry import Registry
 from zimage_stream.events.rules import Limits, check_request
-from zimage_stream.kafka.reader import ResultReader
+from zimage_stream.kafka.reader import POLL_S, ResultReader
 from zimage_stream.kafka.submitter import Submitter
 from zimage_stream.settings import Settings, load_settings
 
@@ -26,8 +25,6 @@ log = logging.getLogger(__name__)
 
 SOURCE = "/zimage/client"
 """``ce_source`` of requests."""
-
-_POLL_S = 0.2
 
 Headers = Mapping[str, str] | Iterable[Header]
 
@@ -58,8 +55,7 @@ class PromptClient:
 
     def __init__(self, settings: Settings | None = None) -> None:
         self._settings = load_settings() if settings is None else settings
-        registry = self._settings.registry
-        self._codec = Codec(Registry(registry) if registry.url else None)
+        self._codec = create_codec(self._settings.registry)
         self._limits = Limits(self._settings.engine.max_pixels, self._settings.engine.allow_guidance)
         self._submitter = Submitter(self._settings.kafka, self._settings.topics.requests)
         self._starting = threading.Lock()
@@ -184,20 +180,20 @@ class PromptClient:
             TopicMissingError: the results topic is not there or may not be read.
             RegistryUnavailableError: a result came whose schema cannot be had now; the next call tries again.
         """
-        deadline = _deadline(timeout)
+        deadline = Deadline(timeout)
         with self._news:
             submission = self._mailbox.get(request_id)
             while submission is not None and submission.pending:
-                if time.monotonic() >= deadline:
+                if deadline.passed:
                     trouble = self._reader.topic.trouble if self._reader else None
-                    raise trouble or ResultTimeoutError([request_id], timeout or 0)
+                    raise trouble or ResultTimeoutError([request_id], deadline.timeout_s)
                 if self._being_read:
-                    self._news.wait(_slice(deadline))
+                    self._news.wait(deadline.within(POLL_S))
                 else:
                     self._read_for(submission, deadline)
             if submission is not None and submission.result is not None:
                 return submission.result
-        return next(self._results([request_id], None, timeout, deadline))
+        return next(self._results([request_id], None, deadline))
 
     def results(
         self,
@@ -222,10 +218,10 @@ class PromptClient:
             BrokerUnavailableError: no broker answers, or answered within ``timeout``.
             TopicMissingError, RegistryUnavailableError: as :meth:`wait`.
         """
-        return self._results(request_ids, batch_id, timeout, _deadline(timeout))
+        return self._results(request_ids, batch_id, Deadline(timeout))
 
     def _results(
-        self, request_ids: Iterable[str] | None, batch_id: str | None, timeout: float | None, deadline: float
+        self, request_ids: Iterable[str] | None, batch_id: str | None, deadline: Deadline
     ) -> Iterator[ImageResult]:
         self._note_start()
         wanted: dict[str, Submission | None] | None = None
@@ -236,17 +232,17 @@ class PromptClient:
             since = _earliest(wanted.values(), self._start or {})
         with self.open_reader(since) as reader:
             while wanted is None or wanted:
-                result = reader.poll(_slice(deadline))
+                result = reader.poll(deadline.within(POLL_S))
                 if result is not None and _matches(result, wanted, batch_id):
                     if wanted is not None:
                         del wanted[result.request_id]
                     yield result
-                elif time.monotonic() >= deadline:
+                elif deadline.passed:
                     if reader.topic.trouble is not None:
                         raise reader.topic.trouble
-                    if wanted is None:
-                        return
-                    raise ResultTimeoutError(wanted, timeout or 0)
+                    if wanted:
+                        raise ResultTimeoutError(wanted, deadline.timeout_s)
+                    return
 
     def open_reader(self, since: Mapping[int, int] | None = None) -> ResultReader:
         """A reader of all results, of the caller's own: not thread-safe, and to be closed.
@@ -280,7 +276,7 @@ class PromptClient:
                     log.info("this client cannot read results: %s", error)
                     self._unreadable = error
 
-    def _read_for(self, submission: Submission, deadline: float) -> None:
+    def _read_for(self, submission: Submission, deadline: Deadline) -> None:
         """Read results for everybody until this submission has its own. Called with ``_news`` held
         and returns with it held; meanwhile other waiters wait for news."""
         self._being_read = True
@@ -289,8 +285,8 @@ class PromptClient:
             reader = self._reader
             if reader is None:
                 reader = self._reader = self.open_reader()
-            while submission.pending and time.monotonic() < deadline:
-                result = reader.poll(_slice(deadline))
+            while submission.pending and not deadline.passed:
+                result = reader.poll(deadline.within(POLL_S))
                 if result is None:
                     continue
                 with self._news:
@@ -327,11 +323,3 @@ def _earliest(submissions: Iterable[Submission | None], start: Mapping[int, int]
         distinct[id(submission.since)] = submission.since
     offsets = list(distinct.values()) or [start]
     return {partition: min(each.get(partition, 0) for each in offsets) for partition in start}
-
-
-def _deadline(timeout: float | None) -> float:
-    return float("inf") if timeout is None else time.monotonic() + timeout
-
-
-def _slice(deadline: float) -> float:
-    return min(_POLL_S, max(0.0, deadline - time.monotonic()))

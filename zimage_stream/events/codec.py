@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import fields
@@ -18,6 +19,7 @@ from zimage_stream.events.prompt_request import PromptRequest
 from zimage_stream.events.registry import Registry
 from zimage_stream.events.schemas import IMAGE_RESULT, PROMPT_REQUEST, by_fingerprint, current
 from zimage_stream.events.untrusted import MAX_STEPS, Body, Writer
+from zimage_stream.settings import RegistrySettings
 
 CONFLUENT_V0 = b"\x00"
 SINGLE_OBJECT = b"\xc3\x01"
@@ -41,6 +43,12 @@ class Codec:
 
     def __init__(self, registry: Registry | None = None) -> None:
         self._registry = registry
+
+    def __enter__(self) -> Codec:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Release the registry's connections."""
@@ -162,6 +170,15 @@ class Codec:
             f"it starts with {data[:2].hex(' ')}, which is neither Confluent framing (00) nor Avro "
             f"single-object framing (c3 01)"
         )
+
+
+def create_codec(settings: RegistrySettings, patience_s: float = math.inf) -> Codec:
+    """A codec with the registry that the settings name, if they name one.
+
+    Args:
+        patience_s: as :class:`Registry` takes it.
+    """
+    return Codec(Registry(settings, patience_s=patience_s) if settings.url else None)
 
 
 def schema_mark(data: bytes | None) -> bytes:

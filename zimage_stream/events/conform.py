@@ -6,6 +6,7 @@ plain long where ours says timestamp-millis comes out as a number, a date where 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -34,24 +35,35 @@ def conform(value: Any, schema: Any, field: str = "") -> Any:
     Raises:
         WireError: it has another type, which stands for nothing of this one.
     """
-    if isinstance(schema, list):
-        if value is None and "null" in schema:
-            return None
-        (schema,) = (each for each in schema if each != "null")
-    if isinstance(schema, str):
-        schema = {"type": schema}
+    if value is None and isinstance(schema, list) and "null" in schema:
+        return None
+    schema = _one_type(schema)
     kind = schema["type"]
     if kind == "record" and isinstance(value, dict):
-        inside = f"{field}." if field else ""
-        return {f["name"]: conform(value[f["name"]], f["type"], inside + f["name"]) for f in schema["fields"]}
+        return _record(value, schema["fields"], f"{field}." if field else "")
     if kind == "map" and isinstance(value, dict):
         return {name: conform(each, schema["values"], f"{field}.{name}") for name, each in value.items()}
     if schema.get("logicalType") == "timestamp-millis":
         return _time(value, field)
+    if not _is_primitive(value, kind):
+        raise WireError(f"{field}: got {shorten(value)}, takes {kind}")
+    return value
+
+
+def _one_type(schema: Any) -> Mapping[str, Any]:
+    """What a schema says of a value; a union's says it of one that is not null."""
+    if isinstance(schema, list):
+        (schema,) = (each for each in schema if each != "null")
+    return {"type": schema} if isinstance(schema, str) else schema
+
+
+def _record(value: Mapping[str, Any], fields: Sequence[Mapping[str, Any]], inside: str) -> dict[str, Any]:
+    return {f["name"]: conform(value[f["name"]], f["type"], inside + f["name"]) for f in fields}
+
+
+def _is_primitive(value: Any, kind: str) -> bool:
     # A bool is an int to Python, and to nobody else.
-    if isinstance(value, _PRIMITIVES.get(kind, ())) and isinstance(value, bool) == (kind == "boolean"):
-        return value
-    raise WireError(f"{field}: got {shorten(value)}, takes {kind}")
+    return isinstance(value, _PRIMITIVES.get(kind, ())) and isinstance(value, bool) == (kind == "boolean")
 
 
 def _time(value: Any, field: str) -> datetime:

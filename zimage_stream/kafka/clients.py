@@ -8,9 +8,13 @@ from functools import lru_cache
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
-from confluent_kafka.admin import AdminClient, ClusterMetadata  # type: ignore[attr-defined]
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    ClusterMetadata,
+    PartitionMetadata,
+)
 
-from zimage_stream.errors import BrokerUnavailableError, SettingsError
+from zimage_stream.errors import BrokerUnavailableError, SettingsError, TopicMissingError
 from zimage_stream.settings import KafkaSettings
 
 MAX_MESSAGE_BYTES = 4 << 20
@@ -76,6 +80,52 @@ def metadata_of(
             client.poll(0)
             if trouble.is_final or time.monotonic() >= deadline:
                 raise trouble.explain(error.args[0]) from error
+
+
+def partitions_of(
+    client: Producer | Consumer | AdminClient, trouble: Trouble, topic: str
+) -> dict[int, PartitionMetadata]:
+    """The partitions of a topic.
+
+    Raises:
+        BrokerUnavailableError: as :func:`metadata_of`.
+        TopicMissingError: there is no such topic.
+    """
+    found = metadata_of(client, trouble, topic).topics[topic]
+    if found.error is not None:
+        raise TopicMissingError(topic, found.error.str())
+    return found.partitions
+
+
+def create_admin(settings: KafkaSettings, trouble: Trouble | None = None) -> AdminClient:
+    """An admin client, which tells ``trouble`` why it gets no answer.
+
+    Raises:
+        SettingsError: as :func:`common_config`.
+    """
+    return AdminClient(_told(common_config(settings) | settings.extra, trouble))
+
+
+def create_producer(
+    settings: KafkaSettings, trouble: Trouble | None = None, *, delivery_timeout_s: float | None = None
+) -> Producer:
+    """An idempotent producer, which tells ``trouble`` why it gets no answer.
+
+    Args:
+        delivery_timeout_s: how long a record may wait for the brokers to acknowledge it; absent:
+            librdkafka's 5 minutes. ``kafka.extra`` overrides it.
+
+    Raises:
+        SettingsError: as :func:`common_config`.
+    """
+    config = producer_config(settings)
+    if delivery_timeout_s is not None:
+        config = {"delivery.timeout.ms": round(delivery_timeout_s * 1_000), **config}
+    return Producer(_told(config, trouble))
+
+
+def _told(config: dict[str, Any], trouble: Trouble | None) -> dict[str, Any]:
+    return config if trouble is None else {**config, "error_cb": trouble}
 
 
 def common_config(settings: KafkaSettings) -> dict[str, Any]:

@@ -12,10 +12,9 @@ from confluent_kafka import (
     KafkaException,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
+from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
 
-from zimage_stream.errors import TopicMissingError
-from zimage_stream.kafka.clients import CONTACT_TIMEOUT_S, Trouble, common_config, metadata_of
+from zimage_stream.kafka.clients import CONTACT_TIMEOUT_S, Trouble, create_admin, partitions_of
 from zimage_stream.settings import KafkaSettings
 
 _EARLIEST = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
@@ -53,7 +52,7 @@ class Offsets:
 
     def __init__(self, kafka: KafkaSettings) -> None:
         self._trouble = Trouble(kafka)
-        self._admin = AdminClient(common_config(kafka) | kafka.extra | {"error_cb": self._trouble})
+        self._admin = create_admin(kafka, self._trouble)
 
     def partitions(self, topic: str) -> dict[int, bool]:
         """The partitions of a topic, and whether each has a leader.
@@ -61,10 +60,8 @@ class Offsets:
         Raises:
             TopicMissingError: there is no such topic.
         """
-        found = metadata_of(self._admin, self._trouble, topic).topics[topic]
-        if found.error is not None:
-            raise TopicMissingError(topic, found.error.str())
-        return {number: each.leader >= 0 for number, each in sorted(found.partitions.items())}
+        found = partitions_of(self._admin, self._trouble, topic)
+        return {number: each.leader >= 0 for number, each in sorted(found.items())}
 
     def logs(self, topic: str) -> dict[int, Log | None]:
         """The log of each partition of a topic; ``None`` for those that have no leader who says.

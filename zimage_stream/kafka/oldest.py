@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
-from confluent_kafka import OFFSET_INVALID, Message
+from confluent_kafka import OFFSET_INVALID
 
 from zimage_stream.kafka.offsets import standings
-from zimage_stream.kafka.reader import TopicReader, record_time
+from zimage_stream.kafka.reader import TopicReader
+from zimage_stream.kafka.record import Record
 from zimage_stream.settings import KafkaSettings
-
-_POLL_S = 0.2
 
 
 def oldest_unresolved(kafka: KafkaSettings, topic: str, group_id: str) -> timedelta | None:
@@ -36,12 +35,12 @@ def oldest_unresolved(kafka: KafkaSettings, topic: str, group_id: str) -> timede
 def first_written(kafka: KafkaSettings, topic: str, starts: Mapping[int, int]) -> dict[int, datetime]:
     """When the first record from each of these offsets on was written. A partition that has none there,
     but markers of transactions at most, is left out. Raises as :func:`oldest_unresolved`."""
-    return {number: record_time(message) for number, message in first_records(kafka, topic, starts).items()}
+    return {number: record.timestamp for number, record in first_records(kafka, topic, starts).items()}
 
 
 def first_records(
     kafka: KafkaSettings, topic: str, starts: Mapping[int, int], *, uncommitted: bool = False
-) -> dict[int, Message]:
+) -> dict[int, Record]:
     """The first record from each of these offsets on, where there is one.
 
     Args:
@@ -49,18 +48,13 @@ def first_records(
 
     Raises as :func:`oldest_unresolved`.
     """
-    found: dict[int, Message] = {}
+    found: dict[int, Record] = {}
     if not starts:
         return found
     with TopicReader(kafka, topic, uncommitted=uncommitted) as reader:
         reader.start(starts)
-        while reader.unfinished - found.keys():
-            message = reader.poll(_POLL_S)
-            if message is None:
-                if reader.trouble is not None:
-                    raise reader.trouble
-                continue
-            number = message.partition()
-            assert number is not None
-            found.setdefault(number, message)
+        for record in reader.read_to_end():
+            found.setdefault(record.partition, record)
+            if not reader.unfinished - found.keys():
+                break
     return found

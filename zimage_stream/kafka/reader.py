@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 import logging
-import operator
+import math
 import threading
 import time
-from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping
+from datetime import datetime
 
-from confluent_kafka import (
-    OFFSET_BEGINNING,
-    TIMESTAMP_NOT_AVAILABLE,
-    Consumer,
-    KafkaError,
-    KafkaException,
-    Message,
-    TopicPartition,
-)
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
 from zimage_stream.errors import (
     BrokerUnavailableError,
     RegistryUnavailableError,
     TopicMissingError,
     WireError,
-    ZImageError,
 )
 from zimage_stream.events.codec import Codec
-from zimage_stream.events.headers import Headers
 from zimage_stream.events.image_result import ImageResult
 from zimage_stream.events.registry import SchemaUnavailableError
-from zimage_stream.kafka.clients import CONTACT_TIMEOUT_S, Trouble, metadata_of, reader_config
+from zimage_stream.kafka.clients import CONTACT_TIMEOUT_S, Trouble, partitions_of, reader_config
+from zimage_stream.kafka.record import Record, record_of
 from zimage_stream.settings import KafkaSettings
 
 log = logging.getLogger(__name__)
@@ -40,54 +30,15 @@ _NOT_TO_BE_READ = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZAT
 _NO_LEADER_YET = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
 """As for a moment after a topic was made, or while a broker restarts."""
 
-_HEADERS = operator.methodcaller("headers")
-"""Asks the client for a record's headers. Where a name is no UTF-8 it sets an error, and returns a list all
-the same, with null pointers for names. A call from Python code that runs often does not look at such an
-error, and touching a name ends the process; a call from C does."""
+POLL_S = 0.2
+"""One wait of a reader that waits for long: so soon it sees that it is to end."""
 CLOSE_TIMEOUT_S = 5.0
 NEW_PARTITIONS_S = 5.0
 """How soon a partition is read that was added to the topic."""
 _LOOK_TIMEOUT_S = 1.0
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Offsets = Mapping[int, int]
 """Partition number to the offset of the next record."""
-
-
-class UnreadableHeadersError(ZImageError):
-    """The client cannot say what a record's headers are: one of their names is no UTF-8."""
-
-
-def record_headers(message: Message) -> Headers:
-    """A record's headers in the order they were sent, as bytes. To be asked for once.
-
-    What the client does not show is not there: of a name what follows a NUL, and all of them where they
-    are more than 100,000.
-
-    Raises:
-        UnreadableHeadersError: there are some, and they cannot be read.
-    """
-    try:
-        sent: Any = _HEADERS(message) or ()  # pairs, in order; the stubs allow for more
-    except (SystemError, UnicodeDecodeError) as error:
-        # Asked again, the client would hand out names that are null pointers.
-        raise UnreadableHeadersError(f"a header's name is no UTF-8: {error.__cause__ or error}") from error
-    return [(name, value.encode() if isinstance(value, str) else value) for name, value in sent]
-
-
-def record_time(message: Message) -> datetime:
-    """When a record was written, as its timestamp says; now, where that is no time.
-
-    A timestamp is any number of 64 bits. Below 0, and after the year 9999 (microseconds, most often), it
-    says nothing, and the time when somebody reads it stands for it.
-    """
-    kind, milliseconds = message.timestamp()
-    if kind != TIMESTAMP_NOT_AVAILABLE and milliseconds >= 0:
-        try:
-            return _EPOCH + timedelta(milliseconds=milliseconds)
-        except OverflowError:
-            pass
-    return datetime.now(UTC)
 
 
 class TopicReader:
@@ -124,6 +75,21 @@ class TopicReader:
             TopicMissingError: there is no such topic.
         """
         return {partition: self._end_of(partition) for partition in self._partitions()}
+
+    def offsets_at(self, at: datetime, partitions: Collection[int]) -> dict[int, int]:
+        """The first record of each partition that was written then or later; where there is none, its end
+        or -1.
+
+        Raises:
+            BrokerUnavailableError: no broker answers.
+        """
+        milliseconds = round(at.timestamp() * 1000)
+        asked = [TopicPartition(self._topic, number, milliseconds) for number in partitions]
+        try:
+            found = self._consumer.offsets_for_times(asked, timeout=CONTACT_TIMEOUT_S)
+        except KafkaException as error:
+            raise self._trouble.explain(error.args[0]) from error
+        return {each.partition: each.offset for each in found}
 
     def _end_of(self, partition: int) -> int:
         place, deadline = TopicPartition(self._topic, partition), time.monotonic() + CONTACT_TIMEOUT_S
@@ -171,7 +137,30 @@ class TopicReader:
         """Set while no broker has answered since the last record."""
         return self._trouble.error
 
-    def poll(self, timeout_s: float) -> Message | None:
+    def read_to_end(self, ends: Offsets | None = None) -> Iterator[Record]:
+        """The records from where it stands, until every partition has been read to its end.
+
+        Args:
+            ends: where each partition is to end. Absent: where it ends as it is read, so that records which
+                come meanwhile are among them.
+
+        Raises:
+            BrokerUnavailableError: no broker answers.
+            TopicMissingError: as :meth:`poll`.
+        """
+        ends = ends or {}
+        while not self.caught_up:
+            record = self.poll(POLL_S)
+            if record is not None:
+                end = ends.get(record.partition, math.inf)
+                if record.offset + 1 >= end:
+                    self._unfinished.discard(record.partition)
+                if record.offset < end:
+                    yield record
+            elif self.trouble is not None:
+                raise self.trouble
+
+    def poll(self, timeout_s: float) -> Record | None:
         """The next record, or ``None`` after ``timeout_s`` seconds or at the end of a partition.
 
         Raises:
@@ -184,16 +173,14 @@ class TopicReader:
         if message is None:
             return None
         error = message.error()
-        partition, offset = message.partition(), message.offset()
         if error is None:
-            assert partition is not None
-            assert offset is not None
             self._trouble.clear()
-            self._positions[partition] = offset + 1
-            return message
+            record = record_of(message)
+            self._positions[record.partition] = record.offset + 1
+            return record
         if error.code() == KafkaError._PARTITION_EOF:
             self._trouble.clear()
-            self._unfinished.discard(-1 if partition is None else partition)
+            self._unfinished -= {message.partition()}
             return None
         if error.code() in _NOT_TO_BE_READ:
             raise TopicMissingError(self._topic, error.str())
@@ -226,10 +213,7 @@ class TopicReader:
             self._consumer.incremental_assign(places)
 
     def _partitions(self) -> list[int]:
-        found = metadata_of(self._consumer, self._trouble, self._topic).topics[self._topic]
-        if found.error is not None:
-            raise TopicMissingError(self._topic, found.error.str())
-        return sorted(found.partitions)
+        return sorted(partitions_of(self._consumer, self._trouble, self._topic))
 
 
 class ResultReader:
@@ -243,7 +227,7 @@ class ResultReader:
         self._patient = patient
         self.topic = TopicReader(settings, topic)
         self._codec = codec
-        self._waiting: Message | None = None
+        self._waiting: Record | None = None
 
     def __enter__(self) -> ResultReader:
         return self
@@ -262,24 +246,37 @@ class ResultReader:
             BrokerUnavailableError, TopicMissingError: reading cannot go on.
             RegistryUnavailableError: the schema cannot be had now; the next call tries the same record.
         """
-        message = self._waiting or self.topic.poll(timeout_s)
+        record = self._waiting or self.topic.poll(timeout_s)
+        return None if record is None else self._result_in(record)
+
+    def read_to_end(self) -> Iterator[ImageResult]:
+        """The results from where it stands, until every partition has been read to its end.
+
+        Raises:
+            BrokerUnavailableError: no broker answers.
+            TopicMissingError, RegistryUnavailableError: as :meth:`poll`.
+        """
+        for record in self.topic.read_to_end():
+            result = self._result_in(record)
+            if result is not None:
+                yield result
+
+    def _result_in(self, record: Record) -> ImageResult | None:
         self._waiting = None
-        if message is None:
-            return None
         try:
-            return self._codec.decode_result(message.value())
+            return self._codec.decode_result(record.value)
         except RegistryUnavailableError as error:
             if self._patient or not isinstance(error, SchemaUnavailableError):
-                self._waiting = message
+                self._waiting = record
                 raise
             problem: Exception = error
         except WireError as error:
             problem = error
         log.warning(
             "a record of %s that is no result is skipped (partition %s, offset %s): %s",
-            message.topic(),
-            message.partition(),
-            message.offset(),
+            record.topic,
+            record.partition,
+            record.offset,
             problem,
         )
         return None

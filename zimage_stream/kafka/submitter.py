@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from zimage_stream import forks
-from zimage_stream.errors import BrokerUnavailableError, SubmitError, TopicMissingError
+from zimage_stream.errors import BrokerUnavailableError, SubmitError
 from zimage_stream.events.image_result import Source
-from zimage_stream.kafka.clients import CONTACT_TIMEOUT_S, Trouble, metadata_of, producer_config
+from zimage_stream.kafka.clients import CONTACT_TIMEOUT_S, Trouble, create_producer, partitions_of
 from zimage_stream.kafka.partitions import walk
 from zimage_stream.settings import KafkaSettings
 
@@ -112,13 +112,7 @@ class Submitter:
         with self._lock:
             producer = self._producer
             if producer is None:
-                producer = Producer(
-                    {
-                        "delivery.timeout.ms": ACCEPT_TIMEOUT_S * 1_000,
-                        **producer_config(self._settings),
-                        "error_cb": self._trouble,
-                    }
-                )
+                producer = create_producer(self._settings, self._trouble, delivery_timeout_s=ACCEPT_TIMEOUT_S)
                 self._refresh_partitions(producer)
                 self._producer = producer
             elif time.monotonic() - self._walked_at > PARTITIONS_REFRESH_S:
@@ -131,16 +125,14 @@ class Submitter:
     def _refresh_partitions(self, producer: Producer) -> None:
         self._walked_at = time.monotonic()
         try:
-            found = metadata_of(producer, self._trouble, self._topic).topics[self._topic]
+            count = len(partitions_of(producer, self._trouble, self._topic))
         except BrokerUnavailableError:
             if self._partitions:
                 return
             raise
-        if found.error is not None:
-            raise TopicMissingError(self._topic, found.error.str())
-        if len(found.partitions) != self._partitions:
-            self._partitions = len(found.partitions)
-            self._walk = walk(self._partitions, secrets.randbelow(self._partitions))
+        if count != self._partitions:
+            self._partitions = count
+            self._walk = walk(count, secrets.randbelow(count))
 
     def _poll(self) -> None:
         while not self._closed.is_set():

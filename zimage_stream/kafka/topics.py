@@ -22,7 +22,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from zimage_stream.errors import ZImageError
 from zimage_stream.events.rules import MAX_RECORD_BYTES
-from zimage_stream.kafka.clients import MAX_MESSAGE_BYTES, Trouble, common_config, metadata_of
+from zimage_stream.kafka.clients import MAX_MESSAGE_BYTES, Trouble, create_admin, metadata_of
 from zimage_stream.settings import KafkaSettings, TopicSettings
 
 log = logging.getLogger(__name__)
@@ -287,7 +287,7 @@ def make_topics(
 ) -> dict[str, bool]:
     """Make those of these topics that are not there. Returns and raises as :func:`create_topics`."""
     trouble = Trouble(kafka)
-    admin = AdminClient(common_config(kafka) | kafka.extra | {"error_cb": trouble})
+    admin = create_admin(kafka, trouble)
     present = metadata_of(admin, trouble).topics
     wanted = [
         NewTopic(spec.name, spec.partitions, replication_factor, config=spec.config)
@@ -315,7 +315,7 @@ def topic_exists(kafka: KafkaSettings, name: str) -> bool:
         BrokerUnavailableError: no broker answers.
     """
     trouble = Trouble(kafka)
-    admin = AdminClient(common_config(kafka) | kafka.extra | {"error_cb": trouble})
+    admin = create_admin(kafka, trouble)
     return name in metadata_of(admin, trouble).topics
 
 
@@ -336,7 +336,7 @@ def check_topics(
         TopicError: the broker does not let these credentials look.
     """
     trouble = Trouble(kafka)
-    admin = AdminClient(common_config(kafka) | kafka.extra | {"error_cb": trouble})
+    admin = create_admin(kafka, trouble)
     specs, notes = required_topics(names, request_partitions), replayed_topic(names)
     metadata = metadata_of(admin, trouble)
     states = _states(metadata, admin, [spec.name for spec in specs])

@@ -20,16 +20,16 @@ from zimage_consumers.dead_letters.release import write_releases
 from zimage_consumers.dead_letters.replay import AT_A_TIME, Replay, Replayer
 from zimage_consumers.dead_letters.show import details, groups_table, id_of, line_of
 from zimage_consumers.image_worker.stages.verdict import OURS
+from zimage_stream.cli.context import settings_of
 from zimage_stream.cli.printing import print_table, say_json
 from zimage_stream.cli.terminal import say
 from zimage_stream.errors import RequestError
 from zimage_stream.escaping import NAME_CHARACTERS, shortened
-from zimage_stream.events.codec import Codec
+from zimage_stream.events.codec import Codec, create_codec
 from zimage_stream.events.image_result import Code
-from zimage_stream.events.registry import Registry
 from zimage_stream.events.rules import Limits, check_request
 from zimage_stream.events.texts import FIELDS, field_from_text
-from zimage_stream.settings import Settings, load_settings
+from zimage_stream.settings import Settings
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -64,12 +64,12 @@ def list_(
 
     Example: zimage dead-letters list --code INVALID_REQUEST
     """
-    settings = _settings(context)
+    settings = settings_of(context)
     wanted, now = _wanted(code, id_, tenant, at), datetime.now(UTC)
     replayed = read_notes(settings)
     groups: dict[str, Group] = {}
     found = 0
-    with _codec(settings) as codec:
+    with create_codec(settings.registry) as codec:
         for letter in read_letters(settings, codec, wanted):
             found += 1
             if wanted != Wanted() or limit is not None:
@@ -111,12 +111,12 @@ def show(
             "a terminal may obey what is in the value; write it to a file: … --raw > value",
             param_hint="--raw",
         )
-    settings, now = _settings(context), datetime.now(UTC)
+    settings, now = settings_of(context), datetime.now(UTC)
     places = {place for text in which if (place := _place(text)) is not None}
     ids = frozenset(text for text in which if _place(text) is None)
     replayed = read_notes(settings)
     shown = 0
-    with _codec(settings) as codec:
+    with create_codec(settings.registry) as codec:
         for letter in read_letters(settings, codec, Wanted()):
             if letter.place not in places and letter.request_id not in ids:
                 continue
@@ -155,9 +155,9 @@ def export(
 
     Example: zimage dead-letters export > dead-letters.jsonl
     """
-    settings = _settings(context)
+    settings = settings_of(context)
     replayed = read_notes(settings)
-    with _codec(settings) as codec:
+    with create_codec(settings.registry) as codec:
         letters = read_letters(settings, codec, _wanted(code, id_, tenant, at))
         for number, letter in enumerate(letters, 1):
             _say_json(letter, letter in replayed)
@@ -194,14 +194,14 @@ def replay(
 
     Example: zimage dead-letters replay --code INVALID_REQUEST --set width=1024
     """
-    settings, wanted = _settings(context), _wanted(code, id_, tenant, at)
+    settings, wanted = settings_of(context), _wanted(code, id_, tenant, at)
     if wanted == Wanted() and not all_:
         raise typer.BadParameter("say which: --code, --id, --tenant, --at or --all", param_hint="replay")
     if change and value:
         raise typer.BadParameter("give one of them", param_hint="--set, --value")
     mending = _Mending(settings, _changes(change or []), _bytes_of(value), keep_expiry)
     tally = _Tally(settings, json, dry_run)
-    with _codec(settings) as codec, _replayer(settings, dry_run) as replayer:
+    with create_codec(settings.registry) as codec, _replayer(settings, dry_run) as replayer:
         replayed = read_notes(settings) if replayer is None else replayer.replayed
         waiting: list[Replay] = []
         for letter in read_letters(settings, codec, wanted):
@@ -239,7 +239,7 @@ def release(
 
     Example: zimage dead-letters release --code UNKNOWN_SCHEMA
     """
-    settings = _settings(context)
+    settings = settings_of(context)
     codes = [Code(name) for name in sorted(_wanted(code, None, None, None).codes)] or list(OURS)
     strange = [each for each in codes if each not in OURS]
     if strange:
@@ -347,19 +347,6 @@ def _replayer(settings: Settings, dry_run: bool) -> Iterator[Replayer | None]:
         return
     with Replayer(settings) as replayer:
         yield replayer
-
-
-@contextmanager
-def _codec(settings: Settings) -> Iterator[Codec]:
-    codec = Codec(Registry(settings.registry) if settings.registry.url else None)
-    try:
-        yield codec
-    finally:
-        codec.close()
-
-
-def _settings(context: typer.Context) -> Settings:
-    return load_settings((context.obj or {}).get("config"))
 
 
 def _wanted(

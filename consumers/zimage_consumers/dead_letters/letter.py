@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from confluent_kafka import Message
-
 from zimage_stream.cli.printing import plain_fields
 from zimage_stream.errors import RegistryUnavailableError, WireError
 from zimage_stream.events.codec import CONFLUENT_V0, Codec
 from zimage_stream.events.headers import CUTS, Headers, replays_of, without_reasons
 from zimage_stream.events.prompt_request import PromptRequest
 from zimage_stream.events.registry import SchemaUnavailableError
-from zimage_stream.kafka.reader import UnreadableHeadersError, record_headers, record_time
+from zimage_stream.kafka.record import Record
 
 UNSAID = "(unsaid)"
 """Code of a record that does not say why it is here: somebody else put it there."""
@@ -139,21 +137,13 @@ class Decoder:
         self._codec = codec
         self._registry_down: RegistryUnavailableError | None = None
 
-    def letter_of(self, message: Message) -> DeadLetter:
+    def letter_of(self, record: Record) -> DeadLetter:
         """The dead letter in a record of the dead-letter topic."""
-        partition, offset = message.partition(), message.offset()
-        assert partition is not None
-        assert offset is not None
-        key: Any = message.key()
-        value: Any = message.value()
-        try:
-            headers = record_headers(message)
-        except UnreadableHeadersError:
-            headers = []  # of somebody else's record
-        request, unreadable = self.read(value)
-        written = record_time(message)
-        place = Place(partition, offset)
-        return DeadLetter(place, key, value, headers, written, request, unreadable)
+        place = Place(record.partition, record.offset)
+        request, unreadable = self.read(record.value)
+        # Headers that cannot be read are somebody else's.
+        headers = list(record.headers)
+        return DeadLetter(place, record.key, record.value, headers, record.timestamp, request, unreadable)
 
     def read(self, value: bytes | None) -> tuple[PromptRequest | None, str | None]:
         """The request in a record's value, or why there is none."""

@@ -6,10 +6,9 @@ import logging
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from confluent_kafka import Message
-
 from zimage_consumers.dead_letters.letter import DeadLetter, Place
-from zimage_stream.kafka.reader import TopicReader, record_time
+from zimage_stream.kafka.reader import TopicReader
+from zimage_stream.kafka.record import Record
 from zimage_stream.kafka.topics import replayed_topic, topic_exists
 from zimage_stream.settings import Settings
 
@@ -19,7 +18,6 @@ CLOCKS_DIFFER = timedelta(minutes=1)
 """By so much the clock of who replays may be behind the clock of who buried."""
 
 _REPLAYED = b"replayed"
-_POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,28 +76,20 @@ def read_notes(settings: Settings) -> Notes:
         return notes
     with TopicReader(settings.kafka, topic) as reader:
         reader.start()
-        while not reader.caught_up:
-            message = reader.poll(_POLL_S)
-            if message is not None:
-                _add(notes, message)
-            elif reader.trouble is not None:
-                raise reader.trouble
+        for record in reader.read_to_end():
+            _add(notes, record)
     return notes
 
 
-def _add(notes: Notes, message: Message) -> None:
-    key, value = _text(message.key()), _text(message.value())
+def _add(notes: Notes, record: Record) -> None:
     try:
-        place = Place.parse(key)
+        place = Place.parse(_text(record.key))
     except ValueError:
-        log.warning(
-            "a record of %s that is no note is skipped (offset %s)", message.topic(), message.offset()
-        )
+        log.warning("a record of %s that is no note is skipped (offset %s)", record.topic, record.offset)
         return
-    _, _, fingerprint = value.partition(" ")
-    at = record_time(message)
-    notes.add(place, Note(at, fingerprint or None))
+    _, _, fingerprint = _text(record.value).partition(" ")
+    notes.add(place, Note(record.timestamp, fingerprint or None))
 
 
-def _text(data: bytes | str | None) -> str:
-    return data.decode(errors="replace") if isinstance(data, bytes) else data or ""
+def _text(data: bytes | None) -> str:
+    return (data or b"").decode(errors="replace")

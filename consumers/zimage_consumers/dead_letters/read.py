@@ -10,8 +10,6 @@ from zimage_stream.events.codec import Codec
 from zimage_stream.kafka.reader import TopicReader
 from zimage_stream.settings import Settings
 
-_POLL_S = 0.2
-
 
 def read_letters(settings: Settings, codec: Codec, wanted: Wanted) -> Iterator[DeadLetter]:
     """The wanted dead letters, oldest first within a partition.
@@ -26,12 +24,7 @@ def read_letters(settings: Settings, codec: Codec, wanted: Wanted) -> Iterator[D
     with TopicReader(settings.kafka, settings.topics.dead_letters) as reader:
         ends = reader.end_offsets()
         reader.start()
-        while not reader.caught_up and any(reader.positions[p] < end for p, end in ends.items() if end):
-            message = reader.poll(_POLL_S)
-            if message is None:
-                if reader.trouble is not None:
-                    raise reader.trouble
-                continue
-            letter = decoder.letter_of(message)
-            if letter.place.offset < ends[letter.place.partition] and wanted.matches(letter):
+        for record in reader.read_to_end(ends):
+            letter = decoder.letter_of(record)
+            if wanted.matches(letter):
                 yield letter

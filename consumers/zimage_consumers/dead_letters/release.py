@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable
-from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message
 
 from zimage_stream.errors import BrokerUnavailableError
 from zimage_stream.events.image_result import Code
-from zimage_stream.kafka.clients import Trouble, producer_config
+from zimage_stream.kafka.clients import Trouble, create_producer
 from zimage_stream.kafka.reader import TopicReader
+from zimage_stream.kafka.record import Record
 from zimage_stream.kafka.topics import make_topics, released_topic, topic_exists
 from zimage_stream.settings import Settings
 
 log = logging.getLogger(__name__)
 
 _TIMEOUT_S = 30.0
-_POLL_S = 0.2
 
 
 def write_releases(settings: Settings, codes: Iterable[Code], until: float) -> None:
@@ -31,7 +30,7 @@ def write_releases(settings: Settings, codes: Iterable[Code], until: float) -> N
     """
     make_topics(settings.kafka, [released_topic(settings.topics)])
     trouble, failures = Trouble(settings.kafka), list[KafkaError]()
-    producer = Producer({**producer_config(settings.kafka), "error_cb": trouble})
+    producer = create_producer(settings.kafka, trouble)
 
     def delivered(error: KafkaError | None, _: Message) -> None:
         if error is not None:
@@ -58,22 +57,16 @@ def read_releases(settings: Settings) -> dict[Code, float]:
             return found
         with TopicReader(settings.kafka, topic) as reader:
             reader.start()
-            while not reader.caught_up:
-                message = reader.poll(_POLL_S)
-                if message is not None:
-                    _note(message, found)
-                elif reader.trouble is not None:
-                    raise reader.trouble
+            for record in reader.read_to_end():
+                _note(record, found)
     except KafkaException as error:
         raise BrokerUnavailableError(f"topic {topic}: {error.args[0].str()}") from error
     return found
 
 
-def _note(message: Message, found: dict[Code, float]) -> None:
-    key: Any = message.key()
-    value: Any = message.value()
+def _note(record: Record, found: dict[Code, float]) -> None:
     try:
-        found[Code(bytes(key).decode())] = float(json.loads(value)["until"])
+        found[Code((record.key or b"").decode())] = float(json.loads(record.value or b"")["until"])
     except (ValueError, TypeError, KeyError) as error:
         # Not written by us; whoever may write there must not stop a worker.
-        log.warning("a note of what is released is not used (offset %s): %s", message.offset(), error)
+        log.warning("a note of what is released is not used (offset %s): %s", record.offset, error)

@@ -13,11 +13,11 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from zimage_consumers.dead_letters.letter import DeadLetter
 from zimage_consumers.dead_letters.notes import Note, Notes, key_of, read_notes, value_of
-from zimage_stream.errors import TopicMissingError, ZImageError
+from zimage_stream.errors import ZImageError
 from zimage_stream.events.headers import replay_headers
 from zimage_stream.kafka.clients import (
     Trouble,
-    metadata_of,
+    partitions_of,
     producer_config,
     transactional_config,
     transactional_id,
@@ -88,11 +88,7 @@ class Replayer:
         make_topics(settings.kafka, [replayed_topic(settings.topics)])
         self._transactional = settings.worker.guarantee == "exactly_once"
         self._producer = self._new_producer()
-        topic = settings.topics.requests
-        found = metadata_of(self._producer, self._trouble, topic).topics[topic]
-        if found.error is not None:
-            raise TopicMissingError(topic, found.error.str())
-        count = len(found.partitions)
+        count = len(partitions_of(self._producer, self._trouble, settings.topics.requests))
         self._walk: Iterator[int] = walk(count, secrets.randbelow(count))
         self.replayed = self._take_over()
         """Which were replayed before, this replayer's own among them."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from zimage_stream.cli import interrupt
+from zimage_stream.cli.context import config_of
 from zimage_stream.settings import load_settings
 from zimage_stream.telemetry.logs import configure
 
@@ -49,7 +49,7 @@ def worker(
     )
     from zimage_consumers.image_worker.worker import Worker
 
-    config: Path | None = (context.obj or {}).get("config")
+    config = config_of(context)
     settings = load_settings(config)
     if parent is not None:
         die_with(parent)

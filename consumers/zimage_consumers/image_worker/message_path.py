@@ -25,7 +25,7 @@ from zimage_consumers.image_worker.stages.deliver import Delivery
 from zimage_consumers.image_worker.stages.dispatch import Dispatcher
 from zimage_consumers.image_worker.stages.gauges import Gauges
 from zimage_consumers.image_worker.stages.held_back import HeldBack, Releases
-from zimage_consumers.image_worker.stages.intake import Intake, record_of
+from zimage_consumers.image_worker.stages.intake import Intake
 from zimage_consumers.image_worker.stages.outbox import Outbox
 from zimage_consumers.image_worker.stages.schedule import Scheduler
 from zimage_consumers.image_worker.stages.terminal import Identity
@@ -41,7 +41,6 @@ from zimage_consumers.image_worker.window.jobs import (
     LookedUp,
     MemoryLeaked,
     Outcome,
-    Record,
     Resolution,
     Stage,
     Stored,
@@ -54,6 +53,7 @@ from zimage_stream.checkpoint import Mark
 from zimage_stream.engines.base import Engine
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.rules import Limits
+from zimage_stream.kafka.record import Record
 from zimage_stream.settings import Settings
 from zimage_stream.stores.base import ImageStore
 from zimage_stream.telemetry.health import Health
@@ -214,22 +214,21 @@ class MessagePath:
             # Large ones are not taken beyond what the window has room for before it is looked at again.
             if taken_bytes > BYTES_A_TURN:
                 return count
-            message = session.poll(wait_s)
-            if message is None:
+            record = session.poll(wait_s)
+            if record is None:
                 return count
-            record = record_of(message)
             failpoint("fetched")
             held = self.window.assignments.get(record.partition)
             if held is not None and held.ledger.take(record.offset) is Taken.NEW:
-                self._take(held, record)
-                taken_bytes += record.size
+                taken_bytes += self._take(held, record)
             if held is not None and held.ledger.full:
                 # Paused before another record of it is taken.
                 return count + 1
             wait_s = 0.0
         return RECORDS_A_TURN
 
-    def _take(self, held: Assignment, record: Record) -> None:
+    def _take(self, held: Assignment, record: Record) -> int:
+        """Make a job of it. Returns the bytes that it takes."""
         mark = held.ledger.mark(record.offset)
         job = Job(
             record,
@@ -239,9 +238,11 @@ class MessagePath:
             cautious=held.ledger.cautious,
             started=mark != Mark(),
         )
+        size = job.size
         self.window.enter(job)
         self._metrics.requests_taken.inc()
         self._enqueue(job)
+        return size
 
     def _enqueue(self, job: Job) -> None:
         if job.alone:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
 
 from zimage_consumers.image_worker.device.errors import EngineHungError, EngineLostError
 from zimage_consumers.image_worker.exits import ExitCode
@@ -18,7 +17,7 @@ from zimage_consumers.image_worker.group.session import Session
 from zimage_consumers.image_worker.message_path import MessagePath
 from zimage_stream.engines.base import Engine
 from zimage_stream.events.codec import Codec
-from zimage_stream.kafka.clients import common_config
+from zimage_stream.kafka.clients import create_admin
 from zimage_stream.settings import Settings
 from zimage_stream.stores.base import ImageStore
 from zimage_stream.telemetry.health import Health
@@ -57,7 +56,7 @@ class Worker:
         self._health = health
         self._metrics = metrics
         self._owner = draw_nonce(slot)
-        self._admin = AdminClient(common_config(settings.kafka) | settings.kafka.extra)
+        self._admin = create_admin(settings.kafka)
         self._path = MessagePath(
             settings, engine, store, codec, slot=slot, health=health, metrics=metrics, tracer=tracer
         )

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from zimage_consumers.results.follow import Wanted, follow
+from zimage_stream.cli.context import settings_of
 from zimage_stream.cli.printing import say_result
 from zimage_stream.cli.terminal import say
 from zimage_stream.client.saving import Saver
-from zimage_stream.events.codec import Codec
+from zimage_stream.events.codec import create_codec
 from zimage_stream.events.image_result import ImageResult, Status
-from zimage_stream.events.registry import Registry
 from zimage_stream.kafka.reader import ResultReader
-from zimage_stream.settings import Settings, load_settings
+from zimage_stream.settings import Settings
 from zimage_stream.stores import create_store
 
 
@@ -52,39 +52,41 @@ def results(
 
     Example: zimage results --batch cats --status FAILED
     """
-    settings = load_settings((context.obj or {}).get("config"))
-    wanted = Wanted(
-        frozenset(id_ or ()),
-        frozenset(batch or ()),
-        frozenset(tenant or ()),
-        frozenset(one.value for one in status or ()),
-    )
+    settings = settings_of(context)
+    wanted = Wanted.of(id_, batch, tenant, status)
+    # A request asked for by its id may have ended long before.
+    earlier = from_beginning or not follow_ or bool(id_)
     found = 0
-    saver = None
-    with ExitStack() as stack:
-        if out is not None:
-            store = create_store(settings.store)
-            stack.callback(store.close)
-            saver = stack.enter_context(Saver(store, out, "Results"))
-        # A request asked for by its id may have ended long before.
-        earlier = from_beginning or not follow_ or bool(id_)
+    with _saver(settings, out) as saver:
         for result in _read(settings, wanted, earlier, follow_, timeout):
             found += 1
             say_result(result, json=json)
             if saver is not None:
                 saver.save(result)
-    for problem in saver.problems if saver else []:
-        say(f"not saved: {problem}", err=True)
     if found == 0 and not follow_:
         say("there are no such results", err=True)
     missed = bool(id_) and found == 0
     raise typer.Exit(1 if missed or (saver and saver.failed) else 0)
 
 
+@contextmanager
+def _saver(settings: Settings, out: Path | None) -> Iterator[Saver | None]:
+    """Saves into the folder, if there is to be one, and says at the end what could not be saved."""
+    if out is None:
+        yield None
+        return
+    with closing(create_store(settings.store)) as store, Saver(store, out, "Results") as saver:
+        yield saver
+    for problem in saver.problems:
+        say(f"not saved: {problem}", err=True)
+
+
 def _read(
     settings: Settings, wanted: Wanted, earlier: bool, on: bool, timeout: float | None
 ) -> Iterator[ImageResult]:
-    codec = Codec(Registry(settings.registry) if settings.registry.url else None)
-    with ResultReader(settings.kafka, settings.topics.results, codec, patient=False) as reader:
+    with (
+        create_codec(settings.registry) as codec,
+        ResultReader(settings.kafka, settings.topics.results, codec, patient=False) as reader,
+    ):
         reader.topic.start(None if earlier else reader.topic.end_offsets(), growing=on)
         yield from follow(reader, wanted, until_end=not on, timeout_s=timeout)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
+from zimage_stream.deadline import Deadline
 from zimage_stream.errors import ResultTimeoutError
 from zimage_stream.events.image_result import ImageResult
-from zimage_stream.kafka.reader import ResultReader
-
-_POLL_S = 0.2
+from zimage_stream.kafka.reader import POLL_S, ResultReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +19,16 @@ class Wanted:
     batches: frozenset[str] = frozenset()
     tenants: frozenset[str] = frozenset()
     statuses: frozenset[str] = frozenset()
+
+    @staticmethod
+    def of(
+        ids: Iterable[str] | None,
+        batches: Iterable[str] | None,
+        tenants: Iterable[str] | None,
+        statuses: Iterable[str] | None,
+    ) -> Wanted:
+        """What is in these; ``None`` allows any."""
+        return Wanted(*(frozenset(each or ()) for each in (ids, batches, tenants, statuses)))
 
     def matches(self, result: ImageResult) -> bool:
         """Whether the result is one of them."""
@@ -46,23 +54,22 @@ def follow(
         ResultTimeoutError: ``timeout_s`` passed, and some of ``wanted.ids`` have not come.
         BrokerUnavailableError: no broker answers, and the end or ``timeout_s`` was to be reached.
     """
-    deadline = float("inf") if timeout_s is None else time.monotonic() + timeout_s
-    missing = set(wanted.ids)
+    deadline, missing = Deadline(timeout_s), set(wanted.ids)
     while True:
-        result = reader.poll(max(0.0, min(_POLL_S, deadline - time.monotonic())))
-        if result is not None:
-            if wanted.matches(result):
-                missing.discard(result.request_id)
-                yield result
-            continue
-        if until_end and reader.topic.caught_up:
-            return
-        if wanted.ids and not missing and not until_end:
-            return
-        late = time.monotonic() >= deadline
-        if (late or until_end) and reader.topic.trouble is not None:
-            raise reader.topic.trouble
-        if late:
-            if missing:
-                raise ResultTimeoutError(sorted(missing), timeout_s or 0)
-            return
+        result = reader.poll(deadline.within(POLL_S))
+        if result is None:
+            done = reader.topic.caught_up if until_end else bool(wanted.ids) and not missing
+            if done or _is_late(reader, missing, deadline, until_end):
+                return
+        elif wanted.matches(result):
+            missing.discard(result.request_id)
+            yield result
+
+
+def _is_late(reader: ResultReader, missing: Collection[str], deadline: Deadline, until_end: bool) -> bool:
+    """Whether nothing more is waited for, where nothing has come. Raises as :func:`follow`."""
+    if reader.topic.trouble is not None and (until_end or deadline.passed):
+        raise reader.topic.trouble
+    if deadline.passed and missing:
+        raise ResultTimeoutError(sorted(missing), deadline.timeout_s)
+    return deadline.passed

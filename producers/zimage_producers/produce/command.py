@@ -9,16 +9,17 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import typer
 
 from zimage_producers.produce import options, rows
-from zimage_producers.produce.outstanding import Item
+from zimage_producers.produce.item import Item
 from zimage_producers.produce.reading import Reading, open_rows
 from zimage_producers.produce.row_ids import RowIds
 from zimage_producers.produce.run import Run, Unreadable
 from zimage_producers.produce.tally import Tally
+from zimage_stream.cli.context import settings_of
 from zimage_stream.cli.printing import say_json, say_result
 from zimage_stream.cli.terminal import say
 from zimage_stream.client.prompt_client import PromptClient
@@ -26,7 +27,7 @@ from zimage_stream.client.saving import Saver
 from zimage_stream.errors import RequestError, ZImageError
 from zimage_stream.events.prompt_request import PromptRequest
 from zimage_stream.events.texts import time_from_text
-from zimage_stream.settings import Settings, load_settings
+from zimage_stream.settings import Settings
 from zimage_stream.stores import create_store
 
 _ESTIMATE_EVERY = 512
@@ -69,39 +70,37 @@ def produce(
     """
     if (prompt is None) == (file is None):
         raise typer.BadParameter("give either a prompt or --file", param_hint="PROMPT")
-    given: dict[str, Any] = {
-        "tenant": tenant,
-        "width": width,
-        "height": height,
-        "seed": seed,
-        "steps": steps,
-        "guidance_scale": guidance_scale,
-        "format": image_format,
-        "quality": quality,
-        "priority": priority,
-        "expires_at": time_from_text("expires_at", expires_at) if expires_at else None,
-    }
-    fields = {name: value for name, value in given.items() if value is not None}
-    fields["attributes"] = _attributes(attribute or [])
-    settings = load_settings((context.obj or {}).get("config"))
+    fields = _given(
+        tenant=tenant,
+        width=width,
+        height=height,
+        seed=seed,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        format=image_format,
+        quality=quality,
+        priority=priority,
+        expires_at=time_from_text("expires_at", expires_at) if expires_at else None,
+        attributes=_attributes(attribute or []),
+    )
+    settings = settings_of(context)
     job = _Job(settings, fields, wait or out is not None, out, timeout, json)
     if prompt is not None:
         if input_format or encoding or name_by:
             hint = "--input-format, --encoding, --name-by"
             raise typer.BadParameter("these go with --file", param_hint=hint)
-        one = {"request_id": request_id, "batch_id": batch}
-        done = job.one(prompt, {name: value for name, value in one.items() if value is not None})
-    elif request_id is not None:
-        raise typer.BadParameter("a file's rows have ids of their own", param_hint="--request-id")
+        done = job.one(prompt, _given(request_id=request_id, batch_id=batch))
     else:
+        if request_id is not None:
+            raise typer.BadParameter("a file's rows have ids of their own", param_hint="--request-id")
         path = None if file in (None, "-") else Path(str(file))
-        try:
-            with ExitStack() as stack:
-                reading = open_rows(stack, path, input_format, encoding, name_by)
-                done = job.many(path, reading, batch or rows.batch_name(path, datetime.now(UTC)), name_by)
-        except rows.InputError as error:
-            raise typer.BadParameter(str(error), param_hint="--file") from error
+        done = job.file(path, input_format, encoding, batch, name_by)
     raise typer.Exit(0 if done else 1)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Those that were given."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +134,22 @@ class _Job:
             if saver is not None:
                 saver.save(result, prompt=request.prompt)
         return result.succeeded and not _report(saver)
+
+    def file(
+        self,
+        path: Path | None,
+        input_format: Literal["csv", "jsonl", "xlsx"] | None,
+        encoding: str | None,
+        batch: str | None,
+        name_by: str | None,
+    ) -> bool:
+        """Whether everything in the file was accepted and, if waited for, succeeded."""
+        try:
+            with ExitStack() as stack:
+                reading = open_rows(stack, path, input_format, encoding, name_by)
+                return self.many(path, reading, batch or rows.batch_name(path, datetime.now(UTC)), name_by)
+        except rows.InputError as error:
+            raise typer.BadParameter(str(error), param_hint="--file") from error
 
     def many(self, path: Path | None, reading: Reading, batch: str, name_by: str | None) -> bool:
         """Whether everything was accepted and, if waited for, succeeded."""

@@ -9,7 +9,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
-from zimage_producers.produce.outstanding import Item, Outstanding
+from zimage_producers.produce.item import Item
+from zimage_stream.client.awaited import Awaited
 from zimage_stream.client.prompt_client import PromptClient
 from zimage_stream.errors import BrokerUnavailableError, RequestError, SubmitError, ZImageError
 from zimage_stream.events.image_result import ImageResult, Source
@@ -61,7 +62,7 @@ class Run:
         self._client = client
         self._progress = progress
         self._timeout_s = timeout_s
-        self._outstanding = Outstanding()
+        self._outstanding: Awaited[Item] = Awaited()
         self._settled: queue.SimpleQueue[tuple[Item, Future[Source]]] = queue.SimpleQueue()
         self._heard_at = time.monotonic()
 
@@ -107,7 +108,7 @@ class Run:
         try:
             future = self._client.submit_nowait(item.request)
         except (RequestError, SubmitError) as error:
-            self._outstanding.refused(item)
+            self._outstanding.drop(item)
             self._progress.refused(item.line, error)
         else:
             future.add_done_callback(lambda done: self._settled.put((item, done)))
@@ -120,12 +121,14 @@ class Run:
                 self._heard_at, wait_s = time.monotonic(), 0.0
                 error = future.exception()
                 if isinstance(error, SubmitError):
-                    self._outstanding.refused(item)
+                    self._outstanding.drop(item)
                     self._progress.refused(item.line, error)
                     if isinstance(error.__cause__, BrokerUnavailableError):
                         raise error.__cause__
                     continue
-                result = self._outstanding.accepted(item, future.result(), answer_follows=reader is not None)
+                result = self._outstanding.accepted(item, future.result())
+                if reader is None:
+                    self._outstanding.drop(item)
                 self._progress.accepted(item)
                 if result is not None:
                     self._progress.answered(item, result)

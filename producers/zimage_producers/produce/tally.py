@@ -10,7 +10,7 @@ from types import TracebackType
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from zimage_producers.produce.outstanding import Item
+from zimage_producers.produce.item import Item
 from zimage_stream.cli.printing import age, console, result_as_line, say_json, say_result
 from zimage_stream.cli.terminal import say
 from zimage_stream.client.saving import Saver

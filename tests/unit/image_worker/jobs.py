@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from zimage_consumers.image_worker.window.assignment import Assignment
-from zimage_consumers.image_worker.window.jobs import Job, Record
+from zimage_consumers.image_worker.window.jobs import Job
 from zimage_consumers.image_worker.window.ledger import Ledger
 from zimage_stream.checkpoint import Checkpoint
 from zimage_stream.events.prompt_request import PromptRequest
+from zimage_stream.kafka.record import Record
 
 _offsets = itertools.count()
 SENT = datetime(2026, 1, 1, tzinfo=UTC)

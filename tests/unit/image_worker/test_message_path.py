@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -18,6 +18,7 @@ from zimage_consumers.image_worker.window.ledger import Ledger
 from zimage_stream.checkpoint import Checkpoint
 from zimage_stream.engines.simulated import SimulatedEngine
 from zimage_stream.events.codec import Codec
+from zimage_stream.kafka.record import Record
 from zimage_stream.settings import Settings
 from zimage_stream.stores.directory import DirectoryStore
 from zimage_stream.telemetry.health import Health
@@ -103,13 +104,8 @@ class Flooded:
         if self._paused:
             return None
         self.taken += 1
-        offset, headers = self.taken - 1, [("h", bytes(100_000))] * 6
-        return SimpleNamespace(
-            **{name: (lambda value=value: value) for name, value in {
-                "topic": "requests", "partition": 0, "offset": offset, "key": None, "value": b"v",
-                "timestamp": (1, 1), "headers": headers,
-            }.items()}
-        )  # fmt: skip
+        headers = (("h", bytes(100_000)),) * 6
+        return Record("requests", 0, self.taken - 1, None, b"v", headers, datetime.now(UTC))
 
 
 def test_the_window_counts_headers(path: MessagePath, health: Health) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from zimage_stream.cli.context import config_of
 from zimage_stream.cli.printing import console
 
 
@@ -23,4 +24,4 @@ def demo(
     """
     from zimage_stream.cli.demo.run import run_demo
 
-    raise typer.Exit(run_demo((context.obj or {}).get("config"), configured, out, console(stderr=True)))
+    raise typer.Exit(run_demo(config_of(context), configured, out, console(stderr=True)))

@@ -10,13 +10,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
-from confluent_kafka import Consumer, Producer, TopicPartition
 from PIL import Image
 from rich.console import Console
 from rich.progress import (
@@ -32,13 +31,16 @@ from rich.table import Table
 from zimage_stream.cli.demo.prompts import POISON, SIDE, requests
 from zimage_stream.client.gallery import write_gallery
 from zimage_stream.client.prompt_client import PromptClient
+from zimage_stream.deadline import Deadline
 from zimage_stream.errors import ResultTimeoutError, StoreError, ZImageError
 from zimage_stream.escaping import escaped
 from zimage_stream.events.image_result import ImageResult
 from zimage_stream.events.prompt_request import PromptRequest
 from zimage_stream.imaging import contact_sheet
-from zimage_stream.kafka.clients import producer_config, reader_config
+from zimage_stream.kafka.clients import create_producer
 from zimage_stream.kafka.embedded import EmbeddedBroker
+from zimage_stream.kafka.reader import POLL_S, TopicReader
+from zimage_stream.kafka.record import Record
 from zimage_stream.kafka.topics import create_topics
 from zimage_stream.settings import Settings, TopicSettings, environment_of, load_settings
 from zimage_stream.stores import create_store
@@ -220,38 +222,29 @@ def _busy_seconds(port: int) -> float:
 
 
 def _send_poison(settings: Settings) -> None:
-    producer = Producer(producer_config(settings.kafka))
+    producer = create_producer(settings.kafka)
     producer.produce(settings.topics.requests, key=b"poison", value=POISON)
     producer.flush(10)
 
 
 def _dead_letters(settings: Settings) -> list[str]:
     """The dead letters whose value is the demo's poison of this run, as lines for people."""
-    consumer = Consumer(reader_config(settings.kafka))
-    try:
-        topic = settings.topics.dead_letters
-        partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
-        starts = []
-        for number in partitions:
-            _, high = consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=10)
-            # A transaction's marker takes an offset too, so the last letter is at most two back.
-            starts.append(TopicPartition(topic, number, max(0, high - 2)))
-        consumer.assign(starts)
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            message = consumer.poll(0.2)
-            if message is not None and message.error() is None and message.value() == POISON:
-                return [_describe(dict(message.headers() or []))]
-        return []
-    finally:
-        consumer.close()
+    with TopicReader(settings.kafka, settings.topics.dead_letters) as reader:
+        # A transaction's marker takes an offset too, so the last letter is at most two back.
+        reader.start({number: max(0, end - 2) for number, end in reader.end_offsets().items()})
+        deadline = Deadline(10.0)
+        while not deadline.passed:
+            record = reader.poll(POLL_S)
+            if record is not None and record.value == POISON:
+                return [_describe(record)]
+    return []
 
 
-def _describe(headers: Mapping[str, Any]) -> str:
-    read = {name: value.decode() if isinstance(value, bytes) else value for name, value in headers.items()}
+def _describe(letter: Record) -> str:
+    said = {name: value.decode() for name, value in letter.headers if value is not None}
     return (
-        f"{read['zimage.code']}: {read['__connect.errors.exception.message']} "
-        f"(partition {read['__connect.errors.partition']}, offset {read['__connect.errors.offset']})"
+        f"{said['zimage.code']}: {said['__connect.errors.exception.message']} "
+        f"(partition {said['__connect.errors.partition']}, offset {said['__connect.errors.offset']})"
     )
 
 

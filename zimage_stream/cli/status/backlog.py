@@ -10,15 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from confluent_kafka import OFFSET_INVALID, KafkaException, Message, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import OFFSET_INVALID, KafkaException, TopicPartition
 
 from zimage_stream.checkpoint import GONE_BACK, Checkpoint
-from zimage_stream.kafka.clients import CONTACT_TIMEOUT_S, Trouble, common_config, metadata_of
+from zimage_stream.kafka.clients import CONTACT_TIMEOUT_S, Trouble, create_admin, metadata_of
 from zimage_stream.kafka.members import slot_of
 from zimage_stream.kafka.offsets import Log, standings
 from zimage_stream.kafka.oldest import first_records, first_written
-from zimage_stream.kafka.reader import UnreadableHeadersError, record_headers, record_time
+from zimage_stream.kafka.record import Record
 from zimage_stream.settings import Settings
 
 
@@ -168,24 +167,21 @@ def _open_transactions(settings: Settings, partitions: Sequence[Partition]) -> d
         number: OpenTransaction(
             held_back[number].end,
             held_back[number].high - held_back[number].end,
-            record_time(message),
-            _source_of(message),
+            record.timestamp,
+            _source_of(record),
         )
-        for number, message in first.items()
+        for number, record in first.items()
     }
 
 
-def _source_of(message: Message) -> str | None:
+def _source_of(record: Record) -> str | None:
     """Whom a record says that it comes from, as CloudEvents has it; ``None`` where it does not say."""
-    try:
-        said = [value for name, value in record_headers(message) if name == "ce_source" and value]
-    except UnreadableHeadersError:
-        return None
+    said = [value for name, value in record.headers if name == "ce_source" and value]
     return said[-1].decode(errors="replace") if said else None
 
 
 def _group(settings: Settings, trouble: Trouble) -> tuple[str, tuple[Member, ...], dict[int, str]]:
-    admin = AdminClient(common_config(settings.kafka) | settings.kafka.extra | {"error_cb": trouble})
+    admin = create_admin(settings.kafka, trouble)
     metadata_of(admin, trouble)
     group = settings.worker.group_id
     try:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import typer
 
+from zimage_stream.cli.context import settings_of
 from zimage_stream.cli.printing import age, plain_fields, print_table, say_json, say_result, table
 from zimage_stream.cli.status.backlog import Backlog, OpenTransaction, Partition, read_backlog
 from zimage_stream.cli.status.rate import Rate, results_since
 from zimage_stream.cli.status.where import Phase, Unresolved, find_results, find_unresolved
 from zimage_stream.cli.terminal import say
 from zimage_stream.escaping import NAME_CHARACTERS, shortened
-from zimage_stream.events.codec import Codec
-from zimage_stream.events.registry import Registry
+from zimage_stream.events.codec import Codec, create_codec
 from zimage_stream.kafka.offsets import Offsets
-from zimage_stream.settings import Settings, load_settings
+from zimage_stream.settings import Settings
 
 RATE_WINDOW = timedelta(seconds=60)
 
@@ -49,8 +48,8 @@ def status(
     """
     if request_id is None and tenant is not None:
         raise typer.BadParameter("it goes with an ID", param_hint="--tenant")
-    settings = load_settings((context.obj or {}).get("config"))
-    with closing(Codec(Registry(settings.registry) if settings.registry.url else None)) as codec:
+    settings = settings_of(context)
+    with create_codec(settings.registry) as codec:
         if request_id is not None:
             raise typer.Exit(0 if _one(settings, codec, request_id, tenant, json) else 1)
         raise typer.Exit(0 if _everything(settings, codec, all_, json) else 1)

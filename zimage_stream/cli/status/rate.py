@@ -6,16 +6,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
-
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.image_result import ImageResult
-from zimage_stream.kafka.clients import CONTACT_TIMEOUT_S, Trouble, reader_config
 from zimage_stream.kafka.offsets import Offsets
 from zimage_stream.kafka.reader import ResultReader
 from zimage_stream.settings import Settings
 
-_POLL_S = 0.2
 _LEAST_S = 1.0
 LONGEST_S = timedelta.max.total_seconds() // 2
 
@@ -66,30 +62,11 @@ def results_since(settings: Settings, codec: Codec, since: datetime) -> Rate:
     rate = Rate(leaderless=[number for number, log in logs.items() if log is None])
     ends = {number: log.end for number, log in logs.items() if log is not None}
     with ResultReader(settings.kafka, settings.topics.results, codec, patient=False) as reader:
-        starts = _offsets_at(settings, list(ends), since)
+        starts = reader.topic.offsets_at(since, ends)
         # A partition without a record that young is answered with its end, or with -1.
         starts = {number: at if at >= 0 else ends[number] for number, at in starts.items()}
-        if all(starts[number] >= end for number, end in ends.items()):
-            return rate
-        reader.topic.start(starts)
-        while not reader.topic.caught_up:
-            result = reader.poll(_POLL_S)
-            if result is not None:
+        if any(starts[number] < end for number, end in ends.items()):
+            reader.topic.start(starts)
+            for result in reader.read_to_end():
                 rate.add(result)
-            elif reader.topic.trouble is not None:
-                raise reader.topic.trouble
     return rate
-
-
-def _offsets_at(settings: Settings, partitions: list[int], at: datetime) -> dict[int, int]:
-    trouble = Trouble(settings.kafka)
-    consumer = Consumer({**reader_config(settings.kafka), "error_cb": trouble})
-    milliseconds = round(at.timestamp() * 1000)
-    try:
-        asked = [TopicPartition(settings.topics.results, number, milliseconds) for number in partitions]
-        found = consumer.offsets_for_times(asked, timeout=CONTACT_TIMEOUT_S)
-    except KafkaException as error:
-        raise trouble.explain(error.args[0]) from error
-    finally:
-        consumer.close()
-    return {each.partition: each.offset for each in found}

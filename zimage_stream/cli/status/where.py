@@ -6,20 +6,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from itertools import chain
 
-from confluent_kafka import OFFSET_BEGINNING, Message
+from confluent_kafka import OFFSET_BEGINNING
 
-from zimage_stream.checkpoint import Checkpoint
+from zimage_stream.checkpoint import Checkpoint, Mark
 from zimage_stream.cli.status.backlog import Backlog, resolved_below
 from zimage_stream.errors import RegistryUnavailableError, WireError
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.image_result import ImageResult
 from zimage_stream.events.registry import SchemaUnavailableError
-from zimage_stream.kafka.reader import TopicReader, record_time
+from zimage_stream.kafka.reader import TopicReader
+from zimage_stream.kafka.record import Record
 from zimage_stream.settings import Settings
-
-_POLL_S = 0.2
 
 
 class Phase(StrEnum):
@@ -57,38 +55,39 @@ def find_unresolved(
     settings: Settings, backlog: Backlog, codec: Codec, request_id: str, tenant: str | None
 ) -> Iterator[Unresolved]:
     """Records of this request that the backlog holds. Raises as ``TopicReader``."""
-    topic = settings.topics.requests
-    starts = {p.number: p.checkpoint.base for p in backlog.partitions if p.unresolved}
-    behind = {p.number: p.transaction.offset for p in backlog.partitions if p.transaction}
-    readable = ((message, False) for message in _read(settings, topic, starts))
-    uncommitted = ((message, True) for message in _read(settings, topic, behind, uncommitted=True))
     partitions = {p.number: p for p in backlog.partitions}
-    for message, is_behind in chain(readable, uncommitted):
-        number, offset = message.partition(), message.offset()
-        assert number is not None
-        assert offset is not None
-        held = partitions[number].checkpoint
-        value = message.value()
-        # Decoding all of a long backlog would take longer than the answer is worth.
-        if held.is_resolved(offset) or not value or request_id.encode() not in _bytes(value):
+    for record, is_uncommitted in _unresolved(settings, backlog):
+        partition = partitions[record.partition]
+        held, offset = partition.checkpoint, record.offset
+        if held.is_resolved(offset) or not _may_hold(record, request_id):
             continue
         try:
-            request = codec.decode_request(_bytes(value))
+            request = codec.decode_request(record.value)
         except (WireError, RegistryUnavailableError):
             continue
         if request.request_id == request_id and tenant in (None, request.tenant):
-            mark = held.marks.get(offset)
             yield Unresolved(
                 request_id,
                 request.tenant,
-                number,
+                record.partition,
                 offset,
-                record_time(message),
-                Phase.UNCOMMITTED if is_behind else phase_of(held, offset),
+                record.timestamp,
+                Phase.UNCOMMITTED if is_uncommitted else phase_of(held, offset),
                 unresolved_before(held, offset),
-                mark.attempts if mark else 0,
-                partitions[number].worker,
+                held.marks.get(offset, Mark()).attempts,
+                partition.worker,
             )
+
+
+def _unresolved(settings: Settings, backlog: Backlog) -> Iterator[tuple[Record, bool]]:
+    """Records where something is unresolved, and whether they lie behind an open transaction."""
+    topic = settings.topics.requests
+    bases = {p.number: p.checkpoint.base for p in backlog.partitions if p.unresolved}
+    for record in _read(settings, topic, bases):
+        yield record, False
+    behind = {p.number: p.transaction.offset for p in backlog.partitions if p.transaction}
+    for record in _read(settings, topic, behind, uncommitted=True):
+        yield record, True
 
 
 def phase_of(checkpoint: Checkpoint, offset: int) -> Phase:
@@ -108,32 +107,27 @@ def find_results(
     settings: Settings, partitions: Iterable[int], codec: Codec, request_id: str, tenant: str | None
 ) -> Iterator[ImageResult]:
     """Results of this request in these partitions, oldest first in each. Raises as ``TopicReader``."""
-    for message in _read(settings, settings.topics.results, dict.fromkeys(partitions, OFFSET_BEGINNING)):
-        value = message.value()
-        if not value or request_id.encode() not in _bytes(value):
+    for record in _read(settings, settings.topics.results, dict.fromkeys(partitions, OFFSET_BEGINNING)):
+        if not _may_hold(record, request_id):
             continue
         try:
-            result = codec.decode_result(_bytes(value))
+            result = codec.decode_result(record.value)
         except (WireError, SchemaUnavailableError):
             continue
         if result.request_id == request_id and tenant in (None, result.tenant):
             yield result
 
 
+def _may_hold(record: Record, request_id: str) -> bool:
+    """Whether it is worth decoding; all of a long topic would take longer than the answer is worth."""
+    return record.value is not None and request_id.encode() in record.value
+
+
 def _read(
     settings: Settings, topic: str, starts: dict[int, int], *, uncommitted: bool = False
-) -> Iterator[Message]:
+) -> Iterator[Record]:
     if not starts:
         return
     with TopicReader(settings.kafka, topic, uncommitted=uncommitted) as reader:
         reader.start(starts)
-        while not reader.caught_up:
-            message = reader.poll(_POLL_S)
-            if message is not None:
-                yield message
-            elif reader.trouble is not None:
-                raise reader.trouble
-
-
-def _bytes(value: bytes | str) -> bytes:
-    return value.encode() if isinstance(value, str) else value
+        yield from reader.read_to_end()

@@ -37,6 +37,7 @@ from zimage_stream.checkpoint import GONE_BACK, Checkpoint, Mark
 from zimage_stream.errors import ZImageError
 from zimage_stream.kafka.clients import transactional_id, worker_consumer_config
 from zimage_stream.kafka.members import member_name
+from zimage_stream.kafka.record import Record, record_of
 from zimage_stream.settings import Settings
 from zimage_stream.telemetry.health import Health
 from zimage_stream.telemetry.metrics import Metrics
@@ -130,7 +131,7 @@ class Session:
             [self._topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost
         )
 
-    def poll(self, timeout_s: float) -> Message | None:
+    def poll(self, timeout_s: float) -> Record | None:
         """The next record, and whatever the group has to say.
 
         One at a time: a batch could hold records from before a rebalance that ran inside the same call.
@@ -153,7 +154,7 @@ class Session:
             if problem is None:
                 self.health.up("kafka")
                 self._note_epoch(message)
-                return message
+                return record_of(message)
             if problem.code() != KafkaError._PARTITION_EOF:
                 self._judge(problem, message.partition())
                 return None

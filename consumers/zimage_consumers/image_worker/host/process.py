@@ -19,8 +19,7 @@ from zimage_consumers.image_worker.stages.deliver import QUESTIONS
 from zimage_consumers.image_worker.worker import Worker
 from zimage_stream.cli import interrupt
 from zimage_stream.engines import Engine, create_engine
-from zimage_stream.events.codec import Codec
-from zimage_stream.events.registry import Registry
+from zimage_stream.events.codec import create_codec
 from zimage_stream.settings import Settings
 from zimage_stream.stores import ImageStore, create_store
 from zimage_stream.telemetry.health import Health
@@ -78,7 +77,7 @@ def run_worker(
     tracer = create_tracer(settings.telemetry.traces, slot)
     if store is None:
         store = create_store(settings.store, connections=settings.worker.upload_threads + QUESTIONS)
-    codec = Codec(Registry(settings.registry, patience_s=PATIENCE_S) if settings.registry.url else None)
+    codec = create_codec(settings.registry, PATIENCE_S)
     try:
         if engine is None:
             engine = create_engine(settings.engine)

@@ -72,20 +72,24 @@ def devices_of(text: str, gpus: int) -> list[Device]:
     Raises:
         SettingsError: it is none of these, or names a GPU that is not there.
     """
-    if text == "all":
-        if gpus == 0:
-            raise SettingsError("--devices all: there is no GPU here; --devices cpu runs without one")
-        return [Device("cuda", index, str(index)) for index in range(gpus)]
     kind, _, count = text.partition(":")
     if kind == "cpu" and (count or "1").isdecimal() and int(count or "1") > 0:
         return [Device("cpu", index, "") for index in range(int(count or "1"))]
+    return [Device("cuda", index, str(index)) for index in _gpus_of(text, gpus)]
+
+
+def _gpus_of(text: str, gpus: int) -> Sequence[int]:
+    if text == "all":
+        if gpus == 0:
+            raise SettingsError("--devices all: there is no GPU here; --devices cpu runs without one")
+        return range(gpus)
     numbers = text.split(",")
     if not all(number.isdecimal() for number in numbers):
         raise SettingsError(f"--devices: got {text!r}, takes all, a list of GPUs such as 0,2, cpu or cpu:2")
     chosen = sorted({int(number) for number in numbers})
     if chosen[-1] >= gpus:
         raise SettingsError(f"--devices: got {text!r}, but there are {gpus} GPUs here, numbered from 0")
-    return [Device("cuda", index, str(index)) for index in chosen]
+    return chosen
 
 
 def count_gpus() -> int:

@@ -77,7 +77,7 @@ class HeldBack:
     def takes(self, resolution: Resolution) -> bool:
         """Whether a job that failed, for a reason that may be ours, is held back instead of answered."""
         job, code = resolution.job, resolution.code
-        if code is None or job.tried_again or job.record.size > LARGEST_HELD or self._releases.let_go(code):
+        if code is None or job.tried_again or job.size > LARGEST_HELD or self._releases.let_go(code):
             return False
         if not self._breaker.fail(_cause(code, job), _identity(job), job):
             return False

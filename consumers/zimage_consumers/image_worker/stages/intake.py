@@ -5,36 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from confluent_kafka import Message
-
 from zimage_consumers.image_worker.stages.verdict import IntakeError
-from zimage_consumers.image_worker.window.jobs import Job, Record
+from zimage_consumers.image_worker.window.jobs import Job
 from zimage_stream.engines.base import MAX_PROMPT_TOKENS
 from zimage_stream.errors import RegistryUnavailableError, RequestError, WireError
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.prompt_request import PromptRequest
 from zimage_stream.events.rules import MAX_RECORD_BYTES, Limits, check_request
-from zimage_stream.kafka.reader import UnreadableHeadersError, record_headers, record_time
+from zimage_stream.kafka.record import Record
 
 log = logging.getLogger(__name__)
-
-
-def record_of(message: Message) -> Record:
-    """The consumed record, its headers as they were sent, whatever it holds."""
-    topic, partition, offset = message.topic(), message.partition(), message.offset()
-    assert topic is not None
-    assert partition is not None
-    assert offset is not None
-    try:
-        headers, lost = tuple(record_headers(message)), None
-    except UnreadableHeadersError as error:
-        headers, lost = (), str(error)
-    key, value = _bytes(message.key()), _bytes(message.value())
-    return Record(topic, partition, offset, key, value, headers, record_time(message), lost)
-
-
-def _bytes(value: str | bytes | None) -> bytes | None:
-    return value.encode() if isinstance(value, str) else value
 
 
 class Intake:

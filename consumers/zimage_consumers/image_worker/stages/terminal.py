@@ -7,7 +7,7 @@ from datetime import datetime
 from hashlib import sha256
 
 from zimage_consumers.image_worker.group.publish import Outgoing
-from zimage_consumers.image_worker.window.jobs import Job, Record, Resolution
+from zimage_consumers.image_worker.window.jobs import Job, Resolution
 from zimage_stream.escaping import shortened
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.headers import (
@@ -27,6 +27,7 @@ from zimage_stream.events.headers import (
 )
 from zimage_stream.events.image_result import Code, Failure, ImageResult, Status, Timing
 from zimage_stream.kafka.clients import MAX_MESSAGE_BYTES
+from zimage_stream.kafka.record import Record
 from zimage_stream.settings import TopicSettings
 
 

@@ -1,4 +1,4 @@
-"""What travels along the message path: a record, the job made of it, and what came of it."""
+"""What travels along the message path: the job made of a record, and what came of it."""
 
 from __future__ import annotations
 
@@ -11,43 +11,13 @@ from enum import Enum, auto
 
 from zimage_consumers.image_worker.window.assignment import Assignment
 from zimage_stream.engines.base import ImageSpec
-from zimage_stream.events.image_result import Code, Source, StoredImage
+from zimage_stream.events.image_result import Code, StoredImage
 from zimage_stream.events.prompt_request import PromptRequest
+from zimage_stream.kafka.record import Record
 
 _JOB_BYTES = 2_048
 """Of a record's objects, its job's and its request's, without what they hold."""
 _PAIR_BYTES = sys.getsizeof(("", b"")) + 8
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A consumed record, kept whole: a dead letter gives it back byte for byte.
-
-    Attributes:
-        headers_lost: why its headers could not be read, if it has some that could not.
-    """
-
-    topic: str
-    partition: int
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    headers: tuple[tuple[str, bytes | None], ...]
-    timestamp: datetime
-    headers_lost: str | None = None
-
-    @property
-    def size(self) -> int:
-        """Bytes it holds in memory, with the job made of it, near enough for a bound."""
-        headers = sum(
-            _PAIR_BYTES + sys.getsizeof(name) + sys.getsizeof(value) for name, value in self.headers
-        )
-        return len(self.value or b"") + len(self.key or b"") + headers + _JOB_BYTES
-
-    @property
-    def source(self) -> Source:
-        """The record's place, as results echo it."""
-        return Source(topic=self.topic, partition=self.partition, offset=self.offset)
 
 
 Span = tuple[float, float]
@@ -146,6 +116,15 @@ class Job:
         """Forget the attempt that has failed; the next one starts at that monotonic time or later."""
         self.timings = Timings(queued_ms=self.timings.queued_ms, spans=self.timings.spans)
         self.not_before = not_before
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory that it takes, its record with it, near enough for a bound."""
+        record = self.record
+        headers = sum(
+            _PAIR_BYTES + sys.getsizeof(name) + sys.getsizeof(value) for name, value in record.headers
+        )
+        return len(record.value or b"") + len(record.key or b"") + headers + _JOB_BYTES
 
     @property
     def gone(self) -> bool:

@@ -46,7 +46,7 @@ class Window:
             self.assignments.pop(number).gone = True
         for jobs in self._jobs.values():
             jobs.difference_update([job for job in jobs if job.gone])
-        self.held_back_size = sum(job.record.size for job in self._jobs[Stage.HELD_BACK])
+        self.held_back_size = sum(job.size for job in self._jobs[Stage.HELD_BACK])
         self.swept &= not mine
         return mine
 
@@ -63,13 +63,13 @@ class Window:
     def enter(self, job: Job) -> None:
         """Take in a job that was fetched."""
         self._put(job, Stage.FETCHED)
-        job.assignment.enters_window(job.record.size)
+        job.assignment.enters_window(job.size)
 
     def move(self, job: Job, stage: Stage) -> None:
         """Note how far a job is by now. Of one that is gone nothing is noted."""
         if job.gone or job.stage is None:
             return
-        size = job.record.size
+        size = job.size
         if job.stage is Stage.HELD_BACK:
             self.held_back_size -= size
             job.assignment.enters_window(size)
@@ -85,9 +85,9 @@ class Window:
             return
         self._jobs[job.stage].discard(job)
         if job.stage is Stage.HELD_BACK:
-            self.held_back_size -= job.record.size
+            self.held_back_size -= job.size
         else:
-            job.assignment.leaves_window(job.record.size)
+            job.assignment.leaves_window(job.size)
         job.stage = None
 
     def jobs(self, *stages: Stage) -> Iterator[Job]:

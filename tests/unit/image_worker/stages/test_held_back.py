@@ -98,7 +98,7 @@ def test_a_record_that_could_be_read_says_that_schemas_can_be_had_and_nothing_of
 
 
 def test_nothing_is_said_any_more_of_partitions_that_are_gone() -> None:
-    here = Here(capacity=15 * job().record.size)
+    here = Here(capacity=15 * job().size)
     here.flood(60, partition=3)
     crowded = [here.held_back.crowded]
     here.flood(10, partition=4)

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
-from confluent_kafka import Message
 from hypothesis import example, given
 from hypothesis import settings as hyp_settings
 from hypothesis import strategies as st
 
 from tests.unit.image_worker.jobs import job
-from zimage_consumers.image_worker.stages.intake import Intake, record_of
+from zimage_consumers.image_worker.stages.intake import Intake
 from zimage_consumers.image_worker.stages.verdict import Action, IntakeError, judge
-from zimage_consumers.image_worker.window.jobs import Job, now
+from zimage_consumers.image_worker.window.jobs import Job
 from zimage_stream.engines.base import MAX_PROMPT_TOKENS, ImageSpec
 from zimage_stream.errors import RequestError, WireError
 from zimage_stream.events import PromptRequest
 from zimage_stream.events.codec import Codec
-from zimage_stream.events.image_result import ImageResult, Status
 from zimage_stream.events.rules import Limits
 
 CODEC = Codec()
@@ -110,63 +108,6 @@ def test_a_request_in_order_passes_as_it_is(side: int, steps: int, seed: int) ->
     Intake(CODEC, Limits(MAX_PIXELS, False), tokens_of).check(one)
     assert one.request == asked
     assert one.spec == ImageSpec("一只苍鹭", side, 1024, steps, 0.0, seed)
-
-
-class AnyMessage:
-    """What a consumer may hand out, in the words of its client."""
-
-    def __init__(self, timestamp: tuple[int, int], headers: Any, key: bytes | None, value: bytes | None):
-        self.timestamp = lambda: timestamp
-        self.key, self.value = lambda: key, lambda: value
-        self.topic, self.partition, self.offset = lambda: "requests", lambda: 0, lambda: 7
-        self._headers = headers
-
-    def headers(self) -> Any:
-        if isinstance(self._headers, Exception):
-            error, self._headers = self._headers, [("<NULL>", b"")]
-            raise error
-        return self._headers
-
-
-NO_TEXT = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
-any_bytes = st.none() | st.binary(max_size=20)
-
-
-@given(
-    st.tuples(st.integers(0, 2), longs),
-    st.none()
-    | st.lists(st.tuples(st.text(max_size=5), any_bytes | st.text(max_size=5)), max_size=4)
-    | st.sampled_from([SystemError("it returned a result with an exception set"), NO_TEXT]),
-    any_bytes,
-    any_bytes,
-)
-@example((1, 1_785_000_000_000_000), None, None, b"")
-@example((1, -(10**15)), None, None, b"")
-@example((1, -1), [], None, None)
-def test_any_record_is_taken_in(
-    timestamp: tuple[int, int], headers: Any, key: bytes | None, value: bytes | None
-) -> None:
-    before = now()
-    record = record_of(cast(Message, AnyMessage(timestamp, headers, key, value)))
-    assert (record.key, record.value, record.offset) == (key, value, 7)
-    assert (record.headers_lost is not None) == isinstance(headers, Exception)
-    assert all(each is None or isinstance(each, bytes) for _, each in record.headers)
-    kind, milliseconds = timestamp
-    if kind and 0 <= milliseconds < 253_402_300_800_000:
-        assert (record.timestamp - EPOCH) / timedelta(milliseconds=1) == milliseconds
-    else:
-        assert before <= record.timestamp <= now()
-    # A result that names it can be written, and what it holds be counted.
-    source = record.source
-    result = ImageResult(
-        request_id="r",
-        status=Status.FAILED,
-        source=source,
-        requested_at=record.timestamp,
-        completed_at=before,
-    )
-    assert CODEC.decode_result(CODEC.encode_result(result, "t")).source == source
-    assert record.size > 0
 
 
 class Broken(Codec):

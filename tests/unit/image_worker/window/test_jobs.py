@@ -37,7 +37,7 @@ def test_it_is_counted_for_no_less_than_it_holds_and_not_much_more(
         held, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    counted = sum(one.record.size for one in kept)
+    counted = sum(one.size for one in kept)
     assert held <= counted * 1.05
     # A record of nothing is counted for what the scheduler and the ledger keep of it, too.
     assert counted <= held * 1.1 + count * 2_048

@@ -89,9 +89,9 @@ class AnyLife(RuleBasedStateMachine):
         counted = {one for one, stage in self.stages.items() if stage is not Stage.HELD_BACK}
         for number, each in self.window.assignments.items():
             theirs = [one for one in counted if one.record.partition == number]
-            assert (each.count, each.size) == (len(theirs), sum(one.record.size for one in theirs))
+            assert (each.count, each.size) == (len(theirs), sum(one.size for one in theirs))
         held_back = self.there(Stage.HELD_BACK)
-        assert self.window.held_back_size == sum(one.record.size for one in held_back)
+        assert self.window.held_back_size == sum(one.size for one in held_back)
 
     @invariant()
     def no_partition_takes_more_than_its_share(self) -> None:

@@ -198,6 +198,7 @@ def make_arena(make_topics: Callable[..., TopicSettings], tmp_path: Path) -> Ite
             store = address.settings(topics.requests)
             arena = open_arena(on.settings, store, topics, tmp_path, overrides)
             arena.store.make_bucket(store.bucket)
+            stack.callback(arena.close)
             stack.enter_context(arena.fleet)
             return arena
 

@@ -151,4 +151,4 @@ def _command(stage: Stage, registry: AnyRegistry, words: tuple[str, ...], codes:
     assert "Traceback" not in said, said[-2000:]
 
 
-SCENARIOS = {"hostile records": Scenario("hostile records", hostile_records)}
+SCENARIOS = {"hostile records": Scenario("hostile records", hostile_records, short=False)}

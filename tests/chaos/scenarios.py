@@ -449,7 +449,7 @@ def _poison_settings() -> dict[str, str]:
 SCENARIOS = {
     scenario.name: scenario
     for scenario in (
-        Scenario("nothing", nothing),
+        Scenario("nothing", nothing, short=False),
         Scenario("killed at every point", killed_at_every_point),
         Scenario("killed at random", killed_at_random, short=False),
         Scenario("frozen past the session", frozen_past_the_session),
@@ -460,14 +460,14 @@ SCENARIOS = {
         Scenario("store slow", store_slow, short=False),
         Scenario("store misbehaves", store_misbehaves),
         Scenario("disk full", disk_full, directory=True, short=False),
-        Scenario("poison", poison, _poison_settings()),
+        Scenario("poison", poison, _poison_settings(), short=False),
         # With windows that are full, so that partitions are paused when they go.
         Scenario("rebalance storm", rebalance_storm, {"ZIMAGE_WORKER__WINDOW": "8"}, short=False),
         Scenario("partitions added", partitions_added, short=False),
         Scenario("gaps in the log", gaps_in_the_log),
         Scenario("stale metadata", stale_metadata, short=False),
         Scenario("sizes at the limits", sizes_at_the_limits, short=False),
-        Scenario("dead letters refused", dead_letters_refused),
+        Scenario("dead letters refused", dead_letters_refused, short=False),
         Scenario("results refused", results_refused, short=False),
         Scenario("SIGTERM while draining", sigterm_while_draining, short=False),
         Scenario("clock stepped", clock_stepped, short=False),

@@ -132,6 +132,9 @@ class Stage:
         self._accepted_file = (folder / "accepted").open("w", buffering=1)
         self._lock = threading.Lock()
         self._accepted: dict[tuple[int, int], float] = {}
+        self._reading = threading.Lock()
+        self._events_read = 0
+        self._answered: dict[tuple[int, int], float] = {}
         self._stopped: frozenset[int] = frozenset()
         self._sent = 0
         self._over = threading.Event()
@@ -339,14 +342,18 @@ class Stage:
 
     def _answers(self) -> dict[tuple[int, int], float]:
         """When the judge saw each answer first."""
-        out: dict[tuple[int, int], float] = {}
         events = self.folder / "events"
-        if events.exists():
-            for line in events.read_text().splitlines(keepends=True):
-                if line.endswith("\n"):
-                    event = json.loads(line)
-                    out.setdefault((event["place"][0], event["place"][1]), event["t"])
-        return out
+        with self._reading:
+            if events.exists():
+                with events.open("rb") as source:
+                    source.seek(self._events_read)
+                    for line in source:
+                        if not line.endswith(b"\n"):
+                            break
+                        self._events_read += len(line)
+                        event = json.loads(line)
+                        self._answered.setdefault((event["place"][0], event["place"][1]), event["t"])
+            return dict(self._answered)
 
     def _new_producer(self) -> Producer:
         return Producer(

@@ -86,7 +86,7 @@ def test_what_the_drain_deadline_cuts_is_done_again_and_nothing_else(arena: Aren
     slow = {"ZIMAGE_ENGINE__SIMULATED_MS": "32000", "ZIMAGE_WORKER__DRAIN_TIMEOUT_S": "0.5"}
     first = arena.fleet.start("first", **slow).wait_ready()
     arena.send([*pictures(20)])
-    until(lambda: arena.answered() >= 8, 60, "a batch is answered")
+    until(lambda: len(arena.seen()) >= 8, 60, "a batch is answered")
     first.signal(signal.SIGTERM)
     assert first.wait(20) == 0
     by_first = {name for (name, r) in arena.report().by_request().items() if r["worker"] == "first"}

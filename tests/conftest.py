@@ -44,7 +44,7 @@ hypothesis.settings.load_profile("zimage")
 
 JAVA_EXAMPLE = Path(__file__).parents[1] / "examples" / "java"
 REQUEST_PARTITIONS = 4
-SERVED_TIMEOUT_S = 20.0
+SERVED_TIMEOUT_S = 120.0
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -221,13 +221,13 @@ def _probe_partitions(kafka: KafkaAddress | Kafka, topics: TopicSettings) -> Non
     """The broker tells of a new partition a moment before it serves it."""
     consumer = Consumer(reader_config(kafka.settings))
     try:
-        described = consumer.list_topics(timeout=10).topics
+        described = consumer.list_topics(timeout=120).topics
         names = (topics.requests, topics.results, topics.dead_letters)
         partitions = [
             TopicPartition(name, number, 0) for name in names for number in described[name].partitions
         ]
         refusals = [
-            asked.error for asked in consumer.offsets_for_times(partitions, timeout=10) if asked.error
+            asked.error for asked in consumer.offsets_for_times(partitions, timeout=120) if asked.error
         ]
     except KafkaException as error:
         raise ServiceError(error.args[0].str()) from error
@@ -241,4 +241,4 @@ def _delete_topics(kafka: KafkaAddress, topics: TopicSettings) -> None:
     admin = AdminClient(common_config(kafka.settings))
     for answer in admin.delete_topics([topics.requests, topics.results, topics.dead_letters]).values():
         with suppress(KafkaException):  # the test has deleted it
-            answer.result(10)
+            answer.result(120)

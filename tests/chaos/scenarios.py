@@ -187,8 +187,8 @@ def disk_full(stage: Stage, scale: float) -> None:
     folder = stage.arena.settings.store.path
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
-    subprocess.run(mount, check=True, timeout=30)
-    stage.at_end.append(lambda: subprocess.run(["umount", "-l", str(folder)], check=True, timeout=30))
+    subprocess.run(mount, check=True, timeout=120)
+    stage.at_end.append(lambda: subprocess.run(["umount", "-l", str(folder)], check=True, timeout=120))
     stage.start_workers()
     filler = folder / ".filler"
     for _ in range(round(2 * scale)):
@@ -258,13 +258,13 @@ def gaps_in_the_log(stage: Stage, scale: float) -> None:
             "transactional.id": stage.arena.settings.topics.requests,
         }
     )
-    upstream.init_transactions(30)
+    upstream.init_transactions(120)
     for number in range(round(8 * scale)):
         upstream.begin_transaction()
         for _ in range(5):
             upstream.produce(stage.arena.settings.topics.requests, b"aborted", partition=number % 3)
-        upstream.flush(30)
-        upstream.abort_transaction(30)
+        upstream.flush(120)
+        upstream.abort_transaction(120)
         stage.fault()
         stage.pause(0.5)
 
@@ -353,9 +353,9 @@ def upgraded(stage: Stage, scale: float) -> None:
     old = stage.folder / "old"
     old.mkdir()
     archive = subprocess.run(
-        ["git", "archive", "HEAD~1"], cwd=ROOT, check=True, capture_output=True, timeout=60
+        ["git", "archive", "HEAD~1"], cwd=ROOT, check=True, capture_output=True, timeout=120
     ).stdout
-    subprocess.run(["tar", "-x", "-C", str(old)], input=archive, check=True, timeout=60)
+    subprocess.run(["tar", "-x", "-C", str(old)], input=archive, check=True, timeout=120)
     paths = os.pathsep.join(str(old / part) for part in ("", "consumers", "producers"))
     stage.next_life = lambda: {"PYTHONPATH": paths}
     stage.start_workers()
@@ -390,7 +390,7 @@ def _set_largest(stage: Stage, topic: str, size: str) -> None:
     admin = AdminClient({**client_config(stage.arena.settings.kafka)})
     entry = ConfigEntry("max.message.bytes", size, incremental_operation=AlterConfigOpType.SET)
     resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
-    admin.incremental_alter_configs([resource])[resource].result(30)
+    admin.incremental_alter_configs([resource])[resource].result(120)
 
 
 def _rest_all(stage: Stage) -> None:
@@ -407,7 +407,7 @@ def _committed(stage: Stage) -> list[TopicPartition]:
     with _member(stage) as consumer:
         topic = stage.arena.settings.topics.requests
         found: list[TopicPartition] = consumer.committed(
-            [TopicPartition(topic, number) for number in range(stage.partitions)], timeout=60
+            [TopicPartition(topic, number) for number in range(stage.partitions)], timeout=120
         )
         return found
 

@@ -33,6 +33,7 @@ from zimage_stream.events.codec import Codec
 
 ANSWERED_WITHIN_S = 180.0
 STOPPED_WITHIN_S = 60.0
+"""As of :meth:`WorkerProcess.wait`."""
 SUCCEEDED = ("SUCCEEDED",)
 
 
@@ -235,9 +236,9 @@ class Stage:
         """Give the requests topic so many partitions in all, and use them."""
         topic = self.arena.settings.topics.requests
         admin = AdminClient({**client_config(self.arena.settings.kafka)})
-        admin.create_partitions([NewPartitions(topic, count)])[topic].result(30)
+        admin.create_partitions([NewPartitions(topic, count)])[topic].result(120)
         until(
-            lambda: len(self._producer.list_topics(topic, timeout=10).topics[topic].partitions) == count,
+            lambda: len(self._producer.list_topics(topic, timeout=120).topics[topic].partitions) == count,
             30,
             "the producer knows the new partitions",
         )

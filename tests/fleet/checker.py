@@ -71,7 +71,7 @@ class Watcher:
             [
                 TopicPartition(topic, number, 0)
                 for topic in (results_topic, dead_letters_topic)
-                for number in self._consumer.list_topics(topic, timeout=60).topics[topic].partitions
+                for number in self._consumer.list_topics(topic, timeout=120).topics[topic].partitions
             ]
         )
 
@@ -156,7 +156,7 @@ def _read(kafka: dict[str, Any], topic: str) -> list[Message]:
     consumer = _reader(kafka)
     out: list[Message] = []
     try:
-        partitions = consumer.list_topics(topic, timeout=60).topics[topic].partitions
+        partitions = consumer.list_topics(topic, timeout=120).topics[topic].partitions
         consumer.assign([TopicPartition(topic, number, 0) for number in partitions])
         ended: set[int] = set()
         deadline = time.monotonic() + 240

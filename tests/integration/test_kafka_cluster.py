@@ -69,7 +69,7 @@ def test_the_coordinator_of_a_group_is_the_one_that_kafka_names(own_cluster: Kaf
     admin = AdminClient(common_config(own_cluster.settings))
     described = admin.describe_consumer_groups(groups)
 
-    named = {group: future.result(30).coordinator.id for group, future in described.items()}
+    named = {group: future.result(120).coordinator.id for group, future in described.items()}
     assert {group: own_cluster.group_coordinator(group) for group in groups} == {
         group: own_cluster.broker(number) for group, number in named.items()
     }
@@ -81,10 +81,10 @@ def test_the_coordinator_of_transactions_leads_the_partition_that_has_them(own_c
     ids = {f"id-{number}-{uuid.uuid4().hex}" for number in range(4)}
     for name in ids:
         producer = Producer(transactional_config(own_cluster.settings, name))
-        producer.init_transactions(60)
+        producer.init_transactions(120)
         producer.begin_transaction()
         producer.produce(topic, b"in a transaction")
-        producer.commit_transaction(60)
+        producer.commit_transaction(120)
 
     assert ids <= own_cluster.transactional_ids(began)
     kept_by = {

@@ -225,7 +225,7 @@ print(unreadable)
         env=environment_of(anything.settings),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "100\n"), done.stderr

@@ -176,9 +176,12 @@ def store_misbehaves(stage: Stage, scale: float) -> None:
                 # In the long form a stall outlasts the clients' patience: what they gave up, and have sent
                 # again, is served late.
                 stage.pause(TRANSFER_TIMEOUT_S + 5 if scale >= 2 and trouble is Trouble.STALLED else 1.2)
+                # One that is stalled counts when it is served.
+                if trouble is not Trouble.STALLED:
+                    until(lambda trouble=trouble: store.played[trouble], 30, f"{trouble} has hit somebody")  # type: ignore[misc]
             # One fault, however many requests it has hit.
             stage.fault()
-            until(lambda trouble=trouble: store.played[trouble], 5, f"{trouble} has hit somebody")  # type: ignore[misc]
+            until(lambda trouble=trouble: store.played[trouble], 30, f"{trouble} has hit somebody")  # type: ignore[misc]
     until(lambda: store.played[Trouble.REFUSED], 30, "an object has been refused")
 
 

@@ -132,7 +132,7 @@ def test_two_processes_in_one_slot_do_not_fence_each_other_for_ever(arena: Arena
     arena.fleet.start("slot").wait_ready()
     # As a second machine would be that was given the same slot name.
     arena.fleet.start("twin", slot="slot")
-    for round_ in range(40):
+    for round_ in range(400):
         arena.send(pictures(10, f"round {round_}"))
         time.sleep(0.5)
         ended = [worker for worker in arena.fleet.workers if worker.exit_code() is not None]

@@ -38,7 +38,7 @@ from minio import Minio
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "schemas" / "zimage.ImageResult.v1.avsc").read_text())
 SINGLE_OBJECT_HEADER, REGISTRY_HEADER = 10, 5
-STABLE_WITHIN_S = 45.0
+STABLE_WITHIN_S = 180.0
 """A dead worker's transaction is ended by the broker within 20 s."""
 
 Place = tuple[int, int]

@@ -35,7 +35,7 @@ from tests.services.errors import ServiceError, ServiceMissingError
 from tests.services.native.cache import announce, cached, run_tool
 from tests.services.native.java import find_java
 from zimage_stream.kafka.clients import common_config, reader_config
-from zimage_stream.kafka.topics import create_topics
+from zimage_stream.kafka.topics import TopicError, create_topics
 from zimage_stream.settings import TopicSettings
 
 # A machine that runs brokers beside the tests is no stopwatch.
@@ -151,7 +151,7 @@ def make_topics() -> Iterator[Callable[..., TopicSettings]]:
         topics = TopicSettings(
             requests=f"requests-{run}", results=f"results-{run}", dead_letters=f"dead-letters-{run}"
         )
-        create_topics(on.settings, topics, request_partitions=partitions, replication_factor=1)
+        wait_until_ready(lambda: _create(on, topics, partitions), SERVED_TIMEOUT_S)
         wait_until_ready(lambda: _probe_partitions(on, topics), SERVED_TIMEOUT_S)
         made.append((on, topics))
         return topics
@@ -215,6 +215,14 @@ def arena(make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAdd
 def own_arena(make_arena: Callable[..., Arena], own_kafka: Kafka, own_minio: Minio) -> Arena:
     """The same on services that the test may kill."""
     return make_arena(own_kafka, own_minio)
+
+
+def _create(kafka: KafkaAddress | Kafka, topics: TopicSettings, partitions: int) -> None:
+    """Make what is not there yet; the command's patience ends on a machine that has much else to do."""
+    try:
+        create_topics(kafka.settings, topics, request_partitions=partitions, replication_factor=1)
+    except (TopicError, TimeoutError) as error:
+        raise ServiceError(f"the topics are not made: {error}") from error
 
 
 def _probe_partitions(kafka: KafkaAddress | Kafka, topics: TopicSettings) -> None:

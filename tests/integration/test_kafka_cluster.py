@@ -1,4 +1,7 @@
-"""The cluster of three brokers does what scenarios ask of it, and tells who is who."""
+"""The cluster of three brokers does what scenarios ask of it, and tells who is who.
+
+Marked slow: the scenarios that lean on it are those of ``make chaos``.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ from tests.fleet.workers import until
 from tests.services import KafkaCluster, ServiceError
 from tests.services.native.cluster import BROKERS, TRANSACTIONS, Broker
 from zimage_stream.kafka.clients import common_config, producer_config, reader_config, transactional_config
+
+pytestmark = pytest.mark.slow
 
 ELECTED_WITHIN_S = 60.0
 

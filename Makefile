@@ -3,10 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
+# More than there are cores: many tests wait.
+PROCESSES ?= 3
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-native test chaos soak mutants benchmarks lint format services lock clean
+.PHONY: help demo demo-native test test-slow chaos soak mutants benchmarks lint format services lock clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -24,10 +26,13 @@ demo: $(VENV)/installed ## 24 pictures from prompts, nothing else needed
 demo-native: $(VENV)/installed ## the same on real Kafka and MinIO, exactly once (needs Java, Maven and Go)
 	$(BIN)/python -m tests.services run --no-registry -- $(BIN)/zimage demo --configured
 
-test: $(VENV)/installed ## all tests, on real services, in two processes that share them
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+test: $(VENV)/installed ## the tests, on real services, in processes that share them
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal
 
-chaos: $(VENV)/installed ## the whole fault suite, three quarters of an hour; and its table in docs/reliability.md
+test-slow: $(VENV)/installed ## more cases of what some tests show with few
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
+
+chaos: $(VENV)/installed test-slow ## the whole fault suite, three quarters of an hour; and its table in docs/reliability.md
 	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) --page docs/reliability.md --json chaos.json
 
 soak: $(VENV)/installed ## scenarios at random: make soak MINUTES=30 [SEED=n]

@@ -35,7 +35,7 @@ SMALL_WINDOW = 1_000
 def main() -> None:
     options = parser(__doc__, "a small backlog and few users")
     arguments = options.parse_args()
-    heavy, light = (200, 3) if arguments.quick else (HEAVY, LIGHT)
+    heavy, light = (100, 3) if arguments.quick else (HEAVY, LIGHT)
     slow, fast = (0.05, 0.02) if arguments.quick else (0.32, 0.02)
     window = heavy // 5 if arguments.quick else SMALL_WINDOW
     runs: list[tuple[str, float, list[float]]] = []

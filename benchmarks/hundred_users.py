@@ -98,7 +98,7 @@ class Point:
 
 
 def main() -> None:
-    options = parser(__doc__, "10 users, a device of 50 ms, one worker, two loads, a few seconds of each")
+    options = parser(__doc__, "5 users, a device of 50 ms, one worker, two loads, a second of each")
     options.add_argument("--users", type=int, default=100)
     options.add_argument("--workers", type=int, nargs="+", default=[1, 3, 4], help="one run with each")
     options.add_argument("--open", type=int, nargs="*", default=[1], help="those with the open loop, too")
@@ -108,8 +108,8 @@ def main() -> None:
     arguments = options.parse_args()
     loads: Sequence[float] = LOADS
     if arguments.quick:
-        arguments.users, arguments.workers, arguments.service = 10, [1], 0.05
-        arguments.minutes, arguments.seconds, loads = 0.05, 3.0, (0.7, 1.1)
+        arguments.users, arguments.workers, arguments.service = 5, [1], 0.05
+        arguments.minutes, arguments.seconds, loads = 0.02, 1.0, (0.7, 1.1)
     engine = {"kind": "simulated", "simulated_ms": arguments.service * 1e3, "simulated_scenery": True}
     users = [f"user-{number:02}" for number in range(arguments.users)]
     points: list[Point] = []

@@ -24,7 +24,7 @@ def main() -> None:
     options = parser(__doc__, "few pictures")
     options.add_argument("--count", type=int, default=2_000, help="pictures to make")
     arguments = options.parse_args()
-    count, settle = (60, 20) if arguments.quick else (arguments.count, SETTLE)
+    count, settle = (24, 8) if arguments.quick else (arguments.count, SETTLE)
     with tempfile.TemporaryDirectory() as folder:
         samples = measure(count, folder)
     base = next(size for made, size in samples if made >= settle)

@@ -47,7 +47,7 @@ def main() -> None:
     options = parser(__doc__, "few requests")
     options.add_argument("--requests", type=int, default=200, help="of each size")
     arguments = options.parse_args()
-    count, idle_s = (5, 2.0) if arguments.quick else (arguments.requests, IDLE_S)
+    count, warm_up, idle_s = (5, 5, 1.0) if arguments.quick else (arguments.requests, WARM_UP, IDLE_S)
     rows: list[list[Cell]] = []
     findings = []
     for side in SIDES:
@@ -62,7 +62,7 @@ def main() -> None:
             # Spans leave often, so that none waits for the end.
             os.environ["OTEL_BSP_SCHEDULE_DELAY"] = "500"
             with fresh_settings(engine=engine, telemetry={"port": 0, "traces": True}) as settings:
-                seen, idle = one_by_one(settings, side, count, idle_s, traces)
+                seen, idle = one_by_one(settings, side, count, warm_up, idle_s, traces)
         overhead = [1e3 * (whole["whole"] - whole["generate"]) for whole in seen]
         for stage in STAGES:
             times = [1e3 * each[stage] for each in seen]
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def one_by_one(
-    settings: Settings, side: int, count: int, idle_s: float, traces: dict[str, Spans]
+    settings: Settings, side: int, count: int, warm_up: int, idle_s: float, traces: dict[str, Spans]
 ) -> tuple[list[dict[str, float]], float]:
     """Seconds of each stage, request by request; and the share of a core that idling takes."""
     clocks: dict[str, tuple[float, float, float]] = {}
@@ -90,14 +90,14 @@ def one_by_one(
         client.open_reader() as reader,
     ):
         until(lambda: workers.lines("took over partitions"), "the worker is in the group")
-        for number in range(WARM_UP + count):
+        for number in range(warm_up + count):
             sent = time.time()
             request_id = client.submit(PromptRequest(prompt=f"picture {number}", width=side, height=side))
             accepted = time.time()
             while (result := reader.poll(1.0)) is None or result.request_id != request_id:
                 pass
             clocks[request_id] = sent, accepted, time.time()
-        wanted = list(clocks)[WARM_UP:]
+        wanted = list(clocks)[warm_up:]
         until(lambda: all(name in traces for name in wanted), "the spans are here")
         (pid,) = workers.processes().values()
         before = processor_seconds(pid)

@@ -30,11 +30,12 @@ BEFORE_S = 8.0
 
 
 def main() -> None:
-    options = parser(__doc__, "two kills")
+    options = parser(__doc__, "one kill, soon")
     options.add_argument("--kills", type=int, default=8)
     arguments = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        rows = measure(2 if arguments.quick else arguments.kills, folder)
+        kills, before_s = (1, 4.0) if arguments.quick else (arguments.kills, BEFORE_S)
+        rows = measure(kills, before_s, folder)
     backs, shares = zip(*rows, strict=True)
     findings = [
         f"A killed worker is back after {median(backs):.1f} s (median), {max(backs):.1f} s at most; the "
@@ -45,7 +46,7 @@ def main() -> None:
     publish(Report(("kill", "back, s", "others' share"), table, findings), arguments)
 
 
-def measure(kills: int, folder: str) -> list[tuple[float, float]]:
+def measure(kills: int, before_s: float, folder: str) -> list[tuple[float, float]]:
     """Seconds until the killed worker is back, and the other's share meanwhile, for each kill."""
     # 256x256 takes a 16th of the reference; batches of one, so that the rate is even.
     engine = {"kind": "simulated", "simulated_ms": PICTURE_MS * 16, "max_batch": 1}
@@ -57,17 +58,18 @@ def measure(kills: int, folder: str) -> list[tuple[float, float]]:
         PromptClient(settings) as client,
     ):
         until(lambda: len(workers.lines("took over partitions")) >= 2, "both have partitions")
-        enough = int((kills + 1) * (BEFORE_S + 20) * 2 * 1e3 / PICTURE_MS)
+        enough = int((kills + 1) * (before_s + 20) * 2 * 1e3 / PICTURE_MS)
         client.submit_many(
             PromptRequest(prompt=f"picture {number}", width=256, height=256) for number in range(enough)
         )
+        until(lambda: all(times(workers, slot) for slot in workers.processes()), "both make pictures")
         for number in range(kills):
-            time.sleep(BEFORE_S)
-            rows.append(kill(workers, sorted(workers.processes())[number % 2]))
+            time.sleep(before_s)
+            rows.append(kill(workers, sorted(workers.processes())[number % 2], before_s))
     return rows
 
 
-def kill(workers: Workers, slot: str) -> tuple[float, float]:
+def kill(workers: Workers, slot: str, before_s: float) -> tuple[float, float]:
     """Kill the worker in this slot, and wait until it makes pictures again."""
     killed = time.time()
     os.kill(workers.processes()[slot], signal.SIGKILL)
@@ -78,7 +80,7 @@ def kill(workers: Workers, slot: str) -> tuple[float, float]:
     at = until(back, f"{slot} makes pictures again")
     (other,) = workers.processes().keys() - {slot}
     done = times(workers, other)
-    before = sum(killed - BEFORE_S / 2 <= each < killed for each in done) / (BEFORE_S / 2)
+    before = sum(killed - before_s / 2 <= each < killed for each in done) / (before_s / 2)
     meanwhile = sum(killed <= each < at for each in done) / (at - killed)
     return at - killed, meanwhile / before
 

@@ -36,7 +36,7 @@ def main() -> None:
     options.add_argument("--each", type=int, default=EACH, help="pictures for each worker")
     arguments = options.parse_args()
     counts = (1, 2) if arguments.quick else WORKERS
-    each, products, pair = (10, 10, 12) if arguments.quick else (arguments.each, PRODUCTS, PAIR)
+    each, products, pair = (4, 4, 6) if arguments.quick else (arguments.each, PRODUCTS, PAIR)
 
     rows: list[list[Cell]] = []
     points: list[tuple[float | str, float]] = []

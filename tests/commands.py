@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable
 
-DEADLINE_S = 60.0
+DEADLINE_S = 240.0
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 """Runs ``zimage`` with these words, and ``stdin=`` this text, to its end."""

@@ -35,7 +35,7 @@ from tests.services.errors import ServiceError, ServiceMissingError
 from tests.services.native.cache import announce, cached, run_tool
 from tests.services.native.java import find_java
 from zimage_stream.kafka.clients import common_config, reader_config
-from zimage_stream.kafka.topics import create_topics
+from zimage_stream.kafka.topics import TopicError, create_topics
 from zimage_stream.settings import TopicSettings
 
 # A machine that runs brokers beside the tests is no stopwatch.
@@ -44,7 +44,7 @@ hypothesis.settings.load_profile("zimage")
 
 JAVA_EXAMPLE = Path(__file__).parents[1] / "examples" / "java"
 REQUEST_PARTITIONS = 4
-SERVED_TIMEOUT_S = 20.0
+SERVED_TIMEOUT_S = 120.0
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -151,7 +151,7 @@ def make_topics() -> Iterator[Callable[..., TopicSettings]]:
         topics = TopicSettings(
             requests=f"requests-{run}", results=f"results-{run}", dead_letters=f"dead-letters-{run}"
         )
-        create_topics(on.settings, topics, request_partitions=partitions, replication_factor=1)
+        wait_until_ready(lambda: _create(on, topics, partitions), SERVED_TIMEOUT_S)
         wait_until_ready(lambda: _probe_partitions(on, topics), SERVED_TIMEOUT_S)
         made.append((on, topics))
         return topics
@@ -198,6 +198,7 @@ def make_arena(make_topics: Callable[..., TopicSettings], tmp_path: Path) -> Ite
             store = address.settings(topics.requests)
             arena = open_arena(on.settings, store, topics, tmp_path, overrides)
             arena.store.make_bucket(store.bucket)
+            stack.callback(arena.close)
             stack.enter_context(arena.fleet)
             return arena
 
@@ -216,17 +217,25 @@ def own_arena(make_arena: Callable[..., Arena], own_kafka: Kafka, own_minio: Min
     return make_arena(own_kafka, own_minio)
 
 
+def _create(kafka: KafkaAddress | Kafka, topics: TopicSettings, partitions: int) -> None:
+    """Make what is not there yet; the command's patience ends on a machine that has much else to do."""
+    try:
+        create_topics(kafka.settings, topics, request_partitions=partitions, replication_factor=1)
+    except (TopicError, TimeoutError) as error:
+        raise ServiceError(f"the topics are not made: {error}") from error
+
+
 def _probe_partitions(kafka: KafkaAddress | Kafka, topics: TopicSettings) -> None:
     """The broker tells of a new partition a moment before it serves it."""
     consumer = Consumer(reader_config(kafka.settings))
     try:
-        described = consumer.list_topics(timeout=10).topics
+        described = consumer.list_topics(timeout=120).topics
         names = (topics.requests, topics.results, topics.dead_letters)
         partitions = [
             TopicPartition(name, number, 0) for name in names for number in described[name].partitions
         ]
         refusals = [
-            asked.error for asked in consumer.offsets_for_times(partitions, timeout=10) if asked.error
+            asked.error for asked in consumer.offsets_for_times(partitions, timeout=120) if asked.error
         ]
     except KafkaException as error:
         raise ServiceError(error.args[0].str()) from error
@@ -240,4 +249,4 @@ def _delete_topics(kafka: KafkaAddress, topics: TopicSettings) -> None:
     admin = AdminClient(common_config(kafka.settings))
     for answer in admin.delete_topics([topics.requests, topics.results, topics.dead_letters]).values():
         with suppress(KafkaException):  # the test has deleted it
-            answer.result(10)
+            answer.result(120)

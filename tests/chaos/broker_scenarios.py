@@ -247,7 +247,7 @@ SCENARIOS = {
         BrokerScenario("group coordinator killed", group_coordinator_killed, short=False),
         BrokerScenario("two of three brokers down", two_of_three_brokers_down, short=False),
         BrokerScenario("broker frozen", broker_frozen, short=False),
-        BrokerScenario("coordinators lost", coordinators_lost),
+        BrokerScenario("coordinators lost", coordinators_lost, short=False),
         BrokerScenario("brokers restarted in turn", brokers_restarted_in_turn, short=False),
         BrokerScenario(
             "one broker down, replication 1",

@@ -76,7 +76,7 @@ def _send(stage: Stage, count: int) -> None:
     aborting = Producer(
         {**client_config(stage.arena.settings.kafka), "transactional.id": f"{topic}-aborting"}
     )
-    aborting.init_transactions(30)
+    aborting.init_transactions(120)
     with ExitStack() as stack:
         producers = {
             codec: stack.enter_context(RawProducer(servers, codec))
@@ -103,8 +103,8 @@ def _send(stage: Stage, count: int) -> None:
                 aborting.begin_transaction()
                 aborting.produce(topic, poison.value, partition=partition)
                 aborting.produce(topic, request_bytes(picture("aborted")), partition=partition)
-                aborting.flush(30)
-                aborting.abort_transaction(30)
+                aborting.flush(120)
+                aborting.abort_transaction(120)
 
 
 def _line(poison: Poison, description: str) -> dict[str, object]:
@@ -151,4 +151,4 @@ def _command(stage: Stage, registry: AnyRegistry, words: tuple[str, ...], codes:
     assert "Traceback" not in said, said[-2000:]
 
 
-SCENARIOS = {"hostile records": Scenario("hostile records", hostile_records)}
+SCENARIOS = {"hostile records": Scenario("hostile records", hostile_records, short=False)}

@@ -64,7 +64,7 @@ def is_red(copy: Path, test: str) -> bool:
     """Whether a test, or a scenario of the fault suite, fails in this copy of the repository."""
     scenario = test.removeprefix("chaos:")
     command = (
-        ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", test]
+        ["-m", "pytest", "-q", "-x", "-m", "", "-p", "no:cacheprovider", test]
         if scenario == test
         else ["-m", "tests.chaos", "--scale", "1", "--seed", "1", "--only", scenario]
     )

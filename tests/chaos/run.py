@@ -87,6 +87,6 @@ def play(
             chosen.play(stage, scale)
         finally:
             stage.playing.clear()
-        working.result(60)
+        working.result(300)
         title = scenario if workload == "steady" else f"{scenario}, {workload}"
         return stage.close(title, RECOVERY_S if on_cluster else None)

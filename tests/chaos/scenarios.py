@@ -176,9 +176,12 @@ def store_misbehaves(stage: Stage, scale: float) -> None:
                 # In the long form a stall outlasts the clients' patience: what they gave up, and have sent
                 # again, is served late.
                 stage.pause(TRANSFER_TIMEOUT_S + 5 if scale >= 2 and trouble is Trouble.STALLED else 1.2)
+                # One that is stalled counts when it is served.
+                if trouble is not Trouble.STALLED:
+                    until(lambda trouble=trouble: store.played[trouble], 30, f"{trouble} has hit somebody")  # type: ignore[misc]
             # One fault, however many requests it has hit.
             stage.fault()
-            until(lambda trouble=trouble: store.played[trouble], 5, f"{trouble} has hit somebody")  # type: ignore[misc]
+            until(lambda trouble=trouble: store.played[trouble], 30, f"{trouble} has hit somebody")  # type: ignore[misc]
     until(lambda: store.played[Trouble.REFUSED], 30, "an object has been refused")
 
 
@@ -187,8 +190,8 @@ def disk_full(stage: Stage, scale: float) -> None:
     folder = stage.arena.settings.store.path
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
-    subprocess.run(mount, check=True, timeout=30)
-    stage.at_end.append(lambda: subprocess.run(["umount", "-l", str(folder)], check=True, timeout=30))
+    subprocess.run(mount, check=True, timeout=120)
+    stage.at_end.append(lambda: subprocess.run(["umount", "-l", str(folder)], check=True, timeout=120))
     stage.start_workers()
     filler = folder / ".filler"
     for _ in range(round(2 * scale)):
@@ -258,13 +261,13 @@ def gaps_in_the_log(stage: Stage, scale: float) -> None:
             "transactional.id": stage.arena.settings.topics.requests,
         }
     )
-    upstream.init_transactions(30)
+    upstream.init_transactions(120)
     for number in range(round(8 * scale)):
         upstream.begin_transaction()
         for _ in range(5):
             upstream.produce(stage.arena.settings.topics.requests, b"aborted", partition=number % 3)
-        upstream.flush(30)
-        upstream.abort_transaction(30)
+        upstream.flush(120)
+        upstream.abort_transaction(120)
         stage.fault()
         stage.pause(0.5)
 
@@ -353,9 +356,9 @@ def upgraded(stage: Stage, scale: float) -> None:
     old = stage.folder / "old"
     old.mkdir()
     archive = subprocess.run(
-        ["git", "archive", "HEAD~1"], cwd=ROOT, check=True, capture_output=True, timeout=60
+        ["git", "archive", "HEAD~1"], cwd=ROOT, check=True, capture_output=True, timeout=120
     ).stdout
-    subprocess.run(["tar", "-x", "-C", str(old)], input=archive, check=True, timeout=60)
+    subprocess.run(["tar", "-x", "-C", str(old)], input=archive, check=True, timeout=120)
     paths = os.pathsep.join(str(old / part) for part in ("", "consumers", "producers"))
     stage.next_life = lambda: {"PYTHONPATH": paths}
     stage.start_workers()
@@ -390,7 +393,7 @@ def _set_largest(stage: Stage, topic: str, size: str) -> None:
     admin = AdminClient({**client_config(stage.arena.settings.kafka)})
     entry = ConfigEntry("max.message.bytes", size, incremental_operation=AlterConfigOpType.SET)
     resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
-    admin.incremental_alter_configs([resource])[resource].result(30)
+    admin.incremental_alter_configs([resource])[resource].result(120)
 
 
 def _rest_all(stage: Stage) -> None:
@@ -407,7 +410,7 @@ def _committed(stage: Stage) -> list[TopicPartition]:
     with _member(stage) as consumer:
         topic = stage.arena.settings.topics.requests
         found: list[TopicPartition] = consumer.committed(
-            [TopicPartition(topic, number) for number in range(stage.partitions)], timeout=60
+            [TopicPartition(topic, number) for number in range(stage.partitions)], timeout=120
         )
         return found
 
@@ -449,7 +452,7 @@ def _poison_settings() -> dict[str, str]:
 SCENARIOS = {
     scenario.name: scenario
     for scenario in (
-        Scenario("nothing", nothing),
+        Scenario("nothing", nothing, short=False),
         Scenario("killed at every point", killed_at_every_point),
         Scenario("killed at random", killed_at_random, short=False),
         Scenario("frozen past the session", frozen_past_the_session),
@@ -460,14 +463,14 @@ SCENARIOS = {
         Scenario("store slow", store_slow, short=False),
         Scenario("store misbehaves", store_misbehaves),
         Scenario("disk full", disk_full, directory=True, short=False),
-        Scenario("poison", poison, _poison_settings()),
+        Scenario("poison", poison, _poison_settings(), short=False),
         # With windows that are full, so that partitions are paused when they go.
         Scenario("rebalance storm", rebalance_storm, {"ZIMAGE_WORKER__WINDOW": "8"}, short=False),
         Scenario("partitions added", partitions_added, short=False),
         Scenario("gaps in the log", gaps_in_the_log),
         Scenario("stale metadata", stale_metadata, short=False),
         Scenario("sizes at the limits", sizes_at_the_limits, short=False),
-        Scenario("dead letters refused", dead_letters_refused),
+        Scenario("dead letters refused", dead_letters_refused, short=False),
         Scenario("results refused", results_refused, short=False),
         Scenario("SIGTERM while draining", sigterm_while_draining, short=False),
         Scenario("clock stepped", clock_stepped, short=False),

@@ -33,6 +33,7 @@ from zimage_stream.events.codec import Codec
 
 ANSWERED_WITHIN_S = 180.0
 STOPPED_WITHIN_S = 60.0
+"""As of :meth:`WorkerProcess.wait`."""
 SUCCEEDED = ("SUCCEEDED",)
 
 
@@ -132,6 +133,9 @@ class Stage:
         self._accepted_file = (folder / "accepted").open("w", buffering=1)
         self._lock = threading.Lock()
         self._accepted: dict[tuple[int, int], float] = {}
+        self._reading = threading.Lock()
+        self._events_read = 0
+        self._answered: dict[tuple[int, int], float] = {}
         self._stopped: frozenset[int] = frozenset()
         self._sent = 0
         self._over = threading.Event()
@@ -232,9 +236,9 @@ class Stage:
         """Give the requests topic so many partitions in all, and use them."""
         topic = self.arena.settings.topics.requests
         admin = AdminClient({**client_config(self.arena.settings.kafka)})
-        admin.create_partitions([NewPartitions(topic, count)])[topic].result(30)
+        admin.create_partitions([NewPartitions(topic, count)])[topic].result(120)
         until(
-            lambda: len(self._producer.list_topics(topic, timeout=10).topics[topic].partitions) == count,
+            lambda: len(self._producer.list_topics(topic, timeout=120).topics[topic].partitions) == count,
             30,
             "the producer knows the new partitions",
         )
@@ -339,14 +343,18 @@ class Stage:
 
     def _answers(self) -> dict[tuple[int, int], float]:
         """When the judge saw each answer first."""
-        out: dict[tuple[int, int], float] = {}
         events = self.folder / "events"
-        if events.exists():
-            for line in events.read_text().splitlines(keepends=True):
-                if line.endswith("\n"):
-                    event = json.loads(line)
-                    out.setdefault((event["place"][0], event["place"][1]), event["t"])
-        return out
+        with self._reading:
+            if events.exists():
+                with events.open("rb") as source:
+                    source.seek(self._events_read)
+                    for line in source:
+                        if not line.endswith(b"\n"):
+                            break
+                        self._events_read += len(line)
+                        event = json.loads(line)
+                        self._answered.setdefault((event["place"][0], event["place"][1]), event["t"])
+            return dict(self._answered)
 
     def _new_producer(self) -> Producer:
         return Producer(

@@ -18,8 +18,8 @@ from tests.fleet.workers import WorkerProcess, until
 from tests.services import KafkaAddress, MinioAddress
 from zimage_stream import PromptRequest
 
-SESSION_S = 4.0
-"""The arena's session time-out."""
+SESSION_S = 8.0
+"""Where a hold-up for the session must show: long against what an overloaded machine holds up."""
 
 
 def test_a_sick_device_of_three_leaves_at_once_and_the_others_finish(arena: Arena) -> None:
@@ -46,22 +46,23 @@ def test_a_sick_device_of_three_leaves_at_once_and_the_others_finish(arena: Aren
 def test_while_the_group_waits_for_a_dead_member_and_its_transaction_the_other_worker_goes_on(
     make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress
 ) -> None:
-    # 20 ms a picture, so that the other one has work of its own for 10 s.
-    arena = make_arena(kafka, minio, engine={"max_batch": 1})
+    # 40 ms a picture, so that the other one has work of its own for 12 s.
+    extra = {"session.timeout.ms": str(int(SESSION_S * 1e3)), "heartbeat.interval.ms": "1000"}
+    arena = make_arena(kafka, minio, kafka={"extra": extra}, engine={"max_batch": 1, "simulated_ms": 640})
     # Offsets of a transaction that nobody ends are pending until the broker gives it up, after 10 to 20 s.
     dying = arena.fleet.start("dying", ZIMAGE_FAILPOINT="offsets-sent:25")
     other = arena.fleet.start("other")
     for worker in (dying, other):
         worker.wait_ready()
     until(lambda: dying.partitions() and other.partitions(), 30, "both hold partitions")
-    arena.send(pictures(1_000))
+    arena.send(pictures(600))
 
     dying.wait(60)
     died = time.time()
     until(lambda: other.partitions() == 12, 60, "the other one has all of the dead one's partitions")
     after = [at for at in done(other) if died < at < taken_over(other)]
     # Neither its commits nor its reading of the dead one's checkpoints may hold up what it has.
-    assert after[-1] > died + SESSION_S + 1
+    assert after[-1] > died + SESSION_S
     assert max(later - earlier for earlier, later in pairwise([died, *after])) < SESSION_S / 2
     arena.assert_exactly_once(arena.wait_answered(90))
 

@@ -49,7 +49,7 @@ def test_in_good_times_it_is_the_store(store: MinioStore, proxy: MisbehavingStor
 
 
 def test_a_connection_serves_one_request_after_another(proxy: MisbehavingStore, bucket: str) -> None:
-    connection = http.client.HTTPConnection(proxy.endpoint, timeout=10)
+    connection = http.client.HTTPConnection(proxy.endpoint, timeout=120)
     kept = []
     # Nobody's signature: the store refuses, with a body and without.
     for method in ("GET", "HEAD", "PUT", "GET"):
@@ -100,7 +100,7 @@ def test_what_is_stalled_is_served_when_the_trouble_is_over(
                 waiting.result(0.5)
             with pytest.raises(S3Error):
                 minio.client().stat_object(bucket, KEY)
-        assert waiting.result(10).created
+        assert waiting.result(120).created
     assert proxy.played == {Trouble.STALLED: 1}
 
 

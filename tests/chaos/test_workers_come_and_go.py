@@ -42,13 +42,15 @@ def test_a_picture_that_was_begun_under_a_lost_membership_is_not_published_besid
     make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress
 ) -> None:
     extra = {"session.timeout.ms": "2000", "heartbeat.interval.ms": "500"}
-    faults = {"slow": "slow:7"}
+    # Longer than it takes to be back in the group, on a machine that has much else to do, too.
+    faults = {"slow": "slow:15"}
     arena = make_arena(
         kafka, minio, kafka={"extra": extra}, engine={"simulated_faults": faults, "simulated_ms": 0}
     )
     only = arena.fleet.start("only").wait_ready()
     arena.send(pictures(1, "slow"))
-    time.sleep(1.5)
+    only.wait_begun()
+    time.sleep(0.5)
     only.signal(signal.SIGSTOP)
     time.sleep(3.5)
     only.signal(signal.SIGCONT)
@@ -86,7 +88,7 @@ def test_what_the_drain_deadline_cuts_is_done_again_and_nothing_else(arena: Aren
     slow = {"ZIMAGE_ENGINE__SIMULATED_MS": "32000", "ZIMAGE_WORKER__DRAIN_TIMEOUT_S": "0.5"}
     first = arena.fleet.start("first", **slow).wait_ready()
     arena.send([*pictures(20)])
-    until(lambda: arena.answered() >= 8, 60, "a batch is answered")
+    until(lambda: len(arena.seen()) >= 8, 60, "a batch is answered")
     first.signal(signal.SIGTERM)
     assert first.wait(20) == 0
     by_first = {name for (name, r) in arena.report().by_request().items() if r["worker"] == "first"}
@@ -102,20 +104,24 @@ def test_what_the_drain_deadline_cuts_is_done_again_and_nothing_else(arena: Aren
 
 
 def test_what_runs_at_a_sigterm_is_finished_before_the_worker_leaves(arena: Arena) -> None:
-    faults = {"ZIMAGE_ENGINE__SIMULATED_FAULTS": '{"slow": "slow:3"}'}
+    faults = {"ZIMAGE_ENGINE__SIMULATED_FAULTS": '{"slow": "slow:5"}'}
     worker = arena.fleet.start("worker", **faults).wait_ready()
     arena.send(pictures(1, "slow"))
-    time.sleep(1.5)
+    worker.wait_begun()
+    time.sleep(0.5)
     worker.signal(signal.SIGTERM)
     assert worker.wait(30) == 0
     arena.assert_exactly_once(arena.report())
+    said = [line["message"] for line in worker.lines()]
+    told = next(at for at, message in enumerate(said) if "SIGTERM" in message)
+    assert "succeeded" in said[told:]
 
 
 def test_a_second_sigterm_ends_at_once(arena: Arena) -> None:
     worker = arena.fleet.start("first", ZIMAGE_ENGINE__SIMULATED_MS="160000").wait_ready()
     arena.send(pictures(4))
-    until(lambda: any("health" in line["message"] for line in worker.lines()), 10, "it runs")
-    time.sleep(1.0)
+    worker.wait_begun()
+    time.sleep(0.5)
     worker.signal(signal.SIGTERM)
     until(lambda: any("SIGTERM" in line["message"] for line in worker.lines()), 10, "it has heard the first")
     worker.signal(signal.SIGTERM)
@@ -126,7 +132,7 @@ def test_two_processes_in_one_slot_do_not_fence_each_other_for_ever(arena: Arena
     arena.fleet.start("slot").wait_ready()
     # As a second machine would be that was given the same slot name.
     arena.fleet.start("twin", slot="slot")
-    for round_ in range(40):
+    for round_ in range(400):
         arena.send(pictures(10, f"round {round_}"))
         time.sleep(0.5)
         ended = [worker for worker in arena.fleet.workers if worker.exit_code() is not None]

@@ -38,7 +38,7 @@ from minio import Minio
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "schemas" / "zimage.ImageResult.v1.avsc").read_text())
 SINGLE_OBJECT_HEADER, REGISTRY_HEADER = 10, 5
-STABLE_WITHIN_S = 45.0
+STABLE_WITHIN_S = 180.0
 """A dead worker's transaction is ended by the broker within 20 s."""
 
 Place = tuple[int, int]
@@ -90,7 +90,7 @@ class Reader:
         places = [
             TopicPartition(topic, number, 0)
             for topic in topics or (plan["results"], plan["dead_letters"])
-            for number in self._consumer.list_topics(topic, timeout=60).topics[topic].partitions
+            for number in self._consumer.list_topics(topic, timeout=120).topics[topic].partitions
         ]
         self._open = {(place.topic, place.partition) for place in places}
         self._consumer.assign(places)
@@ -316,7 +316,7 @@ def _unresolved(admin: AdminClient, plan: dict[str, Any], last: dict[int, int]) 
 
 def _open_transactions(admin: AdminClient, plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
     topics = (plan["results"], plan["dead_letters"], "__consumer_offsets")
-    known = admin.list_topics(timeout=60).topics
+    known = admin.list_topics(timeout=120).topics
     kinds: Any = kafka_admin
     asked = {
         TopicPartition(topic, number): kinds.OffsetSpec.latest()

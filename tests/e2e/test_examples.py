@@ -57,7 +57,7 @@ def run(name: str, arena: Arena, *words: str) -> list[str]:
         capture_output=True,
         text=True,
         encoding="utf-8",
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -95,7 +95,7 @@ def test_the_bare_producer_and_subscriber_need_nothing_of_ours(
     group = {"group.id": topics.results, "bootstrap.servers": served.settings.kafka.bootstrap_servers}
     consumer = Consumer(group)
     partitions = [TopicPartition(topics.results, number) for number in range(RESULT_PARTITIONS)]
-    assert sum(at.offset > 0 for at in consumer.committed(partitions, timeout=30)) in (1, 2)
+    assert sum(at.offset > 0 for at in consumer.committed(partitions, timeout=120)) in (1, 2)
     consumer.close()
 
 
@@ -130,7 +130,7 @@ def test_the_java_producer_is_answered(
     servers = served.settings.kafka.bootstrap_servers
     words = (servers, topics.requests, str(SCHEMA), registry_url or "-", "64", *PROMPTS)
     done = subprocess.run(
-        [*java_producer, *words], capture_output=True, text=True, timeout=60, check=False, encoding="utf-8"
+        [*java_producer, *words], capture_output=True, text=True, timeout=120, check=False, encoding="utf-8"
     )
     assert done.returncode == 0, done.stderr
     ids = set(done.stdout.split())
@@ -143,7 +143,7 @@ def test_the_java_producer_is_answered(
 def test_java_sees_the_same_fingerprint(name: str, java_producer: Sequence[str]) -> None:
     file = ROOT / "schemas" / f"{name}.v1.avsc"
     done = subprocess.run(
-        [*java_producer, "fingerprint", str(file)], capture_output=True, text=True, timeout=60, check=True
+        [*java_producer, "fingerprint", str(file)], capture_output=True, text=True, timeout=120, check=True
     )
     assert bytes.fromhex(done.stdout.strip()) == current(name).fingerprint
 
@@ -161,13 +161,13 @@ def service(arena: Arena) -> Iterator[str]:
     assert process.stdout is not None
     yield f"http://{process.stdout.readline().split()[-1]}/pictures"
     process.terminate()
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
 
 
 def call(url: str, body: Any = None) -> tuple[int, dict[str, Any]]:
     data = None if body is None else json.dumps(body).encode()
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, data), timeout=30) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, data), timeout=120) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         with error:

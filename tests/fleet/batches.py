@@ -72,7 +72,7 @@ class WireProducer:
 
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
-        self._socket = socket.create_connection((host, int(port)), timeout=60)
+        self._socket = socket.create_connection((host, int(port)), timeout=120)
         self._answers = self._socket.makefile("rb")
 
     def __enter__(self) -> WireProducer:

@@ -10,12 +10,13 @@ import io
 import json
 import time
 from collections import Counter, defaultdict
+from collections.abc import Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import fastavro
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, Message, TopicPartition
 from minio import Minio
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "schemas" / "zimage.ImageResult.v1.avsc").read_text())
@@ -58,6 +59,34 @@ class Report:
         return {found[0]["request_id"]: found[0] for found in self.results.values()}
 
 
+class Watcher:
+    """Sees terminal events as they come and reads none twice, for those who wait for many. It may be a moment
+    behind, and judges nothing."""
+
+    def __init__(self, kafka: dict[str, Any], results_topic: str, dead_letters_topic: str) -> None:
+        self._seen: set[Place] = set()
+        self._dead_letters_topic = dead_letters_topic
+        self._consumer = _reader(kafka)
+        self._consumer.assign(
+            [
+                TopicPartition(topic, number, 0)
+                for topic in (results_topic, dead_letters_topic)
+                for number in self._consumer.list_topics(topic, timeout=120).topics[topic].partitions
+            ]
+        )
+
+    def seen(self) -> Set[Place]:
+        """Places of the records whose terminal events it has seen by now."""
+        for message in self._consumer.consume(1_000, 0.1):
+            if message.error() is None:
+                dead = message.topic() == self._dead_letters_topic
+                self._seen.add(_place(_headers(message)) if dead else _place_of(_result(message)))
+        return self._seen
+
+    def close(self) -> None:
+        self._consumer.close()
+
+
 def check(kafka: dict[str, Any], results_topic: str, dead_letters_topic: str, store: Minio | None) -> Report:
     """Read both topics to their ends, read_committed, and every object that a result names.
 
@@ -65,14 +94,13 @@ def check(kafka: dict[str, Any], results_topic: str, dead_letters_topic: str, st
         kafka: librdkafka settings that reach the brokers.
     """
     results: dict[Place, list[dict[str, Any]]] = defaultdict(list)
-    for value, _ in _read(kafka, results_topic):
-        result = fastavro.schemaless_reader(io.BytesIO(value[SINGLE_OBJECT_HEADER:]), SCHEMA, None)
-        assert isinstance(result, dict)
-        results[result["source"]["partition"], result["source"]["offset"]].append(result)
+    for message in _read(kafka, results_topic):
+        result = _result(message)
+        results[_place_of(result)].append(result)
     dead: dict[Place, list[dict[str, str]]] = defaultdict(list)
-    for _, headers in _read(kafka, dead_letters_topic):
-        place = int(headers["__connect.errors.partition"]), int(headers["__connect.errors.offset"])
-        dead[place].append(headers)
+    for message in _read(kafka, dead_letters_topic):
+        headers = _headers(message)
+        dead[_place(headers)].append(headers)
     report = Report(dict(results), dict(dead))
     if store is not None:
         for found in results.values():
@@ -94,17 +122,44 @@ def _true(result: dict[str, Any], store: Minio) -> bool:
     return (len(data), hashlib.sha256(data).hexdigest()) == stated
 
 
-def _read(kafka: dict[str, Any], topic: str) -> list[tuple[bytes, dict[str, str]]]:
-    consumer = Consumer(
+def _reader(kafka: dict[str, Any]) -> Consumer:
+    return Consumer(
         {**kafka, "group.id": "checker", "enable.auto.commit": False, "isolation.level": "read_committed",
          "enable.partition.eof": True}
     )  # fmt: skip
-    out: list[tuple[bytes, dict[str, str]]] = []
+
+
+def _result(message: Message) -> dict[str, Any]:
+    value = message.value()
+    assert isinstance(value, bytes)
+    result = fastavro.schemaless_reader(io.BytesIO(value[SINGLE_OBJECT_HEADER:]), SCHEMA, None)
+    assert isinstance(result, dict)
+    return result
+
+
+def _place_of(result: dict[str, Any]) -> Place:
+    return result["source"]["partition"], result["source"]["offset"]
+
+
+def _headers(message: Message) -> dict[str, str]:
+    sent: Any = message.headers() or ()
+    return {name: raw.decode(errors="replace") for name, raw in sent if isinstance(raw, bytes)}
+
+
+def _place(headers: dict[str, str]) -> Place:
+    """The one that a dead letter names."""
+    return int(headers["__connect.errors.partition"]), int(headers["__connect.errors.offset"])
+
+
+def _read(kafka: dict[str, Any], topic: str) -> list[Message]:
+    """All that is in the topic."""
+    consumer = _reader(kafka)
+    out: list[Message] = []
     try:
-        partitions = consumer.list_topics(topic, timeout=30).topics[topic].partitions
+        partitions = consumer.list_topics(topic, timeout=120).topics[topic].partitions
         consumer.assign([TopicPartition(topic, number, 0) for number in partitions])
         ended: set[int] = set()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while len(ended) < len(partitions):
             assert time.monotonic() < deadline, f"{topic} cannot be read to its end"
             message = consumer.poll(0.5)
@@ -114,11 +169,8 @@ def _read(kafka: dict[str, Any], topic: str) -> list[tuple[bytes, dict[str, str]
             assert number is not None
             if message.error() is not None:
                 ended.add(number)
-                continue
-            sent: Any = message.headers() or ()
-            headers = {name: raw.decode(errors="replace") for name, raw in sent if isinstance(raw, bytes)}
-            value = message.value()
-            out.append((value if isinstance(value, bytes) else b"", headers))
+            else:
+                out.append(message)
     finally:
         consumer.close()
     return out

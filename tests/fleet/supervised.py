@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from tests.fleet.arena import Arena
-from tests.fleet.workers import until
+from tests.fleet.workers import ANSWER_S, OVERLOADED, until
 from zimage_stream.settings import environment_of
 
 
@@ -52,7 +52,7 @@ class Supervised:
     ) -> None:
         if self.process.poll() is None:
             self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
         try:
             until(lambda: not any(map(alive, self.started())), 40, "no worker outlives its supervisor")
         finally:
@@ -71,7 +71,7 @@ class Supervised:
         """What the supervisor's own port answers, whatever its status."""
         (port,) = re.findall(r"of all workers on port (\d+)", self.words())
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=ANSWER_S) as answer:
                 return str(answer.read().decode())
         except urllib.error.HTTPError as refusal:
             with refusal:
@@ -83,13 +83,13 @@ class Supervised:
 
     def wait_with_work(self, workers: int = 2) -> Supervised:
         """Until so many workers have partitions."""
-        until(lambda: self.slots_with_work() == workers, 240, f"{workers} workers have partitions")
+        until(lambda: self.slots_with_work() == workers, 120, f"{workers} workers have partitions")
         return self
 
     def stop(self) -> int:
         """SIGTERM; its exit code."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+        return self.process.wait(60 * OVERLOADED)
 
 
 def alive(pid: int) -> bool:

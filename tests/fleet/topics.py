@@ -37,11 +37,11 @@ def configure(kafka: KafkaSettings, topic: str, values: Mapping[str, object]) ->
     admin = AdminClient(common_config(kafka))
     resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
     for answer in admin.incremental_alter_configs([resource]).values():
-        answer.result(10)
+        answer.result(120)
 
     def in_force() -> bool:
         (answer,) = admin.describe_configs([ConfigResource(ResourceType.TOPIC, topic)]).values()
-        found = answer.result(10)
+        found = answer.result(120)
         return all(found[name].value == str(value) for name, value in values.items())
 
     until(in_force, 30, "the topic's settings are in force")

@@ -17,17 +17,26 @@ from types import TracebackType
 from typing import Any
 
 READY_S = 60.0
+OVERLOADED = 5.0
+"""A machine that has much else to do takes so many times as long. Times in calls are those of an idle one."""
+ANSWER_S = 60.0
+"""The longest that a worker's own port takes for an answer."""
 
 
 def until(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
-    """Poll until the condition gives something true, and return that; fail with ``what`` otherwise."""
-    deadline = time.monotonic() + timeout_s
+    """Poll until the condition gives something true, and return that; fail with ``what`` otherwise.
+
+    Args:
+        timeout_s: enough for an idle machine.
+    """
+    patience_s = timeout_s * OVERLOADED
+    deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:
         value = condition()
         if value:
             return value
         time.sleep(0.05)
-    raise AssertionError(f"not within {timeout_s:g} s: {what}")
+    raise AssertionError(f"not within {patience_s:g} s: {what}")
 
 
 class WorkerProcess:
@@ -70,9 +79,9 @@ class WorkerProcess:
         self.wait(10)
 
     def wait(self, timeout_s: float) -> int:
-        """Its exit code."""
+        """Its exit code; ``timeout_s`` as of :func:`until`."""
         assert self._process is not None
-        return self._process.wait(timeout_s)
+        return self._process.wait(timeout_s * OVERLOADED)
 
     def exit_code(self) -> int | None:
         assert self._process is not None
@@ -81,7 +90,7 @@ class WorkerProcess:
     def close(self) -> None:
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
-            self._process.wait(10)
+            self._process.wait(60)
 
     def lines(self) -> list[dict[str, Any]]:
         """Its log of every life so far; what is no JSON is a crash's own words."""
@@ -103,7 +112,7 @@ class WorkerProcess:
         if port is None:
             return False, ["not started"]
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=ANSWER_S) as answer:
                 body = json.load(answer)
         except urllib.error.HTTPError as refusal:
             body = json.load(refusal)
@@ -121,9 +130,16 @@ class WorkerProcess:
 
     def partitions(self) -> int:
         """How many it has been given since it started, less those taken away."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port()}/metrics", timeout=5) as answer:
+        return self._metric("zimage_partitions")
+
+    def wait_begun(self) -> None:
+        """Until it has marked what it runs first, which is the last thing before it runs it."""
+        until(lambda: self._metric("zimage_mark_seconds_count"), 60, f"{self.name} has marked a request")
+
+    def _metric(self, name: str) -> int:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port()}/metrics", timeout=ANSWER_S) as answer:
             for line in answer.read().decode().splitlines():
-                if line.startswith("zimage_partitions "):
+                if line.startswith(f"{name} "):
                     return int(float(line.split()[1]))
         return 0
 

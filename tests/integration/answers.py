@@ -16,7 +16,7 @@ from zimage_stream.kafka.clients import transactional_config
 from zimage_stream.kafka.reader import TopicReader
 from zimage_stream.stores import ImageStore
 
-DEADLINE_S = 30.0
+DEADLINE_S = 120.0
 
 
 class ResultWriter:

@@ -27,7 +27,7 @@ from zimage_stream.kafka.record import Record
 from zimage_stream.kafka.topics import TopicSpec, create_topics, make_topics
 from zimage_stream.settings import TopicSettings
 
-DEADLINE_S = 60.0
+DEADLINE_S = 240.0
 PARTITIONS = 4
 OWN: list[tuple[str, str | bytes | None]] = [("mine", b"\xff\x00"), ("mine", b"twice"), ("none", None)]
 

@@ -22,7 +22,7 @@ from zimage_stream.kafka import reader as reader_module
 from zimage_stream.kafka.clients import producer_config
 from zimage_stream.settings import KafkaSettings, TopicSettings, environment_of
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = 120.0
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_an_acknowledgement_without_a_place_is_told_and_harms_no_later_request()
             result = failed(star, Source(topic=topics.requests, partition=0, offset=7))
             producer = Producer({"bootstrap.servers": cluster.bootstrap_servers})
             producer.produce(topics.results, Codec().encode_result(result, topics.results), partition=0)
-            assert producer.flush(30) == 0
+            assert producer.flush(120) == 0
             assert client.wait(star.request_id, TIMEOUT_S).source == result.source
             client.submit_nowait(PromptRequest(prompt="a circle")).result(TIMEOUT_S)
 
@@ -65,13 +65,13 @@ def test_a_child_submits_and_waits_as_its_parent_does(settings: Settings) -> Non
         import os, sys
         from zimage_stream import PromptClient, PromptRequest
         client = PromptClient()
-        client.wait(client.submit(PromptRequest(prompt="fail", request_id="parent")), timeout=30)
+        client.wait(client.submit(PromptRequest(prompt="fail", request_id="parent")), timeout=120)
         child = os.fork()
         name = "child" if child == 0 else "parent again"
         request_id = name.replace(" ", "-")
-        client.wait(client.submit(PromptRequest(prompt="fail", request_id=request_id)), timeout=30)
+        client.wait(client.submit(PromptRequest(prompt="fail", request_id=request_id)), timeout=120)
         if child == 0:
-            client.wait("parent", timeout=30)
+            client.wait("parent", timeout=120)
             client.close()
             sys.exit(7)
         _, status = os.waitpid(child, 0)
@@ -103,18 +103,18 @@ def test_results_in_partitions_that_are_added_are_read(
             waiting.append((request, source))
         results = [pool.submit(client.wait, request.request_id, TIMEOUT_S) for request in requests]
         admin = AdminClient({"bootstrap.servers": settings.kafka.bootstrap_servers})
-        before = len(admin.list_topics(topic, timeout=10).topics[topic].partitions)
-        admin.create_partitions([NewPartitions(topic, before + 3)])[topic].result(30)
+        before = len(admin.list_topics(topic, timeout=120).topics[topic].partitions)
+        admin.create_partitions([NewPartitions(topic, before + 3)])[topic].result(120)
         producer = Producer(producer_config(settings.kafka))
         until(
-            lambda: len(producer.list_topics(topic, timeout=10).topics[topic].partitions) == before + 3,
+            lambda: len(producer.list_topics(topic, timeout=120).topics[topic].partitions) == before + 3,
             30,
             "the producer knows the new partitions",
         )
         for number, (request, source) in enumerate(waiting):
             value = Codec().encode_result(failed(request, source), topic)
             producer.produce(topic, value, partition=before + number % 3)
-        assert producer.flush(30) == 0
+        assert producer.flush(120) == 0
         assert [result.result(TIMEOUT_S).request_id for result in results] == [
             request.request_id for request in requests
         ]

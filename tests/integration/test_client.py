@@ -30,7 +30,7 @@ from zimage_stream.kafka.reader import TopicReader
 from zimage_stream.kafka.topics import create_topics
 from zimage_stream.settings import TopicSettings
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = 120.0
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ def test_a_broker_that_dies_is_told_and_one_that_comes_back_is_used(
         began = time.monotonic()
         with pytest.raises((SubmitError, BrokerUnavailableError)) as caught:
             client.submit(PromptRequest(prompt="b", request_id="b"))
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 60
         assert "b" in str(caught.value)
         with pytest.raises(BrokerUnavailableError):
             client.wait("b", timeout=2)

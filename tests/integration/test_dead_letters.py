@@ -67,7 +67,7 @@ class Undertaker:
         pairs: list[tuple[str, str | bytes | None]] = [*headers, *cut]
         topic = self._settings.topics.dead_letters
         self._producer.produce(topic, key=key, value=value, partition=0, headers=pairs)
-        assert self._producer.flush(30) == 0
+        assert self._producer.flush(120) == 0
 
     def bury_request(self, request: PromptRequest, code: str = "INVALID_REQUEST") -> bytes:
         value = Codec().encode_request(request, self._settings.topics.requests)
@@ -207,7 +207,7 @@ def largest_that_is_taken(settings: Settings) -> bytes:
             headers=headers,
             on_delivery=lambda error, _: refused.append(error),
         )
-        assert producer.flush(30) == 0
+        assert producer.flush(120) == 0
         if refused.pop() is None:
             return value
     raise AssertionError("the topic takes none of them")
@@ -241,8 +241,8 @@ def test_a_letter_that_has_no_room_for_the_headers_of_a_replay_stops_no_other(
 def remake(settings: Settings, topic: str) -> None:
     """Delete a topic and make it again."""
     admin = AdminClient({"bootstrap.servers": settings.kafka.bootstrap_servers})
-    admin.delete_topics([topic])[topic].result(30)
-    until(lambda: topic not in admin.list_topics(timeout=10).topics, 30, "the topic is gone")
+    admin.delete_topics([topic])[topic].result(120)
+    until(lambda: topic not in admin.list_topics(timeout=120).topics, 30, "the topic is gone")
     create_topics(settings.kafka, settings.topics, request_partitions=4, replication_factor=1)
 
 
@@ -269,7 +269,7 @@ def test_notes_of_earlier_versions_count_for_letters_older_than_they_are(
     producer.produce(notes.name, key=b"0:0", value=b"replayed")
     producer.produce(notes.name, key=b"0:1", value=b"replayed", timestamp=hour_ago)
     producer.produce(notes.name, key=b"no place", value=b"replayed")
-    assert producer.flush(30) == 0
+    assert producer.flush(120) == 0
     for name in ("a", "b"):
         undertaker.bury_request(wide(name))
     listed = lines(zimage("dead-letters", "list", "--limit", "9", "--json").stdout)
@@ -325,7 +325,7 @@ def test_two_people_with_the_same_thought(settings: Settings, start: Start, unde
         undertaker.bury_request(wide(f"r-{number}"))
     both = [start("dead-letters", "replay", "--all") for _ in range(2)]
     for process in both:
-        process.communicate(timeout=60)
+        process.communicate(timeout=120)
     assert 0 in {process.returncode for process in both}
     assert len({record.key for record in sent(settings)}) == len(sent(settings)) == 30
 
@@ -356,7 +356,7 @@ class TestReleasing:
         producer = Producer(producer_config(settings.kafka))
         for key, value in ((b"GENERATION_FAILED", b"{}"), (b"\xff", b"{"), (None, None)):
             producer.produce(released_topic(settings.topics).name, value, key or b"none")
-        assert producer.flush(30) == 0
+        assert producer.flush(120) == 0
         assert read_releases(settings) == found
         assert zimage("dead-letters", "release", "--minutes", "0").returncode == 0
         found = read_releases(settings)
@@ -378,7 +378,7 @@ class TestALetterThatDoesNotHaveAllOfItsRecord:
         own: list[tuple[str, str | bytes | None]] = list(OWN)
         topic = settings.topics.requests
         producer.produce(topic, key=b"k", value=value, partition=3, headers=own)
-        assert producer.flush(30) == 0
+        assert producer.flush(120) == 0
         cut: list[Header] = [
             ("zimage.value-bytes", str(len(self.VALUE)).encode()),
             ("zimage.value-sha256", sha256(self.VALUE).hexdigest().encode()),
@@ -421,7 +421,7 @@ class TestALetterThatDoesNotHaveAllOfItsRecord:
         producer = Producer(producer_config(settings.kafka))
         for value in (self.VALUE, b"something else"):
             producer.produce(settings.topics.requests, key=key, value=value, partition=3)
-        assert producer.flush(30) == 0
+        assert producer.flush(120) == 0
         cut: list[Header] = [
             ("zimage.key-bytes", str(len(key)).encode()),
             ("zimage.headers-left-out", headers_left_out),
@@ -441,7 +441,7 @@ class TestALetterThatDoesNotHaveAllOfItsRecord:
         self.bury(settings, undertaker)
         admin = AdminClient({"bootstrap.servers": settings.kafka.bootstrap_servers})
         for answer in admin.delete_records([TopicPartition(settings.topics.requests, 3, 1)]).values():
-            answer.result(30)
+            answer.result(120)
         done = zimage("dead-letters", "replay", "--all")
         assert done.returncode == 1
         assert "which is not kept any more" in done.stderr

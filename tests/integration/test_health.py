@@ -32,7 +32,7 @@ def worker(arena: Arena) -> WorkerProcess:
 
 def samples(worker: WorkerProcess) -> dict[tuple[str, str], float]:
     """Values of the worker's metrics by name and label."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{worker.port()}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{worker.port()}/metrics", timeout=120) as answer:
         text = answer.read().decode()
     return {
         (sample.name, next(iter(sample.labels.values()), "")): sample.value
@@ -44,7 +44,7 @@ def samples(worker: WorkerProcess) -> dict[tuple[str, str], float]:
 
 def status_of(worker: WorkerProcess, path: str) -> tuple[int, Any]:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{worker.port()}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{worker.port()}{path}", timeout=120) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as refusal:
         return refusal.code, json.load(refusal)
@@ -56,14 +56,14 @@ def serve_some(arena: Arena) -> tuple[list[PromptRequest], PromptRequest]:
     bad = PromptRequest(prompt=f"{SECRET}\x07", width=64, height=64)
     with PromptClient(arena.settings) as client:
         for request in good:
-            client.wait(client.submit(request), timeout=30)
-        client.wait(client.submit(good[0]), timeout=30)
+            client.wait(client.submit(request), timeout=120)
+        client.wait(client.submit(good[0]), timeout=120)
         # The client would refuse it.
         producer = Producer(client_config(arena.settings.kafka))
         topic = arena.settings.topics.requests
         producer.produce(topic, Codec().encode_request(bad, topic))
-        assert producer.flush(30) == 0
-        [result] = client.results([bad.request_id], timeout=30)
+        assert producer.flush(120) == 0
+        [result] = client.results([bad.request_id], timeout=120)
         assert result.error is not None
     return good, bad
 
@@ -133,14 +133,16 @@ def test_no_result_vouches_for_a_picture_that_is_not_stored_yet(
     make_arena: Callable[..., Arena], kafka: KafkaAddress, own_minio: Minio
 ) -> None:
     arena = make_arena(kafka, own_minio)
-    faults = {"ZIMAGE_ENGINE__SIMULATED_FAULTS": '{"slow": "slow:3"}'}
+    faults = {"ZIMAGE_ENGINE__SIMULATED_FAULTS": '{"slow": "slow:6"}'}
     worker = arena.fleet.start("worker", **faults).wait_ready()
     arena.send([PromptRequest(prompt="slow", width=64, height=64)])
-    time.sleep(1.5)
     # It was looked up and is being made.
+    worker.wait_begun()
+    time.sleep(0.5)
     own_minio.kill()
     until(lambda: any("store" in reason for reason in worker.ready()[1]), 30, "/readyz names the store")
-    time.sleep(2)
+    until(arena.fleet.generated, 60, "it is made")
+    time.sleep(1)
     topics = arena.settings.topics
     assert check(client_config(arena.settings.kafka), topics.results, topics.dead_letters, None).results == {}
     own_minio.start()
@@ -170,7 +172,7 @@ def test_what_is_said_of_a_partition_goes_with_it_to_whoever_has_it_next(
     producer = Producer(config)
     for place in places:
         producer.produce(topic, b"deleted before it is served", partition=place.partition)
-    assert producer.flush(30) == 0
+    assert producer.flush(120) == 0
     # The group has begun, and retention was faster.
     group = Consumer(config | {"group.id": arena.settings.worker.group_id})
     group.commit(offsets=places, asynchronous=False)
@@ -178,7 +180,7 @@ def test_what_is_said_of_a_partition_goes_with_it_to_whoever_has_it_next(
     admin = AdminClient({**config})
     deleted = admin.delete_records([TopicPartition(topic, number, 1) for number in (0, 1)])
     for answer in deleted.values():
-        answer.result(30)
+        answer.result(120)
 
     def stopped(worker: WorkerProcess) -> list[str]:
         return [reason.split(" is stopped")[0] for reason in worker.ready()[1] if " is stopped" in reason]

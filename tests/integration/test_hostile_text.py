@@ -58,7 +58,7 @@ def everything(settings: Settings, store: ImageStore) -> None:
     topics = settings.topics
     value = Codec().encode_request(REQUEST, topics.requests)
     producer.produce(topics.requests, value=value, key=HOSTILE.encode())
-    producer.flush(30)
+    producer.flush(120)
     refused = replace(failed(REQUEST, SOURCE), error=Failure(code=HOSTILE, message=HOSTILE, retriable=False))
     named = PromptRequest(prompt="a", request_id="a", tenant="a", attributes={HOSTILE: HOSTILE})
     elsewhere = succeeded(named, SOURCE, store)
@@ -69,7 +69,7 @@ def everything(settings: Settings, store: ImageStore) -> None:
     ResultWriter(settings).write([refused, elsewhere, lost])
     for code, body in ((HOSTILE, value), ("INVALID_REQUEST", value), ("UNDECODABLE", HOSTILE.encode())):
         _bury(producer, topics.dead_letters, code, body)
-    producer.flush(30)
+    producer.flush(120)
 
 
 def _bury(producer: Producer, topic: str, code: str, value: bytes) -> None:

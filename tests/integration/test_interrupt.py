@@ -17,7 +17,7 @@ from zimage_stream import PromptRequest, Settings, Source
 from zimage_stream.settings import StoreSettings, environment_of
 from zimage_stream.stores import ImageStore
 
-ENDS_WITHIN_S = 60.0
+ENDS_WITHIN_S = 240.0
 """Four tries of 30 seconds are what the store is given otherwise."""
 
 

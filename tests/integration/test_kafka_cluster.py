@@ -1,4 +1,7 @@
-"""The cluster of three brokers does what scenarios ask of it, and tells who is who."""
+"""The cluster of three brokers does what scenarios ask of it, and tells who is who.
+
+Marked slow: the scenarios that lean on it are those of ``make chaos``.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ from tests.fleet.workers import until
 from tests.services import KafkaCluster, ServiceError
 from tests.services.native.cluster import BROKERS, TRANSACTIONS, Broker
 from zimage_stream.kafka.clients import common_config, producer_config, reader_config, transactional_config
+
+pytestmark = pytest.mark.slow
 
 ELECTED_WITHIN_S = 60.0
 
@@ -69,7 +74,7 @@ def test_the_coordinator_of_a_group_is_the_one_that_kafka_names(own_cluster: Kaf
     admin = AdminClient(common_config(own_cluster.settings))
     described = admin.describe_consumer_groups(groups)
 
-    named = {group: future.result(30).coordinator.id for group, future in described.items()}
+    named = {group: future.result(120).coordinator.id for group, future in described.items()}
     assert {group: own_cluster.group_coordinator(group) for group in groups} == {
         group: own_cluster.broker(number) for group, number in named.items()
     }
@@ -81,10 +86,10 @@ def test_the_coordinator_of_transactions_leads_the_partition_that_has_them(own_c
     ids = {f"id-{number}-{uuid.uuid4().hex}" for number in range(4)}
     for name in ids:
         producer = Producer(transactional_config(own_cluster.settings, name))
-        producer.init_transactions(60)
+        producer.init_transactions(120)
         producer.begin_transaction()
         producer.produce(topic, b"in a transaction")
-        producer.commit_transaction(60)
+        producer.commit_transaction(120)
 
     assert ids <= own_cluster.transactional_ids(began)
     kept_by = {

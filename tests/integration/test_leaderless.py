@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.fleet.workers import until
 from tests.services.native.cluster import KafkaCluster
-from zimage_stream.kafka.topics import Finding, Severity, check_topics, create_topics
+from zimage_stream.kafka.topics import Finding, Severity, TopicError, check_topics, create_topics
 from zimage_stream.settings import TopicSettings
 
 
@@ -23,6 +23,14 @@ def names() -> TopicSettings:
 def errors(cluster: KafkaCluster, topics: TopicSettings, partitions: int) -> list[Finding]:
     found = check_topics(cluster.settings, topics, request_partitions=partitions)
     return [finding for finding in found if finding.severity is Severity.ERROR]
+
+
+def found_errors(cluster: KafkaCluster, topics: TopicSettings) -> list[Finding] | None:
+    """``None`` while a broker does not know yet what was made a moment ago."""
+    try:
+        return errors(cluster, topics, 2)
+    except TopicError:
+        return None
 
 
 def status(cluster: KafkaCluster, topics: TopicSettings) -> tuple[int, dict[str, Any], str]:
@@ -41,12 +49,13 @@ def status(cluster: KafkaCluster, topics: TopicSettings) -> tuple[int, dict[str,
 def test_topics_are_made_to_outlive_a_broker(own_cluster: KafkaCluster) -> None:
     topics = names()
     create_topics(own_cluster.settings, topics, request_partitions=2, replication_factor=3)
-    until(lambda: not errors(own_cluster, topics, 2), 60, "all is as it must be")
+    until(lambda: found_errors(own_cluster, topics) == [], 60, "all is as it must be")
     weak = names()
     own_cluster.make_topic(weak.requests, [(1,), (2,)], {"min.insync.replicas": "1"})
 
     def found() -> set[str]:
-        return {each.setting for each in errors(own_cluster, weak, 2) if each.topic == weak.requests}
+        seen = found_errors(own_cluster, weak) or []
+        return {each.setting for each in seen if each.topic == weak.requests}
 
     until(lambda: "replication factor" in found(), 60, "a single replica is found")
 

@@ -35,8 +35,9 @@ from zimage_stream.settings import StoreSettings
 from zimage_stream.stores import ImageStore, connections
 from zimage_stream.stores.minio import MinioStore
 
-BOUND_S = 15.0
-"""Within which a store that is down must be told from one that is slow; connecting is given 3 s."""
+BOUND_S = 30.0
+"""Within which a store that is down must be told from one that is slow; connecting is given 3 s. One that
+retries takes minutes, and an overloaded machine does not make seconds of them."""
 READ_ONLY = ["s3:GetObject", "s3:ListBucket", "s3:GetBucketLocation"]
 
 

@@ -216,7 +216,7 @@ with TopicReader(settings.kafka, settings.topics.requests) as reader:
         env=environment_of(anything.settings),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "100\n"), done.stderr

@@ -78,7 +78,7 @@ def test_commands_reach_this_machine_without_it(
     config = tmp_path / "zimage.toml"
     config.write_text(f"[registry]\nurl = '{registry.url}'\nauto_register = true\n", encoding="utf-8")
     process = start("--config", str(config), "produce", "a", "--json")
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert json.loads(out)["request_id"]
     assert proxy.asked == []

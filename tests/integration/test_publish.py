@@ -51,13 +51,13 @@ def publisher(
 
 
 def committed(consumer: Consumer, topics: TopicSettings) -> tuple[int, str | None]:
-    (found,) = consumer.committed([TopicPartition(topics.requests, 0)], timeout=20)
+    (found,) = consumer.committed([TopicPartition(topics.requests, 0)], timeout=120)
     return found.offset, found.metadata
 
 
 def join(consumer: Consumer, topics: TopicSettings) -> None:
     consumer.subscribe([topics.requests])
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not consumer.assignment():
         assert time.monotonic() < deadline
         consumer.poll(0.1)

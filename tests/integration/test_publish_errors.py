@@ -29,8 +29,8 @@ RESULT = Outgoing("zimage.results", b"key", b"value", [])
 ONCE, FOR_A_WHILE = 1, 4
 TRIES = 4
 """One that meets the error and one that goes through; the others are for a machine that stands still."""
-GOES_ON_S = 40.0
-JOIN_S = 30.0
+GOES_ON_S = 120.0
+JOIN_S = 120.0
 
 CODES = {
     name: getattr(KafkaError, name)

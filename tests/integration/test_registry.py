@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from confluent_kafka.schema_registry import SchemaRegistryClient, topic_subject_name_strategy
 from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 
-from tests.services import Registry as RegistryService
+from tests.chaos import misbehaving
+from tests.chaos.misbehaving import Trouble, open_misbehaving
 from tests.services import RegistryAddress
 from zimage_stream.errors import RegistryUnavailableError, SchemaMissingError, UnknownSchemaError
 from zimage_stream.events.codec import Codec
@@ -85,14 +87,25 @@ def test_an_id_that_nobody_knows_is_asked_for_again_later(registry: RegistryAddr
 
 
 def test_what_is_cached_needs_no_registry(
-    tmp_path: Path, topic: str, codec_for: Callable[..., Codec]
+    registry: RegistryAddress,
+    topic: str,
+    codec_for: Callable[..., Codec],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with RegistryService(tmp_path / "registry") as service:
-        warm = codec_for(service.address)
+    real = urlsplit(registry.url)
+    monkeypatch.setattr(misbehaving, "HIT", 1.0)
+    with open_misbehaving(real.netloc, "/refused/", random.Random(1)) as door:
+        behind = RegistryAddress(real._replace(netloc=door.endpoint).geturl())
+        warm, cold = codec_for(behind), codec_for(behind)
         data = warm.encode_request(REQUEST, topic)
         assert warm.decode_request(data) == REQUEST
-        cold = codec_for(service.address)
-    assert warm.decode_request(data) == REQUEST
-    assert warm.encode_request(REQUEST, topic) == data
+        with door.playing(Trouble.RESET):
+            assert warm.decode_request(data) == REQUEST
+            assert warm.encode_request(REQUEST, topic) == data
+            # It has not even asked.
+            assert not door.played
+            with pytest.raises(RegistryUnavailableError, match="does not answer"):
+                cold.decode_request(data)
+    # The door is shut: nobody listens there any more.
     with pytest.raises(RegistryUnavailableError, match="does not answer"):
-        cold.decode_request(data)
+        codec_for(behind).decode_request(data)

@@ -123,7 +123,7 @@ def test_a_paused_service_answers_again_when_it_is_resumed(services: Services) -
     caller.join(0.5)
     paused = list(answers)
     minio.resume()
-    caller.join(10)
+    caller.join(120)
 
     assert paused == []
     assert answers == [False]
@@ -133,7 +133,7 @@ def test_a_service_started_by_a_thread_outlives_it(tmp_path: Path) -> None:
     minio = Minio(tmp_path / "minio")
     starter = threading.Thread(target=minio.start)
     starter.start()
-    starter.join(30)
+    starter.join(120)
     try:
         minio.probe()
         minio.pause()
@@ -199,13 +199,13 @@ def test_services_run_until_they_are_told_to_stop(tmp_path: Path) -> None:
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as serving:
-        _eventually(env_file.exists, timeout_s=60)
+        _eventually(env_file.exists, timeout_s=240)
         text = env_file.read_text()
         exported = dict(re.findall(r"^export (\w+)=(.*)$", text, re.MULTILINE))
         address = shlex.split(exported["ZIMAGE_KAFKA__BOOTSTRAP_SERVERS"])[0]
-        cluster = AdminClient({"bootstrap.servers": address}).list_topics(timeout=10)
+        cluster = AdminClient({"bootstrap.servers": address}).list_topics(timeout=120)
         serving.send_signal(signal.SIGTERM)
-        printed, _ = serving.communicate(timeout=30)
+        printed, _ = serving.communicate(timeout=120)
 
     assert len(cluster.brokers) == 1
     assert printed == text
@@ -215,12 +215,12 @@ def test_services_run_until_they_are_told_to_stop(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("topics", [3], indirect=True)
 def test_topics_are_fresh_and_of_the_size_asked_for(kafka: KafkaAddress, topics: TopicSettings) -> None:
-    cluster = AdminClient(common_config(kafka.settings)).list_topics(timeout=10)
+    cluster = AdminClient(common_config(kafka.settings)).list_topics(timeout=120)
 
     assert len(cluster.topics[topics.requests].partitions) == 3
     assert {topics.results, topics.dead_letters} < set(cluster.topics)
     low, high = Consumer(reader_config(kafka.settings)).get_watermark_offsets(
-        TopicPartition(topics.requests, 0), timeout=10
+        TopicPartition(topics.requests, 0), timeout=120
     )
     assert (low, high) == (0, 0)
 
@@ -251,14 +251,14 @@ def test_the_secure_broker_lets_in_with_the_password_only(secure_kafka: SecureKa
 def _publish(kafka: Kafka, topic: str, value: bytes) -> None:
     producer = Producer(producer_config(kafka.settings))
     producer.produce(topic, value=value)
-    assert producer.flush(20) == 0
+    assert producer.flush(120) == 0
 
 
 def _values(kafka: Kafka, topic: str, count: int) -> list[bytes | None]:
     consumer = Consumer(reader_config(kafka.settings))
     consumer.assign([TopicPartition(topic, 0, 0)])
     try:
-        values = [message.value() for message in consumer.consume(count, timeout=20) if not message.error()]
+        values = [message.value() for message in consumer.consume(count, timeout=120) if not message.error()]
     finally:
         consumer.close()
     return [value if value is None else bytes(value) for value in values]

@@ -101,7 +101,7 @@ def test_a_transaction_that_nobody_ends_holds_up_its_own_partitions_alone(
     kafka: KafkaAddress, topics: TopicSettings, make_session: Callable[[], Session]
 ) -> None:
     dead = Producer(transactional_config(kafka.settings, f"{topics.requests}-dead"))
-    dead.init_transactions(30)
+    dead.init_transactions(120)
     dead.begin_transaction()
     offsets = [TopicPartition(topics.requests, number, 0) for number in (1, 2)]
     # As a tool's commit, which a group without members takes.
@@ -113,7 +113,7 @@ def test_a_transaction_that_nobody_ends_holds_up_its_own_partitions_alone(
     until(lambda: polled(session) == ALL - {1, 2}, 30, "it holds what it can")
     session.claim()
     assert poll_for(session, 2.0) == ALL - {1, 2}
-    dead.abort_transaction(30)
+    dead.abort_transaction(120)
     until(lambda: polled(session) == ALL, 30, "it holds the rest")
     session.claim()
     session.close()
@@ -144,7 +144,7 @@ def test_partitions_that_left_while_they_were_paused_deliver_when_they_come_back
     producer = Producer(producer_config(kafka.settings))
     for number in ALL:
         producer.produce(topics.requests, b"request", partition=number)
-    assert producer.flush(30) == 0
+    assert producer.flush(120) == 0
     delivered = set()
 
     def all_delivered() -> bool:
@@ -205,7 +205,7 @@ def produce(kafka: KafkaAddress, topics: TopicSettings, partitions: Collection[i
     producer = Producer(producer_config(kafka.settings))
     for number in partitions:
         producer.produce(topics.requests, b"request", partition=number)
-    assert producer.flush(30) == 0
+    assert producer.flush(120) == 0
 
 
 class TestWhatAnotherProcessLeftOpen:
@@ -264,10 +264,10 @@ def test_a_marker_at_the_end_of_the_log_is_committed_as_passed(
     kafka: KafkaAddress, topics: TopicSettings, make_session: Callable[..., Session]
 ) -> None:
     producer = Producer(transactional_config(kafka.settings, f"{topics.requests}-upstream"))
-    producer.init_transactions(30)
+    producer.init_transactions(120)
     producer.begin_transaction()
     producer.produce(topics.requests, b"request", partition=0)
-    producer.commit_transaction(30)
+    producer.commit_transaction(120)
     session = make_session()
     session.join()
     delivered: list[int] = []
@@ -292,7 +292,7 @@ def test_a_marker_at_the_end_of_the_log_is_committed_as_passed(
 def committed(kafka: KafkaAddress, topics: TopicSettings) -> int:
     tool = Consumer({**common_config(kafka.settings), "group.id": topics.requests})
     try:
-        (found,) = tool.committed([TopicPartition(topics.requests, 0)], timeout=30)
+        (found,) = tool.committed([TopicPartition(topics.requests, 0)], timeout=120)
         return int(found.offset)
     finally:
         tool.close()
@@ -308,11 +308,11 @@ class TestALogThatWentBack:
         session.claim()
         poll_for(session, 1.0)
         admin = AdminClient(common_config(kafka.settings))
-        admin.delete_topics([topics.requests])[topics.requests].result(30)
+        admin.delete_topics([topics.requests])[topics.requests].result(120)
 
         def made() -> bool:
             try:
-                admin.create_topics([NewTopic(topics.requests, len(ALL), 1)])[topics.requests].result(30)
+                admin.create_topics([NewTopic(topics.requests, len(ALL), 1)])[topics.requests].result(120)
             except KafkaException:
                 return False
             return True
@@ -465,10 +465,10 @@ class TestABatchThatCannotBeRead:
 
         monkeypatch.setattr(stalls.Stalls, "_hear", heard)
         producer = Producer(transactional_config(kafka.settings, f"{topics.requests}-upstream"))
-        producer.init_transactions(30)
+        producer.init_transactions(120)
         producer.begin_transaction()
         producer.produce(topics.requests, b"request", partition=0)
-        assert producer.flush(30) == 0
+        assert producer.flush(120) == 0
         produce(kafka, topics, [0])
         session = make_session()
         session.join()
@@ -479,6 +479,6 @@ class TestABatchThatCannotBeRead:
 
         until(asked, 30, "the leader was asked twice")
         assert stands_still(session) == []
-        producer.commit_transaction(30)
+        producer.commit_transaction(120)
         until(lambda: take(session) == 1, 30, "what lay behind the transaction comes")
         session.close()

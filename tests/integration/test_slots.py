@@ -91,7 +91,7 @@ def test_a_transaction_left_open_under_the_former_id_of_a_slot_ends_by_itself(
     # As the version before named it, here with the shortest time-out, since only the broker ends it.
     config = transactional_config(kafka.settings, f"zimage-{group}-slot")
     former = Producer({**config, "transaction.timeout.ms": 1_000})
-    former.init_transactions(30)
+    former.init_transactions(120)
     former.begin_transaction()
     former.produce(topics.results, b"never seen")
     tool = Consumer(worker_consumer_config(kafka.settings, group, "slot"))

@@ -31,7 +31,7 @@ def submit(settings: Settings, *ids: str, partition: int, age: timedelta = timed
         producer.produce(
             settings.topics.requests, key=request_id, value=value, partition=partition, timestamp=at
         )
-    assert producer.flush(30) == 0
+    assert producer.flush(120) == 0
 
 
 def commit(settings: Settings, partition: int, checkpoint: Checkpoint) -> None:
@@ -93,10 +93,10 @@ def test_a_request_that_is_answered_shows_its_result(zimage: Run, settings: Sett
 
 def test_markers_of_transactions_are_no_requests(zimage: Run, settings: Settings) -> None:
     producer = Producer({**producer_config(settings.kafka), "transactional.id": settings.topics.requests})
-    producer.init_transactions(30)
+    producer.init_transactions(120)
     producer.begin_transaction()
     producer.produce(settings.topics.requests, value=b"x", partition=0)
-    producer.commit_transaction(30)
+    producer.commit_transaction(120)
     assert overview(zimage)["unresolved"] == 2  # the record and its marker
     commit(settings, 0, Checkpoint(1))
     assert overview(zimage)["unresolved"] == 0
@@ -115,7 +115,7 @@ def test_a_partition_that_lost_requests_says_so(zimage: Run, settings: Settings)
     submit(settings, *"abc", partition=0)
     admin = AdminClient({"bootstrap.servers": settings.kafka.bootstrap_servers})
     for answer in admin.delete_records([TopicPartition(settings.topics.requests, 0, 2)]).values():
-        answer.result(30)
+        answer.result(120)
     commit(settings, 0, Checkpoint(0, resolved=0b10))
     assert "LOST        partition 0: 1 requests were deleted" in zimage("status").stdout
 
@@ -126,7 +126,7 @@ def open_transaction(
     """A producer that has sent these requests in a transaction and has not ended it."""
     name = f"{settings.topics.requests}-{partition}"
     producer = Producer({**producer_config(settings.kafka), "transactional.id": name})
-    producer.init_transactions(30)
+    producer.init_transactions(120)
     producer.begin_transaction()
     for request_id in ids:
         request = PromptRequest(prompt="fail", request_id=request_id)
@@ -135,7 +135,7 @@ def open_transaction(
         producer.produce(
             settings.topics.requests, key=request_id, value=value, partition=partition, headers=headers
         )
-    assert producer.flush(30) == 0
+    assert producer.flush(120) == 0
     return producer
 
 
@@ -160,7 +160,7 @@ def test_requests_behind_an_open_transaction_are_told_and_whose_it_is(
     assert f"abort --topic {topic} --partition 1 --start-offset 1" in people
     assert "waits behind a producer's open transaction" in zimage("status", "c").stdout
 
-    upstream.abort_transaction(30)
+    upstream.abort_transaction(120)
     found = overview(zimage)
     assert (found["behind_transactions"], found["partitions"][1]["transaction"]) == (0, None)
 
@@ -172,7 +172,7 @@ def test_who_sends_under_an_endless_name_is_told_in_short(zimage: Run, settings:
     people = zimage("status").stdout
     assert f"({len(name)} characters)" in people
     assert len(people) < 10_000
-    upstream.abort_transaction(30)
+    upstream.abort_transaction(120)
 
 
 def test_a_worker_that_died_in_the_middle_of_a_commit_does_not_hold_up_the_answer(
@@ -181,14 +181,14 @@ def test_a_worker_that_died_in_the_middle_of_a_commit_does_not_hold_up_the_answe
     submit(settings, "a", partition=0)
     commit(settings, 0, Checkpoint(0))
     dead = Producer(transactional_config(settings.kafka, settings.topics.requests))
-    dead.init_transactions(30)
+    dead.init_transactions(120)
     dead.begin_transaction()
     tool = Consumer({**reader_config(settings.kafka), "group.id": settings.worker.group_id})
     offsets = [TopicPartition(settings.topics.requests, 0, 1)]
     dead.send_offsets_to_transaction(offsets, tool.consumer_group_metadata(), 30)
     tool.close()
     assert overview(zimage)["partitions"][0]["base"] == 0
-    dead.abort_transaction(30)
+    dead.abort_transaction(120)
 
 
 def test_a_group_that_stands_past_the_end_of_the_log_says_so(zimage: Run, settings: Settings) -> None:
@@ -210,7 +210,7 @@ def test_a_record_whose_schema_is_not_to_be_had_is_no_obstacle(
         producer = Producer(producer_config(settings.kafka))
         for topic in (settings.topics.results, settings.topics.requests):
             producer.produce(topic, value=b"\x00\x00\x00\x00\x07r", partition=0)
-        assert producer.flush(30) == 0
+        assert producer.flush(120) == 0
         words = [sys.executable, "-m", "zimage_stream"]
         env = environment_of(settings) | {"ZIMAGE_REGISTRY__URL": registry.url}
         for command in (["status", "--json"], ["status", "r"], ["results", "--json"]):

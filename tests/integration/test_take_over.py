@@ -37,7 +37,7 @@ def committed(arena: Arena) -> int:
     settings = arena.settings
     tool = Consumer(client_config(settings.kafka) | {"group.id": settings.worker.group_id})
     try:
-        (found,) = tool.committed([TopicPartition(settings.topics.requests, 0)], timeout=30)
+        (found,) = tool.committed([TopicPartition(settings.topics.requests, 0)], timeout=120)
         return int(found.offset)
     finally:
         tool.close()
@@ -65,10 +65,10 @@ def test_a_log_that_is_emptied_behind_a_marker_is_served_on(
     arena = make_arena(kafka, minio, partitions=1)
     topic = arena.settings.topics.requests
     upstream = Producer(client_config(arena.settings.kafka) | {"transactional.id": f"{topic}-upstream"})
-    upstream.init_transactions(30)
+    upstream.init_transactions(120)
     upstream.begin_transaction()
     upstream.produce(topic, Codec().encode_request(picture(), topic), partition=0)
-    upstream.commit_transaction(30)
+    upstream.commit_transaction(120)
     arena.accepted[0, 0] = "the first"
     worker = arena.fleet.start(SLOT, ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
     arena.wait_answered(30)
@@ -76,7 +76,7 @@ def test_a_log_that_is_emptied_behind_a_marker_is_served_on(
     worker.kill()
     admin = AdminClient({**client_config(arena.settings.kafka)})
     for deleted in admin.delete_records([TopicPartition(topic, 0, 2)]).values():
-        deleted.result(30)
+        deleted.result(120)
 
     worker.start().wait_ready()
     arena.send([picture("after the log was emptied")])

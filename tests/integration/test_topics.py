@@ -59,7 +59,7 @@ def test_a_changed_setting_is_found(kafka: KafkaAddress, setting: str, value: st
     resource = ConfigResource(ResourceType.TOPIC, topics.results, incremental_configs=[entry])
     admin = AdminClient(common_config(kafka.settings))
     for answer in admin.incremental_alter_configs([resource]).values():
-        answer.result(10)
+        answer.result(120)
     # The broker answers before it shows the change.
     until(lambda: findings(kafka, topics, 1), 30, "the change is seen")
     (finding,) = findings(kafka, topics, 1)

@@ -49,7 +49,7 @@ def publish(
     producer.produce(
         arena.settings.topics.requests, value, key=b"\xff\x00", headers=headers or [], on_delivery=delivered
     )
-    assert producer.flush(30) == 0
+    assert producer.flush(120) == 0
 
 
 def publish_request(arena: Arena, request: PromptRequest) -> None:
@@ -67,7 +67,7 @@ class TestASuccessfulRequest:
         request = picture("一只红色的狐狸", tenant="studio", seed=7, batch_id="b1", attributes={"sku": "A-1"})
         with PromptClient(arena.settings) as client:
             client.submit(request, headers={"traceparent": "00-" + "a" * 32 + "-" + "b" * 16 + "-01"})
-            result = client.wait(request.request_id, timeout=30)
+            result = client.wait(request.request_id, timeout=120)
         assert (result.tenant, result.batch_id, result.attributes) == ("studio", "b1", {"sku": "A-1"})
         assert result.attempts == 1
         assert result.worker == "worker"
@@ -85,7 +85,7 @@ class TestASuccessfulRequest:
     def test_carries_its_trace_to_the_result(self, arena: Arena, worker: WorkerProcess) -> None:
         trace = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
         with PromptClient(arena.settings) as client:
-            client.wait(client.submit(picture(), headers={"traceparent": trace}), timeout=30)
+            client.wait(client.submit(picture(), headers={"traceparent": trace}), timeout=120)
         topic = arena.settings.topics.results
         headers = [dict(message.headers() or []) for message in read(arena, topic)]
         assert [sent["traceparent"] for sent in headers] == [trace.encode()]
@@ -94,7 +94,7 @@ class TestASuccessfulRequest:
     def test_in_other_formats(self, arena: Arena, worker: WorkerProcess) -> None:
         with PromptClient(arena.settings) as client:
             for name, content_type in (("webp", "image/webp"), ("jpeg", "image/jpeg")):
-                result = client.wait(client.submit(picture(format=name)), timeout=30)
+                result = client.wait(client.submit(picture(format=name)), timeout=120)
                 assert result.image is not None
                 assert result.image.content_type == content_type
 
@@ -103,8 +103,8 @@ class TestASecondRequestOfTheSameId:
     def test_with_the_same_parameters_costs_no_generation(self, arena: Arena, worker: WorkerProcess) -> None:
         request = picture()
         with PromptClient(arena.settings) as client:
-            first = client.wait(client.submit(request), timeout=30)
-            second = client.wait(client.submit(request), timeout=30)
+            first = client.wait(client.submit(request), timeout=120)
+            second = client.wait(client.submit(request), timeout=120)
         assert second.source != first.source
         assert second.image == first.image
         assert arena.fleet.generated()[request.request_id] == 1
@@ -126,7 +126,7 @@ class TestASecondRequestOfTheSameId:
                 replace(request, format="webp"),
                 replace(request, format="jpeg", prompt="something else"),
             ]
-            results = [client.wait(client.submit(each), timeout=30) for each in (request, *others)]
+            results = [client.wait(client.submit(each), timeout=120) for each in (request, *others)]
         codes = [result.error and result.error.code for result in results]
         assert codes == [None, "ID_CONFLICT", "ID_CONFLICT"]
         error = results[1].error
@@ -229,7 +229,7 @@ def flood(arena: Arena, count: int) -> None:
         value = b"\x00\x00\x00\x00\x07 of a registry that this worker does not know, %d" % number
         producer.produce(arena.settings.topics.requests, value, key=b"one producer", on_delivery=delivered)
         producer.poll(0)
-    assert producer.flush(30) == 0
+    assert producer.flush(120) == 0
 
 
 def release(arena: Arena) -> None:
@@ -299,7 +299,7 @@ def test_with_a_schema_registry(
     arena = make_arena(kafka, minio, registry={"url": registry.url, "auto_register": True})
     arena.fleet.start("worker", ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
     with PromptClient(arena.settings) as client:
-        result = client.wait(client.submit(picture()), timeout=30)
+        result = client.wait(client.submit(picture()), timeout=120)
     assert result.succeeded
     (record,) = read(arena, arena.settings.topics.results)
     assert record.value()[0] == 0
@@ -326,7 +326,7 @@ def test_where_the_results_schema_is_not_registered_a_worker_waits_and_charges_n
         register(IMAGE_RESULT, topics.results)
         worker.wait_ready()
     with PromptClient(arena.settings) as client:
-        results = list(client.results(sent, timeout=40))
+        results = list(client.results(sent, timeout=120))
     assert {(result.succeeded, result.attempts) for result in results} == {(True, 1)}
 
 
@@ -355,11 +355,11 @@ def read(arena: Arena, topic: str) -> Iterator[Any]:
         | {"group.id": "test", "enable.partition.eof": "true", "isolation.level": "read_committed"}
     )
     try:
-        partitions = consumer.list_topics(topic, timeout=30).topics[topic].partitions
+        partitions = consumer.list_topics(topic, timeout=120).topics[topic].partitions
         consumer.assign([TopicPartition(topic, number, 0) for number in partitions])
         ended = 0
         while ended < len(partitions):
-            message = consumer.poll(10)
+            message = consumer.poll(120)
             assert message is not None, "the broker does not answer"
             if message.error() is not None:
                 ended += 1

@@ -115,14 +115,14 @@ def test_many_at_once_build_one_time(empty_cache: Path) -> None:
         (folder / "file").write_text("whole")
 
     def ask() -> None:
-        together.wait(10)
+        together.wait(120)
         folders.append(cache.cached("thing-1", build))
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(120)
 
     assert len(builds) == 1
     assert folders == [empty_cache / "thing-1"] * 4

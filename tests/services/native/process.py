@@ -15,8 +15,8 @@ from typing import ClassVar, Self
 from tests.services.addresses import wait_until_ready
 from tests.services.errors import ServiceError
 
-START_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 15.0
+START_TIMEOUT_S = 240.0
+STOP_TIMEOUT_S = 60.0
 _LOG_LINES = 25
 
 # Linux ends a child whose parent is gone, and means by "parent" the thread that made it. So one thread
@@ -126,7 +126,7 @@ class NativeService(ABC):
         self.wait_ready()
 
     def stop(self) -> None:
-        """End the server in order, by force where it takes longer than 15 s."""
+        """End the server in order, by force where it takes longer than a minute."""
         if self._process is None:
             return
         self._process.send_signal(signal.SIGTERM)

@@ -15,7 +15,7 @@ from zimage_stream.settings import EngineSettings, load_settings
 
 def python(program: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=120
     )
 
 

@@ -182,7 +182,7 @@ def test_kill_ends_the_process_at_once() -> None:
         "print('still alive', flush=True)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=120
     )
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, "alive\n")
 

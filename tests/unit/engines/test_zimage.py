@@ -100,18 +100,32 @@ def test_a_mixed_batch_gives_the_pictures_that_each_spec_gives_alone(engine: ZIm
         assert furthest(image, engine.generate([spec])[0]) <= 2
 
 
-@hyp_settings(max_examples=15, deadline=None)
-@given(
-    st.lists(
-        st.tuples(st.text("红圆 red circle,.\U0001f3a8", min_size=1, max_size=80), st.integers(0, 2**63 - 1)),
-        min_size=2,
-        max_size=5,
-    ),
-    st.sampled_from([(64, 64), (96, 64), (64, 128)]),
+BATCHES = st.lists(
+    st.tuples(st.text("红圆 red circle,.\U0001f3a8", min_size=1, max_size=80), st.integers(0, 2**63 - 1)),
+    min_size=2,
+    max_size=5,
 )
+SIZES = st.sampled_from([(64, 64), (96, 64), (64, 128)])
+
+
+@hyp_settings(max_examples=4, deadline=None)
+@given(BATCHES, SIZES)
 def test_any_batch_gives_the_pictures_that_each_spec_gives_alone(
     engine: ZImageEngine, asked: list[tuple[str, int]], size: tuple[int, int]
 ) -> None:
+    assert_as_alone(engine, asked, size)
+
+
+@pytest.mark.slow
+@hyp_settings(max_examples=30, deadline=None)
+@given(BATCHES, SIZES)
+def test_many_batches_give_the_pictures_that_each_spec_gives_alone(
+    engine: ZImageEngine, asked: list[tuple[str, int]], size: tuple[int, int]
+) -> None:
+    assert_as_alone(engine, asked, size)
+
+
+def assert_as_alone(engine: ZImageEngine, asked: list[tuple[str, int]], size: tuple[int, int]) -> None:
     batch = [ImageSpec(prompt, *size, 2, 0.0, seed) for prompt, seed in asked]
     for spec, image in zip(batch, engine.generate(batch), strict=True):
         assert image.size == size

@@ -118,7 +118,7 @@ class StoreContract:
                 def write(
                     number: int, key: str = key, start: Barrier = start, of: list[bytes] = pictures
                 ) -> Put:
-                    start.wait(30)
+                    start.wait(120)
                     return store.put(key, of[number], PNG, {"by": str(number)})
 
                 puts = list(pool.map(write, range(WRITERS)))

@@ -50,7 +50,7 @@ def server(health: Health, registry: CollectorRegistry) -> Iterator[Server]:
 
 
 def ask(server: Server, path: str) -> tuple[int, str, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()

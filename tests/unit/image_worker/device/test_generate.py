@@ -54,7 +54,7 @@ class Running:
 
     def outcome(self) -> Outcome:
         """The next, but for what is said of pictures that are made."""
-        while isinstance(outcome := self.outcomes.get(timeout=20), Generating | Generated):
+        while isinstance(outcome := self.outcomes.get(timeout=120), Generating | Generated):
             pass
         return outcome
 
@@ -77,7 +77,7 @@ def running(
         yield here
     finally:
         here.thread.stop()
-        here.thread.join(20)
+        here.thread.join(120)
         assert not here.thread.is_alive()
 
 

@@ -68,7 +68,7 @@ def delivered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         )
         try:
             delivery.deliver(job(width=64, height=64), Image.new("RGB", (64, 64)), Timings())
-            return outcomes.get(timeout=20), health
+            return outcomes.get(timeout=120), health
         finally:
             delivery.close()
 
@@ -118,10 +118,10 @@ def test_a_picture_of_another_format_under_the_same_id_is_found(tmp_path: Path, 
     try:
         first = job(request_id="same", width=64, height=64, format=format_)
         delivery.deliver(first, Image.new("RGB", (64, 64)), Timings())
-        assert isinstance(outcomes.get(timeout=20), Stored)
+        assert isinstance(outcomes.get(timeout=120), Stored)
         for other in ("png", "webp", "jpeg"):
             delivery.look_up(1, job(request_id="same", width=64, height=64, format=other))
-            found = outcomes.get(timeout=20)
+            found = outcomes.get(timeout=120)
             assert isinstance(found, LookedUp)
             if other == format_:
                 assert isinstance(found.ended, Stored)

@@ -59,7 +59,7 @@ class WatchedStore(DirectoryStore):
     def stat(self, key: str) -> StoredObject | None:
         self.questions.put(key)
         self.asked.set()
-        assert self.answers.wait(10)
+        assert self.answers.wait(120)
         return super().stat(key)
 
 
@@ -74,7 +74,7 @@ class Group:
 
     def mark(self, marks: Mapping[Job, Mark]) -> None:
         if self.refuses:
-            assert self._store.asked.wait(10)
+            assert self._store.asked.wait(120)
             raise CommitRefusedError("a rebalance is in progress")
         self.commits += 1
         self.marks |= marks
@@ -90,7 +90,7 @@ class Gated(SimulatedEngine):
 
     def generate(self, specs: Sequence[ImageSpec], cancelled: Callable[[], bool] = never) -> list[Image]:
         self.runs.set()
-        assert self.may_run.wait(10)
+        assert self.may_run.wait(120)
         return super().generate(specs)
 
 
@@ -149,7 +149,7 @@ class Here:
 
     def serve(self, until: Callable[[], object]) -> None:
         """Turn after turn, as a worker does."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while not until():
             assert time.monotonic() < deadline
             self.plan()
@@ -213,7 +213,7 @@ def here(tmp_path: Path) -> Iterator[Here]:
     here.store.answers.set()
     here.delivery.close()
     here.engine.stop()
-    here.engine.join(10)
+    here.engine.join(120)
     assert not here.engine.is_alive()
 
 
@@ -269,7 +269,7 @@ def test_a_whole_batch_is_asked_for_at_a_time(here: Here) -> None:
     here.plan()
     # None has been answered yet.
     due = {key for each in batch for key in (each.decoded.object_key, *each.decoded.other_object_keys)}
-    assert {here.store.questions.get(timeout=10) for _ in due} == due
+    assert {here.store.questions.get(timeout=120) for _ in due} == due
 
 
 def test_a_batch_that_waits_for_the_store_is_taken_back_at_once(here: Here) -> None:

@@ -27,8 +27,13 @@ from zimage_stream.settings import KafkaSettings
 log = logging.getLogger(__name__)
 
 _NOT_TO_BE_READ = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED)
-_NO_LEADER_YET = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
-"""As for a moment after a topic was made, or while a broker restarts."""
+_NO_LEADER_YET = (
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError._UNKNOWN_PARTITION,
+)
+"""What is said of a partition that exists, for a moment after its topic was made or while a broker restarts."""
 
 POLL_S = 0.2
 """One wait of a reader that waits for long: so soon it sees that it is to end."""

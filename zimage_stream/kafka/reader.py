@@ -33,7 +33,7 @@ _NO_LEADER_YET = (
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError._UNKNOWN_PARTITION,
 )
-"""What is said of a partition that exists, for a moment after its topic was made or while a broker restarts."""
+"""What a broker may say of a partition right after its topic was made, or while another broker restarts."""
 
 POLL_S = 0.2
 """One wait of a reader that waits for long: so soon it sees that it is to end."""

@@ -75,15 +75,15 @@ def _type(avro: Any) -> str:
 def topics_table() -> str:
     """What the topics must be."""
     names = TopicSettings()
-    head = "| topic | partitions | key | kept | largest record | |\n|---|---|---|---|---|---|\n"
-    keys = ("`request_id`", "`request_id`", "as it was sent")
-    notes = ("requests", "results, in transactions", "what could not be served, as it was sent")
+    head = "| topic | partitions | key | retention | largest record | contents |\n|---|---|---|---|---|---|\n"
+    keys = ("`request_id`", "`request_id`", "as sent")
+    notes = ("requests", "results, in transactions", "records that could not be served, as sent")
     rows = [
         _topic_row(spec, key, note)
         for spec, key, note in zip(required_topics(names), keys, notes, strict=True)
     ]
-    rows.append(_topic_row(replayed_topic(names), "`partition:offset`", "which dead letters were replayed"))
-    note = "until when requests that fail with the code are not held back"
+    rows.append(_topic_row(replayed_topic(names), "`partition:offset`", "dead letters that were replayed"))
+    note = "until when requests that fail with this code are not held back"
     rows.append(_topic_row(released_topic(names), "a code", note))
     return head + "".join(rows)
 

@@ -13,14 +13,14 @@ PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
 
 _HEAD = """# Metrics
 
-What a worker shows at `/metrics`. Made from
+The metrics that a worker exposes at `/metrics`, generated from
 [`zimage_stream/telemetry/metrics.py`](../zimage_stream/telemetry/metrics.py) by
-`python -m tools.render_metrics`. Beside these are `process_*`: memory, CPU, file descriptors.
+`python -m tools.render_metrics`. In addition there are `process_*`: memory, CPU, file descriptors.
 
-Times are in seconds, sizes in bytes. No label has a request in it; `tenant` has the 50 longest queues and
-`(others)` where `telemetry.tenant_label` is on, and is empty where it is off.
+Times are in seconds, sizes in bytes. No label contains a request. If `telemetry.tenant_label` is on, `tenant` has the
+50 longest queues and `(others)`; if it is off, the label is empty.
 
-| metric | kind | labels | |
+| metric | kind | labels | meaning |
 |---|---|---|---|
 """
 

@@ -40,13 +40,13 @@ class Metrics:
         )
         self.attempts = Counter(
             "zimage_attempts_total",
-            "Attempts that did not end a request, by what follows.",
+            "Attempts that did not end a request, by outcome.",
             ["outcome"],
             registry=registry,
         )
         self.engine_busy_seconds = Counter(
             "zimage_engine_busy_seconds_total",
-            "Seconds the engine was generating; its rate is the busy share.",
+            "Seconds the engine spent generating; the rate is its utilisation.",
             registry=registry,
         )
         self.wait_seconds = Histogram(
@@ -56,40 +56,40 @@ class Metrics:
             registry=registry,
         )
         self.decode_seconds = Histogram(
-            "zimage_decode_seconds", "Decoding and checking of one record.", buckets=_SHORT, registry=registry
+            "zimage_decode_seconds", "Decoding and validating one record.", buckets=_SHORT, registry=registry
         )
         self.mark_seconds = Histogram(
-            "zimage_mark_seconds", "One commit of marks.", buckets=_SHORT, registry=registry
+            "zimage_mark_seconds", "Committing marks once.", buckets=_SHORT, registry=registry
         )
         self.look_up_seconds = Histogram(
             "zimage_look_up_seconds",
-            "Asking the store whether one picture is there already.",
+            "Looking up in the store whether an image already exists.",
             buckets=_SHORT,
             registry=registry,
         )
         self.generate_seconds = Histogram(
-            "zimage_generate_seconds", "Generation of one batch.", buckets=_LONG, registry=registry
+            "zimage_generate_seconds", "Generating one batch.", buckets=_LONG, registry=registry
         )
         self.batch_size = Histogram(
-            "zimage_batch_size", "Pictures in a batch.", buckets=(1, 2, 3, 4, 6, 8, 16), registry=registry
+            "zimage_batch_size", "Images per batch.", buckets=(1, 2, 3, 4, 6, 8, 16), registry=registry
         )
         self.out_of_memory = Counter(
             "zimage_out_of_memory_total",
-            "Batches that did not fit into the device's memory and were made smaller.",
+            "Batches that did not fit into the device's memory and were split.",
             registry=registry,
         )
         self.encode_seconds = Histogram(
-            "zimage_encode_seconds", "Encoding of one picture.", buckets=_SHORT, registry=registry
+            "zimage_encode_seconds", "Encoding one image.", buckets=_SHORT, registry=registry
         )
         self.upload_seconds = Histogram(
             "zimage_upload_seconds",
-            "Upload of one picture, waiting for the store included.",
+            "Uploading one image, including waiting for the store.",
             buckets=_SHORT,
             registry=registry,
         )
         self.store_reused = Counter(
             "zimage_store_reused_total",
-            "Requests whose picture was in the store already, so that none was generated.",
+            "Requests answered with an image that was already in the store.",
             registry=registry,
         )
         self.transactions = Counter(
@@ -100,14 +100,14 @@ class Metrics:
         )
         self.transaction_seconds = Histogram(
             "zimage_transaction_seconds",
-            "One publication, from begin to committed.",
+            "One publication, from begin to commit.",
             buckets=_SHORT,
             registry=registry,
         )
         self.marks = Counter("zimage_marks_total", "Commits of marks.", registry=registry)
         self.rebalances = Counter(
             "zimage_rebalances_total",
-            "Changes of the partitions held, by kind: assigned, revoked, lost.",
+            "Changes of the assignment, by kind: assigned, revoked, lost.",
             ["kind"],
             registry=registry,
         )
@@ -120,30 +120,30 @@ class Metrics:
         self.partitions = Gauge("zimage_partitions", "Partitions held.", registry=registry)
         self.partitions_stalled = Gauge(
             "zimage_partitions_stalled",
-            "Partitions held that deliver nothing though their log has more; /readyz names them.",
+            "Partitions held that deliver nothing although their log has more; /readyz names them.",
             registry=registry,
         )
         self.queue_requests = Gauge(
             "zimage_queue_requests",
-            "Requests that wait in the window, by tenant where telemetry.tenant_label is on.",
+            "Requests waiting in the window, by tenant if telemetry.tenant_label is on.",
             ["tenant"],
             registry=registry,
         )
         self.unresolved_requests = Gauge(
             "zimage_unresolved_requests",
-            "Requests without a terminal event, by partition held; those not fetched yet are among them.",
+            "Requests without a terminal event, by partition held, including those not fetched yet.",
             ["partition"],
             registry=registry,
         )
         self.desired_workers = Gauge(
             "zimage_desired_workers",
-            "Workers that would serve this worker's backlog within telemetry.drain_target_s; "
-            "their sum over all workers, rounded up, is how many to run.",
+            "Workers needed to serve this worker's backlog within telemetry.drain_target_s; "
+            "the sum over all workers, rounded up, is the number to run.",
             registry=registry,
         )
         self.device_memory_bytes = Gauge(
             "zimage_device_memory_bytes",
-            "Memory of the device that this process holds, by kind: allocated, reserved.",
+            "Device memory held by this process, by kind: allocated, reserved.",
             ["kind"],
             registry=registry,
         )
@@ -158,11 +158,11 @@ class HealthCollector(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         ready, _ = self._health.ready()
         yield GaugeMetricFamily(
-            "zimage_ready", "1 if the worker can serve; /readyz says why not.", value=ready
+            "zimage_ready", "1 if the worker can serve; otherwise /readyz gives the reasons.", value=ready
         )
         up = GaugeMetricFamily(
             "zimage_dependency_up",
-            "1 if the dependency (kafka, store, registry) answered when it was last asked.",
+            "1 if the dependency (kafka, store, registry) responded when last used.",
             labels=["dependency"],
         )
         for name, is_up in self._health.dependencies().items():

@@ -17,8 +17,8 @@ The metrics that a worker exposes at `/metrics`, generated from
 [`zimage_stream/telemetry/metrics.py`](../zimage_stream/telemetry/metrics.py) by
 `python -m tools.render_metrics`. In addition there are `process_*`: memory, CPU, file descriptors.
 
-Times are in seconds, sizes in bytes. No label contains a request. If `telemetry.tenant_label` is on, `tenant` has the
-50 longest queues and `(others)`; if it is off, the label is empty.
+Times are in seconds, sizes in bytes. No label contains a request. If `telemetry.tenant_label` is on, `tenant`
+has the 50 longest queues and `(others)`; if it is off, the label is empty.
 
 | metric | kind | labels | meaning |
 |---|---|---|---|

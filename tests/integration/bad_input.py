@@ -175,7 +175,9 @@ CASES = (
         "a time of day as a timestamp", _typed("created_at", _TIME_OF_DAY, 5), "created_at: got datetime.time"
     ),
     _unreadable("a date as a width", _typed("width", _DATE, 64), "width: got datetime.date"),
-    _unreadable("a plain long beyond any calendar", _typed("created_at", "long", 2**62), "created_at: got 4611"),
+    _unreadable(
+        "a plain long beyond any calendar", _typed("created_at", "long", 2**62), "created_at: got 4611"
+    ),
     _unreadable(
         "4 quintillion nulls in an array",
         _beside({"type": "array", "items": "null"}, b"\xfe" + b"\xff" * 7 + b"\x7f\x00"),
@@ -231,7 +233,9 @@ CASES = (
     _invalid("an unknown format", "format: got 'bmp', takes one of png, webp, jpeg", format="bmp"),
     _invalid("a quality of 0", "quality: got 0, takes a whole number from 1 to 100", quality=0),
     _invalid("51 steps", "steps: got 51, takes a whole number from 1 to 50", steps=51),
-    _invalid("guidance, which Turbo does not support", "guidance_scale: got 5.0, takes 0", guidance_scale=5.0),
+    _invalid(
+        "guidance, which Turbo does not support", "guidance_scale: got 5.0, takes 0", guidance_scale=5.0
+    ),
     _invalid(
         "a guidance scale of NaN", "guidance_scale: got nan, takes a number", guidance_scale=float("nan")
     ),

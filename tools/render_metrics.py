@@ -1,4 +1,4 @@
-"""``docs/metrics.md`` from the metrics themselves: ``python -m tools.render_metrics``."""
+"""Generates ``docs/metrics.md`` from the metrics: ``python -m tools.render_metrics``."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
 
 _HEAD = """# Metrics
 
-The metrics that a worker exposes at `/metrics`, generated from
+The metrics that a worker serves at `/metrics`. This page is generated from
 [`zimage_stream/telemetry/metrics.py`](../zimage_stream/telemetry/metrics.py) by
-`python -m tools.render_metrics`. In addition there are `process_*`: memory, CPU, file descriptors.
+`python -m tools.render_metrics`. There are also `process_*` metrics: memory, CPU, file descriptors.
 
-Times are in seconds, sizes in bytes. No label contains a request. If `telemetry.tenant_label` is on, `tenant`
-has the 50 longest queues and `(others)`; if it is off, the label is empty.
+Times are in seconds, sizes in bytes. No label identifies a request; `tenant` has the 50 longest queues and
+`(others)` if `telemetry.tenant_label` is on, and is empty if it is off.
 
-| metric | kind | labels | meaning |
+| metric | kind | labels | |
 |---|---|---|---|
 """
 
 
 def rendered() -> str:
-    """The page."""
+    """Return the text of the page."""
     registry, health = CollectorRegistry(), Health()
     health.up("kafka")
     metrics = Metrics(registry)

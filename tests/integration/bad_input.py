@@ -149,14 +149,14 @@ def _served(sent: str, **changes: Any) -> Case:
 
 
 CASES = (
-    _unreadable("bytes that are not Avro", b"\x7fELF", "starts with 7f 45, which is neither"),
+    _unreadable("bytes that are no Avro", b"\x7fELF", "starts with 7f 45, which is neither"),
     _unreadable("a null value", None, "the record has no value"),
     _unreadable("an empty value", b"", "the record's value is empty"),
-    _unreadable("a truncated fingerprint", b"\xc3\x01\x00", "ends within its schema's fingerprint"),
-    _unreadable("a truncated schema id", b"\x00\x00", "ends within its schema's id"),
-    _unreadable("a truncated event", written()[:-3], "does not decode as zimage.PromptRequest"),
+    _unreadable("a fingerprint that breaks off", b"\xc3\x01\x00", "ends within its schema's fingerprint"),
+    _unreadable("a schema id that breaks off", b"\x00\x00", "ends within its schema's id"),
+    _unreadable("an event that breaks off", written()[:-3], "does not decode as zimage.PromptRequest"),
     _unreadable(
-        "extra bytes after the event", written() + b"\x00\x00", "2 bytes follow the zimage.PromptRequest"
+        "more bytes after the event", written() + b"\x00\x00", "2 bytes follow the zimage.PromptRequest"
     ),
     _unreadable("another event of ours", _result(), "holds zimage.ImageResult, not zimage.PromptRequest"),
     _unreadable("a lone surrogate in the prompt", _with_bytes("XYZ", b"\xed\xa0\x80"), "UnicodeDecodeError"),
@@ -169,22 +169,20 @@ CASES = (
     _unknown("a schema from the future by fingerprint", _future_fingerprint(), "upgrade this reader"),
     _unknown("an unknown schema id", b"\x00\x7f\xff\xff\xffx", "is not in the registry"),
     Case("a schema from the future in the registry", _in_registry, "SUCCEEDED"),
-    _unreadable("a foreign schema with the same name", _foreign, "cannot be read as today's"),
-    Case("a timestamp typed as a plain long", _typed("created_at", "long", 5), "SUCCEEDED"),
+    _unreadable("a schema of that name that is not ours", _foreign, "cannot be read as today's"),
+    Case("a time that its schema calls a plain long", _typed("created_at", "long", 5), "SUCCEEDED"),
     _unreadable(
-        "a time of day as a timestamp", _typed("created_at", _TIME_OF_DAY, 5), "created_at: got datetime.time"
+        "a time of day for a time", _typed("created_at", _TIME_OF_DAY, 5), "created_at: got datetime.time"
     ),
-    _unreadable("a date as a width", _typed("width", _DATE, 64), "width: got datetime.date"),
-    _unreadable(
-        "a plain long beyond any calendar", _typed("created_at", "long", 2**62), "created_at: got 4611"
-    ),
+    _unreadable("a date for a width", _typed("width", _DATE, 64), "width: got datetime.date"),
+    _unreadable("a plain long beyond all years", _typed("created_at", "long", 2**62), "created_at: got 4611"),
     _unreadable(
         "4 quintillion nulls in an array",
         _beside({"type": "array", "items": "null"}, b"\xfe" + b"\xff" * 7 + b"\x7f\x00"),
         "items of its array can take no bytes",
     ),
     _unreadable(
-        "a recursive type, 100,000 levels deep",
+        "a type that holds itself, 100,000 levels deep",
         _beside(
             {"type": "record", "name": "Deep", "fields": [{"name": "deeper", "type": ["null", "Deep"]}]},
             b"\x02" * 100_000 + b"\x00",
@@ -196,12 +194,12 @@ CASES = (
         "record: got '1,048",
         attributes={"big": "x" * (1 << 20)},
     ),
-    _invalid("a width that is not a multiple of 16", "width: got 65, takes a multiple of 16", width=65),
+    _invalid("a width that is no multiple of 16", "width: got 65, takes a multiple of 16", width=65),
     _invalid("a width of 0", "width: got 0, takes", width=0),
     _invalid("a negative height", "height: got -64, takes", height=-64),
-    _invalid("a width of 1,000,000,000", "width: got 1000000000, takes", width=1_000_000_000),
+    _invalid("a width of a thousand million", "width: got 1000000000, takes", width=1_000_000_000),
     _invalid(
-        "a size above this deployment's limit",
+        "a size beyond what this deployment makes",
         "width x height of at most 1,048,576 pixels",
         "UNSUPPORTED_SIZE",
         width=2048,
@@ -209,7 +207,7 @@ CASES = (
     ),
     _invalid("an empty prompt", "prompt: got '', takes 1 to 2,000", prompt=""),
     _invalid("a prompt of white space", "prompt: got ' \\n ', takes 1 to 2,000", prompt=" \n "),
-    _invalid("a prompt of invisible characters", "at least one of them visible", prompt="\u200b\u3164"),
+    _invalid("a prompt of invisible signs", "at least one of them visible", prompt="\u200b\u3164"),
     _invalid("a prompt of 2,001 characters", "(2003 characters), takes 1 to 2,000", prompt="长" * 2001),
     _invalid("a NUL in the prompt", "text without control characters (U+0000 in it)", prompt="a\0b"),
     _invalid("an escape sequence in the prompt", "(U+001B in it)", prompt="\x1b[2J"),
@@ -233,11 +231,9 @@ CASES = (
     _invalid("an unknown format", "format: got 'bmp', takes one of png, webp, jpeg", format="bmp"),
     _invalid("a quality of 0", "quality: got 0, takes a whole number from 1 to 100", quality=0),
     _invalid("51 steps", "steps: got 51, takes a whole number from 1 to 50", steps=51),
+    _invalid("guidance, which Turbo has none of", "guidance_scale: got 5.0, takes 0", guidance_scale=5.0),
     _invalid(
-        "guidance, which Turbo does not support", "guidance_scale: got 5.0, takes 0", guidance_scale=5.0
-    ),
-    _invalid(
-        "a guidance scale of NaN", "guidance_scale: got nan, takes a number", guidance_scale=float("nan")
+        "a guidance that is no number", "guidance_scale: got nan, takes a number", guidance_scale=float("nan")
     ),
     _invalid("a negative seed", "seed: got -1, takes", seed=-1),
     _invalid("a priority of 11", "priority: got 11, takes a whole number from -10 to 10", priority=11),

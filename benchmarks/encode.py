@@ -1,10 +1,10 @@
-"""Time and size of each way to encode a picture, against Pillow's default PNG in the same run.
+"""Time and size of each way to encode an image, compared with Pillow's default PNG in the same run.
 
-The pictures are made here: noise whose power falls with its frequency as it does in photographs, softer
-and rougher ones, with the grain of a sensor.
+The images are synthetic: noise whose power falls with its frequency as it does in photographs, in softer and
+rougher variants, with the grain of a sensor.
 
-*Engine's pace*: how fast another thread runs Python while one thread encodes picture after picture, of what
-it does alone; it tells who keeps the interpreter from the thread that feeds the device.
+*Engine's pace*: how fast another thread runs Python while one thread encodes image after image, relative to
+running alone. It shows which encoder keeps the interpreter from the thread that feeds the device.
 
     python -m benchmarks.encode
 """
@@ -31,8 +31,8 @@ TEXT = {"prompt": "a lighthouse in fog", "seed": "1"}
 
 
 def main() -> None:
-    options = parser(__doc__, "small pictures, once")
-    options.add_argument("--side", type=int, default=1024, help="of the square pictures, in pixels")
+    options = parser(__doc__, "small images, once")
+    options.add_argument("--side", type=int, default=1024, help="of the square images, in pixels")
     options.add_argument("--rounds", type=int, default=5)
     arguments = options.parse_args()
     side, rounds = (128, 1) if arguments.quick else (arguments.side, arguments.rounds)
@@ -53,7 +53,7 @@ def main() -> None:
     ours = next(row for row in rows if row[0] == "this project, png")
     findings = [
         f"A lossless PNG of {side}x{side} takes {ours[1]:.1f} ms, {ours[2]:.3f} of Pillow's default, and is "
-        f"{ours[3]:.2f} times as large; beside it the engine's thread runs at {ours[4]:.2f} of its pace."
+        f"{ours[3]:.2f} times as large; meanwhile the engine thread runs at {ours[4]:.2f} of its pace."
     ]
     publish(Report(("encoder", "ms", "of default", "size", "engine's pace"), rows, findings), arguments)
 

@@ -1,13 +1,14 @@
 """How long a light user waits behind a heavy one.
 
-One worker. A tenant has thousands of requests queued when 20 others come with one each, more than two
-service times apart. Their *wait* is from the moment they ask to the start of their generation, in service
-times. This project's scheduler, the same worker with everybody under one tenant (which makes it first in,
-first out), and the Redis and RQ stack, which is that by nature. Last, a window that is smaller than the
-heavy tenant's backlog: the worker cannot see behind what it has fetched, and that is the limit.
+One worker. One tenant has thousands of requests queued when 20 others arrive with one request each, more than
+two service times apart. Their *wait* is the time from the request to the start of its generation, in service
+times. Compared are this project's scheduler, the same worker with everybody under one tenant (which makes it
+first in, first out), and the Redis and RQ stack, which is first in, first out by nature. The last case is a
+window smaller than the heavy tenant's backlog: the worker cannot see beyond what it has fetched, so this is
+where fairness ends.
 
-Pictures are small and the device is slow for them, so that nothing but the order matters. At 20 ms a
-picture the path's own milliseconds show in the wait; nobody's model is that fast.
+Images are small and the device is slow for their size, so that only the order matters. At 20 ms per image the
+pipeline's own milliseconds show in the wait; no real model is that fast.
 
     python -m tests.services run --no-registry -- python -m benchmarks.fairness
 """
@@ -55,11 +56,11 @@ def main() -> None:
         rows.append([name, service_s, median(times), percentile(times, 0.95), percentile(waits, 0.95)])
     fair, same, in_line, _, queue = rows
     findings = [
-        f"Behind {heavy:,} requests of another tenant 95 % of the light users wait no longer than "
-        f"{fair[3]:.2f} service times at {slow:g} s a picture, {same[3]:.2f} at {fast:g} s; "
-        f"first in, first out {in_line[3]:,.0f}, with RQ {queue[3]:,.0f}."
+        f"Behind {heavy:,} requests of another tenant, 95 % of the light users wait no longer than "
+        f"{fair[3]:.2f} service times at {slow:g} s per image, and {same[3]:.2f} at {fast:g} s; "
+        f"first in, first out: {in_line[3]:,.0f}; RQ: {queue[3]:,.0f}."
     ]
-    columns = ("stack", "s a picture", "median, service times", "p95, service times", "p95, s")
+    columns = ("stack", "s per image", "median, service times", "p95, service times", "p95, s")
     publish(Report(columns, rows, findings, extra={"heavy": heavy, "light": light}), arguments)
 
 

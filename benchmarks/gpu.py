@@ -1,4 +1,4 @@
-"""Z-Image on a GPU: pictures a second and time by size and batch, how busy the card is, and how far from
+"""Z-Image on a GPU: images per second and time by size and batch, how busy the card is, and how far from
 what its arithmetic allows.
 
     python benchmarks/gpu.py                          # full-size random weights: speed does not read them

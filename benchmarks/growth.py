@@ -1,8 +1,8 @@
-"""What a large backlog costs: time and memory of a request, as the backlog and the number of tenants grow.
+"""What a large backlog costs: time and memory per request as the backlog and the number of tenants grow.
 
-One worker whose device takes no time at all, 64x64 pictures, a folder in memory as the store; all is queued
-before the worker starts, and it serves all of it. The time is the worker's own path for a request, from the
-first generation to the last commit. The memory is the most that the worker process held; the window is
+One worker whose device takes no time at all, 64x64 images, a directory in memory as the store. All requests
+are queued before the worker starts, and it serves all of them. The time is the worker's own pipeline per
+request, from the first generation to the last commit. The memory is the worker process's peak. The window is
 the default, 16,384 requests.
 
     python -m tests.services run --no-registry -- python -m benchmarks.growth
@@ -47,7 +47,7 @@ def main() -> None:
     first, last = by_backlog[0], by_backlog[-1]
     one, many = by_tenants[0], by_tenants[-1]
     findings = [
-        f"From {first.backlog:,} to {last.backlog:,} waiting requests, the time of one changes by "
+        f"From {first.backlog:,} to {last.backlog:,} waiting requests, the time per request changes by "
         f"{last.milliseconds / first.milliseconds - 1:+.0%}; from {one.tenants:,} to {many.tenants:,} "
         f"tenants by {many.milliseconds / one.milliseconds - 1:+.0%}.",
         f"At most {max(seen.peak for seen in (*by_backlog, *by_tenants)) / 2**20:.0f} MiB of memory.",
@@ -58,10 +58,10 @@ def main() -> None:
     }
     publish(
         Report(
-            ("backlog", "tenants", "ms a request", "peak, MiB"),
+            ("backlog", "tenants", "ms per request", "peak, MiB"),
             rows,
             findings,
-            Plot("lines", "waiting requests or tenants", "ms a request", series, log="x"),
+            Plot("lines", "waiting requests or tenants", "ms per request", series, log="x"),
         ),
         arguments,
     )

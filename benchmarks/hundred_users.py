@@ -1,21 +1,21 @@
-"""A hundred users: how many pictures they get and how long each waits, here and with Redis and RQ.
+"""A hundred users: how many images they get and how long each of them waits, here and with Redis and RQ.
 
-One stack after the other, each with a simulated device for every worker that takes a stated time for a
-picture of 1024x1024 (0.32 s), pictures that are as hard to encode as photographs, PNG, stored in MinIO;
-broker, store, workers and users share one machine, so that with several workers it is its cores that may
-be short: the table shows it.
+The stacks run one after the other. Each worker has a simulated device that takes a fixed time per 1024x1024
+image (0.32 s). Images are as hard to encode as photographs, PNG, stored in MinIO. Broker, store, workers and
+users share one machine, so with several workers its cores may become the bottleneck; the table shows whether
+they do.
 
-- *closed loop*, "100 users": each asks for the next picture the moment the last one can be read. What ends
-  before everybody has been answered once is warm-up; it goes on for ``--minutes`` in all (1), and at least
-  as long again as the warm-up took, which is a turn of everybody's.
-- *open loop*, "30 %" to "110 %": users come as they like (a Poisson process, seeded, the same for both
-  stacks), at that share of what the devices can do, for ``--seconds`` at each share (20) and until
-  everybody has been answered. With one worker; others with ``--open``.
+- *closed loop*, "100 users": each user requests the next image as soon as the last one can be read. Results
+  before everybody has been answered once are warm-up. The run lasts ``--minutes`` (1) in total, and continues
+  for at least as long after the warm-up as the warm-up took, which is one round of all users.
+- *open loop*, "30 %" to "110 %": users arrive at random (a Poisson process with a fixed seed, the same for
+  both stacks), at that share of what the devices can do, for ``--seconds`` per share (20) and until everybody
+  has been answered. It runs with one worker; ``--open`` sets other numbers.
 
-Times are in seconds, from the moment a request was meant to be there (in the open loop its place in the
-schedule, however late the program was to send it; in the closed loop the moment its user's last picture
-could be read) to the moment its picture can be read. Percentiles are nearest ranks: of 50 requests the
-p99 is the slowest. The default takes about 12 minutes; ``--seconds 120`` says more about the slowest.
+Times are in seconds, from the moment a request was due to the moment its image can be read. In the open loop
+a request is due at its place in the schedule, however late the program sent it; in the closed loop it is due
+when its user's last image could be read. Percentiles are nearest ranks: of 50 requests the p99 is the
+slowest. The default takes about 12 minutes; ``--seconds 120`` tells more about the slowest requests.
 
     python -m tests.services run --no-registry -- python -m benchmarks.hundred_users
 """
@@ -290,10 +290,10 @@ def findings(points: Sequence[Point], users: int, service_s: float) -> list[str]
     possible = workers / service_s
     said = [
         f"{users} users with {workers} worker{'s' * (workers > 1)} get {closed[OURS].rate:.2f} images/s from "
-        f"{OURS}, {closed[THEIRS].rate:.2f} from {THEIRS}; {possible:.2f} is what the device can do."
+        f"{OURS}, {closed[THEIRS].rate:.2f} from {THEIRS}; the device can do {possible:.2f}."
     ]
     said += [
-        f"At {percent(load)} of what the device can do the p95 is {p95[OURS, load]:.2f} s, against "
+        f"At {percent(load)} of what the device can do, the p95 is {p95[OURS, load]:.2f} s, against "
         f"{p95[THEIRS, load]:.2f} s."
         for load in loads
         if load in (0.7, 0.9)
@@ -302,8 +302,8 @@ def findings(points: Sequence[Point], users: int, service_s: float) -> list[str]
         growing = [percent(load) for load in loads if load * possible > point.rate]
         if growing:
             said.append(
-                f"At {', '.join(growing)} more comes than the {point.rate:.2f} images/s of {name}: its "
-                "queue grows without end, and the latency only says how long the run was."
+                f"At {', '.join(growing)} more requests arrive than the {point.rate:.2f} images/s of {name}: "
+                "the queue grows without bound, and the latency only reflects how long the run was."
             )
     checks = ", ".join(
         f"{each.rate:.2f} x {mean(each.waits):.2f} = {users_by_littles_law(each.rate, mean(each.waits)):.1f} "
@@ -313,8 +313,8 @@ def findings(points: Sequence[Point], users: int, service_s: float) -> list[str]
     many, rate, seconds = CLAIM
     return [
         *said,
-        f'What is usually claimed for such stacks, "{many} users, {rate} images/s, {seconds} s", contradicts '
-        "Little's law: where users ask again at once, their number is throughput times latency, so that "
+        f'The usual claim for such stacks, "{many} users, {rate} images/s, {seconds} s", contradicts '
+        "Little's law: if users ask again at once, their number equals throughput times latency, so "
         f"{rate} images/s means {many / rate:.0f} s for each of {many} users, and {seconds} s would need "
         f"{many / seconds:.0f} images/s. Measured here with {users} users, the product is {checks}.",
     ]

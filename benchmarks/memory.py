@@ -1,7 +1,7 @@
-"""Whether a worker grows: its resident memory over 2,000 pictures of the tiny checkpoint, on the CPU.
+"""Whether a worker's memory grows: resident memory over 2,000 images of the tiny checkpoint, on the CPU.
 
-One worker process, real Kafka, a folder as the store. The first 200 pictures set up what is set up
-lazily; from then on memory should stay where it is.
+One worker process, real Kafka, a directory as the store. During the first 200 images everything that is
+set up lazily is set up; from then on memory should stay constant.
 
     python -m tests.services run --no-registry -- python -m benchmarks.memory
 """
@@ -21,8 +21,8 @@ SETTLE = 200
 
 
 def main() -> None:
-    options = parser(__doc__, "few pictures")
-    options.add_argument("--count", type=int, default=2_000, help="pictures to make")
+    options = parser(__doc__, "few images")
+    options.add_argument("--count", type=int, default=2_000, help="images to generate")
     arguments = options.parse_args()
     count, settle = (24, 8) if arguments.quick else (arguments.count, SETTLE)
     with tempfile.TemporaryDirectory() as folder:
@@ -31,13 +31,13 @@ def main() -> None:
     last, peak = samples[-1][1], max(size for made, size in samples if made >= settle)
     rows = [[made, round(size / 2**20, 1)] for made, size in samples]
     findings = [
-        f"Growth after the first {settle} pictures: {last / base - 1:.2%} at the end, {peak / base - 1:.2%} "
+        f"Growth after the first {settle} images: {last / base - 1:.2%} at the end, {peak / base - 1:.2%} "
         f"at most."
     ]
     plot = Plot(
-        "lines", "pictures", "resident MiB", {"memory": [(made, size / 2**20) for made, size in samples]}
+        "lines", "images", "resident MiB", {"memory": [(made, size / 2**20) for made, size in samples]}
     )
-    publish(Report(("pictures", "resident MiB"), rows, findings, plot), arguments)
+    publish(Report(("images", "resident MiB"), rows, findings, plot), arguments)
 
 
 def measure(count: int, folder: str) -> list[tuple[int, int]]:

@@ -1,11 +1,11 @@
-"""Where each millisecond goes that is not the device's: one request at a time, stage by stage.
+"""Where the time goes that is not generation: one request at a time, stage by stage.
 
-One worker with a simulated device, exactly_once, real Kafka and MinIO, the client on the same machine. A
-request is sent when the result of the one before it has been read, so nothing waits for anything else.
-The stages are the worker's own OpenTelemetry spans, received here over OTLP; times of one clock, so that
-they add up to the whole: what lies between two spans is counted as *hand-over*.
+One worker with a simulated device, exactly_once, real Kafka and MinIO, the client on the same machine.
+Each request is sent after the result of the previous one has been read, so nothing waits for anything
+else. The stages are the worker's own OpenTelemetry spans, received here over OTLP. All times come from one
+clock, so they add up to the whole; time between two spans is counted as *hand-over*.
 
-- *overhead*: from the call that submits to the result in the reader's hands, less the generation.
+- *overhead*: from the call that submits to the result in the reader's hands, minus the generation.
 - *idle*: the processor time that the same worker uses while there is nothing to do.
 
     python -m tests.services run --no-registry -- python -m benchmarks.overhead
@@ -73,10 +73,10 @@ def main() -> None:
         whole = median(each["whole"] for each in seen)
         findings.append(
             f"{side}x{side}: {median(overhead):.1f} ms (median) and {percentile(overhead, 0.99):.1f} ms "
-            f"(99 %) beside the generation; the stages' medians add up to {sums / whole:.1%} of the whole's. "
-            f"Idle, the worker uses {idle:.2%} of a core."
+            f"(99 %) on top of the generation; the stages' medians add up to {sums / whole:.1%} of the "
+            f"whole. Idle, the worker uses {idle:.2%} of a core."
         )
-    publish(Report(("picture", "stage", "median, ms", "p99, ms"), rows, findings), arguments)
+    publish(Report(("image", "stage", "median, ms", "p99, ms"), rows, findings), arguments)
 
 
 def one_by_one(

@@ -1,4 +1,4 @@
-"""Make docs/benchmarks.md of the figures in docs/benchmarks/*.json, which the benchmarks write with --json.
+"""Make docs/benchmarks.md from the figures in docs/benchmarks/*.json, which the benchmarks write with --json.
 
 python -m benchmarks.page
 """
@@ -17,31 +17,32 @@ from benchmarks.report import Report, shown
 DOCS = Path(__file__).parents[1] / "docs"
 FOLDER, PAGE = DOCS / "benchmarks", DOCS / "benchmarks.md"
 TITLES = {
-    "saturation": "A device that is never idle",
+    "saturation": "Keeping the device busy",
     "hundred_users": "A hundred users",
     "fairness": "Fairness",
     "overhead": "Where the milliseconds go",
-    "scaling": "More workers",
-    "peers": "Beside other task systems",
-    "path": "The path's own cost",
+    "scaling": "Scaling out",
+    "peers": "Compared with other task systems",
+    "path": "The pipeline's own cost",
     "growth": "Large backlogs",
     "encode": "Encoding",
     "transaction": "One publication",
-    "recovery": "Recovery of a killed worker",
-    "memory": "Memory over thousands of pictures",
+    "recovery": "Recovery from a killed worker",
+    "memory": "Memory over thousands of images",
 }
 """The sections, in their order."""
 INTRODUCTION = """\
 # Benchmarks
 
-Each is one command that anyone can run; it prints its figures, and writes them with `--json FILE`.
-`make benchmarks` runs them all and makes this page of those files; nothing here was typed by hand.
-Broker, store, workers and clients ran on one shared machine: take the ratios, not the milliseconds.
+Each benchmark is one command that anyone can run. It prints its figures, and writes them with `--json FILE`.
+`make benchmarks` runs all of them and generates this page from those files; no figure here was typed by hand.
+Broker, store, workers and clients ran on one shared machine: compare the ratios, not the milliseconds.
 """
 GPU = """\
 ## A GPU
 
-`python benchmarks/gpu.py` measures a card with random weights of the real size. It has not met a GPU yet.
+`python benchmarks/gpu.py` measures a card with random weights of the real size. It has not been run on a GPU
+yet.
 """
 
 

@@ -1,9 +1,9 @@
-"""What the worker's own path costs: an engine and a store that take no time, and what each stage takes then.
+"""What the worker's own pipeline costs: an engine and a store that take no time, and the time of each stage.
 
-One worker, thousands of requests for 64x64 queued before it starts; its engine has the picture already, its
-store keeps what it is given in memory; all between them is done as ever, encoding included. The
-stages are the worker's own metrics. *Of the time* is a stage's share of its thread, or of all threads of its
-pool: what is near 1 sets the pace. *Processor* is the worker process's, its librdkafka included.
+One worker, thousands of 64x64 requests queued before it starts. The engine has its image ready, and the store
+keeps objects in memory. Everything in between runs as usual, including encoding. The stages are the worker's
+own metrics. *Of the time* is a stage's share of its thread, or of all threads of its pool; a value near 1 is
+the bottleneck. *Processor* is the worker process's time, including librdkafka.
 
     python -m tests.services run --no-registry -- python -m benchmarks.path
 """
@@ -50,10 +50,10 @@ def main() -> None:
             share = seconds / took / THREADS[thread]
             rows.append([guarantee, stage, thread, calls / count, 1e3 * seconds / max(1, calls), share])
         findings.append(
-            f"{guarantee}: {count / took:.0f} requests a second; {1e3 * processor / count:.2f} ms of a "
-            f"processor for each."
+            f"{guarantee}: {count / took:.0f} requests per second; {1e3 * processor / count:.2f} ms of "
+            f"processor time each."
         )
-    columns = ("guarantee", "stage", "thread", "calls a request", "ms a call", "of the time")
+    columns = ("guarantee", "stage", "thread", "calls per request", "ms per call", "of the time")
     publish(Report(columns, rows, findings), arguments)
 
 

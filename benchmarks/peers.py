@@ -1,27 +1,29 @@
-"""Null work through six systems, end to end: what is left of a system's time when the work takes none.
+"""Requests without work through six systems, end to end: what remains of a system's time is its own.
 
-A client publishes all requests and then reads all results; one worker process; broker, worker and client on
-one machine. *requests/s* is from the first publication until the last result is read: the median of
-rounds in which the systems take turns. Each starts anew in each round and is warm before the clock runs.
+A client publishes all requests and then reads all results, with one worker process; broker, worker and
+client share one machine. *requests/s* is measured from the first publication until the last result is
+read: the median of rounds in which the systems take turns. Each system is restarted in each round and is
+warm before the clock starts.
 
-- RQ, Celery and Dramatiq: Redis has the queue and the results. RQ's worker does not fork, Celery's has the
-  pool ``solo`` and ``acks_late`` and fetches one at a time, Dramatiq's has one thread and fetches 100 at a
-  time: with its default, 2, it would be asleep most of the time.
+- RQ, Celery and Dramatiq: Redis holds the queue and the results. RQ's worker does not fork. Celery uses
+  the pool ``solo`` and ``acks_late`` and fetches one at a time. Dramatiq has one thread and fetches 100 at
+  a time; with its default of 2 it would be asleep most of the time.
 - FastStream (confluent) and Quix Streams: Kafka, 12 partitions, JSON in and out, read with
-  ``read_committed``. FastStream acknowledges after its result is published. Quix Streams commits every 5 s,
-  its default; where it is exactly once it commits every 0.3 s, since nothing can be read before.
-- This project: Avro on the same broker, read with its own client. Its work is as null as the others': the
-  engine has its picture of 64x64 already, and the store keeps it in memory; it is encoded and hashed all the
-  same, since there is no worker that does without. *With pictures*: each is drawn, and stored in a directory.
+  ``read_committed``. FastStream acknowledges after its result is published. Quix Streams commits every 5
+  s, its default; for exactly once it commits every 0.3 s, because nothing can be read before a commit.
+- This project: Avro on the same broker, read with its own client. It does as little work as the others:
+  the engine has its 64x64 image ready, and the store keeps objects in memory. The image is still encoded
+  and hashed, because no worker runs without that. *With images*: each image is drawn, and stored in a
+  directory.
 
-A GPU takes a third of a second or more for what takes none here, so any of them keeps one busy in this
-respect. What differs is what becomes of a request whose worker is killed, as the last column says.
+A GPU takes a third of a second or more for the work that takes no time here, so any of these systems keeps
+a GPU busy. They differ in what happens to a request whose worker is killed; see the last column.
 
-Where Quix Streams is ahead, it is by what it leaves out. ``benchmarks.path`` shows where this worker's time
-goes: a request is checked against a schema and rules, scheduled, marked in a commit before it starts, so that
-its death can be told from others', and its result is committed with it. Quix Streams commits as rarely as it
-is told to, some thousand results at a time, and nobody sees a result before; here each is out within
-milliseconds of its picture.
+Where Quix Streams is ahead, it is because it does less. ``benchmarks.path`` shows where this worker's time
+goes: a request is checked against a schema and rules, scheduled, and marked in a commit before it starts,
+so that a death it causes can be told from others; its result is committed with it. Quix Streams commits as
+rarely as configured, some thousand results at a time, and no result is visible before that. Here each
+result is published within milliseconds of its image.
 
     python -m tests.services run --no-registry -- python -m benchmarks.peers
 """
@@ -45,8 +47,8 @@ WARM = 100
 LOST, AGAIN, ONCE = "at most once", "at least once", "exactly once"
 OURS = "this project"
 ON_KAFKA = ("FastStream", "Quix Streams")
-TWICE = "run again; its result may be there twice"
-ONE = "run again, one result"
+TWICE = "runs again; its result may appear twice"
+ONE = "runs again, one result"
 
 
 @dataclass(frozen=True)
@@ -72,31 +74,34 @@ class System:
 
 
 SYSTEMS = (
-    System("RQ", LOST, "failed, minutes later; run again only if it was enqueued with Retry", rq),
+    System("RQ", LOST, "fails, minutes later; runs again only if it was enqueued with Retry", rq),
     System(
-        "Celery", AGAIN, "run again after the visibility timeout, 1 h; so is one that takes longer", on_celery
+        "Celery",
+        AGAIN,
+        "runs again after the visibility timeout, 1 h; so does one that takes longer",
+        on_celery,
     ),
     System(
         "Dramatiq",
         AGAIN,
-        "run again, 1 min after its worker's last sign or later: one command in 1,000 looks",
+        "runs again, 1 min or more after its worker's last heartbeat: one command in 1,000 checks",
         on_dramatiq,
     ),
     System("FastStream", AGAIN, TWICE, faststream),
     System(
         "Quix Streams",
         AGAIN,
-        "run again with all since the last commit; results twice",
+        "runs again with all since the last commit; results twice",
         partial(quix, "at-least-once"),
     ),
     System(
         "Quix Streams",
         ONCE,
-        "run again, one result; readers wait for the dead one's transaction, about 1 min",
+        "runs again, one result; readers wait for the dead worker's transaction, about 1 min",
         partial(quix, "exactly-once"),
     ),
-    System(f"{OURS}, with pictures", AGAIN, TWICE, partial(ours, "at_least_once", pictures=True)),
-    System(f"{OURS}, with pictures", ONCE, ONE, partial(ours, "exactly_once", pictures=True)),
+    System(f"{OURS}, with images", AGAIN, TWICE, partial(ours, "at_least_once", pictures=True)),
+    System(f"{OURS}, with images", ONCE, ONE, partial(ours, "exactly_once", pictures=True)),
     System(OURS, AGAIN, TWICE, partial(ours, "at_least_once")),
     System(OURS, ONCE, ONE, partial(ours, "exactly_once")),
 )
@@ -119,7 +124,7 @@ def main() -> None:
         said = [
             f"{median[mine] / median[other]:.2g} times {other.name} ({other.guarantee})" for other in others
         ]
-        return f"{median[mine]:,.0f} requests a second, {mine.guarantee}, is {', '.join(said)}."
+        return f"{median[mine]:,.0f} requests per second, {mine.guarantee}, is {', '.join(said)}."
 
     series = {
         guarantee: [(system.name, median[system]) for system in SYSTEMS if system.guarantee == guarantee]
@@ -133,7 +138,7 @@ def main() -> None:
                 "requests/s",
                 "slowest",
                 "fastest",
-                "a request whose worker is killed is",
+                "a request whose worker is killed",
             ),
             [
                 (system.name, system.guarantee, median[system], min(seen), max(seen), system.after_death)

@@ -1,12 +1,13 @@
 """How soon a killed worker is back, and what its death costs the other one.
 
-Two workers under one supervisor, simulated engine, default settings, real Kafka, a folder as the store.
-Again and again one of them is killed with -9 in the middle of its work.
+Two workers under one supervisor, simulated engine, default settings, real Kafka, a directory as the store.
+One of them is repeatedly killed with -9 in the middle of its work.
 
-- *back*: seconds from the kill to the first picture of the process that replaces it: half a second of
-  back-off, its start, and the group's wait for the dead member (the session time-out, 8 s). A model adds
-  the time that it takes to load.
-- *others' share*: pictures a second of the other worker from the kill until then, against the time before.
+- *back*: seconds from the kill to the first image of the process that replaces it: half a second of
+  back-off, its start, and the group's wait for the dead member (the session timeout, 8 s). A real model
+  adds its loading time.
+- *others' share*: images per second of the other worker from the kill until then, relative to the time
+  before.
 
     python -m tests.services run --no-registry -- python -m benchmarks.recovery
 """
@@ -39,7 +40,7 @@ def main() -> None:
     backs, shares = zip(*rows, strict=True)
     findings = [
         f"A killed worker is back after {median(backs):.1f} s (median), {max(backs):.1f} s at most; the "
-        f"other one makes {median(shares):.2f} of its pictures meanwhile (median), {min(shares):.2f} at "
+        f"other one generates at {median(shares):.2f} of its rate meanwhile (median), {min(shares):.2f} at "
         f"least."
     ]
     table = [[number, *row] for number, row in enumerate(rows, 1)]

@@ -1,12 +1,12 @@
-"""How busy the device is while there is work: this worker, and the stack that it replaces.
+"""How busy the device is while there is work, in this project and in the stack it replaces.
 
-One after the other: one worker, a simulated device that takes a stated time for a picture of 1024x1024,
-pictures that are as hard to encode as photographs, PNG, stored in MinIO; broker, store, worker and client
-on one machine. All requests are there from the start.
+The two run one after the other: one worker, a simulated device that takes a fixed time per 1024x1024 image,
+images that are as hard to encode as photographs, PNG, stored in MinIO. Broker, store, worker and client
+share one machine. All requests are queued before the start.
 
-- *busy*: the device's time for all pictures, of the time from the first picture's start to the last one's
-  end. Nothing hides in it: whatever keeps the device waiting makes it less.
-- *images/s*: until the last object is stored.
+- *busy*: the device time of all images, divided by the time from the start of the first image to the end of
+  the last one. Anything that keeps the device waiting lowers it.
+- *images/s*: measured until the last object is stored.
 
     python -m tests.services run --no-registry -- python -m benchmarks.saturation
 """
@@ -23,7 +23,7 @@ from zimage_stream.settings import Settings
 
 SERVICE_MS = (320.0, 850.0)
 """Of an H200 and an L40S for one 1024x1024 picture at 8 steps."""
-OURS, THEIRS = "this project", "Redis and RQ, in line"
+OURS, THEIRS = "this project", "Redis and RQ, sequential"
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Run:
 
 
 def main() -> None:
-    options = parser(__doc__, "few and fast pictures")
+    options = parser(__doc__, "few and fast images")
     options.add_argument("--pictures", type=int, default=200)
     arguments = options.parse_args()
     service, pictures = ((50.0,), 20) if arguments.quick else (SERVICE_MS, arguments.pictures)
@@ -58,16 +58,16 @@ def main() -> None:
     for service_s in {row[0]: None for row in rows}:
         their, our = (row for row in rows if row[0] == service_s)
         findings.append(
-            f"At {service_s:g} s a picture the device is busy {our[2]:.1%} of the time, against "
-            f"{their[2]:.1%}: {our[3] / their[3]:.2f} times the images a second."
+            f"At {service_s:g} s per image the device is busy {our[2]:.1%} of the time, against "
+            f"{their[2]:.1%}: {our[3] / their[3]:.2f} times the images per second."
         )
     series = {
-        name: [(f"{row[0]:g} s a picture", row[2]) for row in rows if row[1] == name]
+        name: [(f"{row[0]:g} s per image", row[2]) for row in rows if row[1] == name]
         for name in (OURS, THEIRS)
     }
     publish(
         Report(
-            ("s a picture", "stack", "busy", "images/s"),
+            ("s per image", "stack", "busy", "images/s"),
             rows,
             findings,
             Plot("bars", "", "device busy", series, line=(0.99, "0.99")),

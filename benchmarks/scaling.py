@@ -1,12 +1,12 @@
-"""What more workers bring: the time for a backlog, against the shortest that it could take.
+"""How throughput scales with workers: the time for a backlog, compared with the shortest possible time.
 
-Workers under one supervisor, a simulated device of 0.32 s for each, all requests there from the start, 16
-partitions. *Efficiency* is the shortest possible time (pictures x service time / workers) of the time from
-the first start of a generation to the last result's commit. Pictures are of 256x256, so that two cores can
-encode and store for eight workers; the product pictures are 1024x1024 PNG in MinIO.
+Workers under one supervisor, a simulated device of 0.32 s for each, all requests queued before the start, 16
+partitions. *Efficiency* is the shortest possible time (images x service time / workers), divided by the time
+from the first start of a generation to the last result's commit. Images are 256x256, so that two cores can
+encode and store for eight workers; the product images are 1024x1024 PNG in MinIO.
 
-The last row is a pair of which one is half as fast. A partition belongs to one worker, so each has half of
-what is there: the faster one waits at the end.
+The last row is a pair of workers of which one is half as fast. A partition belongs to one worker, so each
+gets half of the backlog, and the faster one is idle at the end.
 
     python -m tests.services run --no-registry -- python -m benchmarks.scaling
 """
@@ -32,8 +32,8 @@ PAIR = 600
 
 
 def main() -> None:
-    options = parser(__doc__, "few pictures, two workers at most")
-    options.add_argument("--each", type=int, default=EACH, help="pictures for each worker")
+    options = parser(__doc__, "few images, two workers at most")
+    options.add_argument("--each", type=int, default=EACH, help="images for each worker")
     arguments = options.parse_args()
     counts = (1, 2) if arguments.quick else WORKERS
     each, products, pair = (4, 4, 6) if arguments.quick else (arguments.each, PRODUCTS, PAIR)
@@ -48,12 +48,12 @@ def main() -> None:
     several = 2 if arguments.quick else PRODUCT_WORKERS
     took = makespan(products, 1024, [1.0] * several)
     shortest = products * SERVICE_S / several
-    rows.append([f"{several} workers, product pictures", products, took, shortest, shortest / took])
-    findings = [f"{products} product pictures of 1024x1024 with {several} workers: {took:.1f} s."]
+    rows.append([f"{several} workers, product images", products, took, shortest, shortest / took])
+    findings = [f"{products} product images of 1024x1024 with {several} workers: {took:.1f} s."]
     took = makespan(pair, 256, [1.0, 2.0])
     shortest = pair * SERVICE_S / 1.5
     rows.append(["a pair, one half as fast", pair, took, shortest, shortest / took])
-    columns = ("run", "pictures", "took, s", "shortest, s", "efficiency")
+    columns = ("run", "images", "took, s", "shortest, s", "efficiency")
     plot = Plot("lines", "workers", "efficiency", {"efficiency": points}, line=(0.97, "0.97"))
     publish(Report(columns, rows, findings, plot), arguments)
 

@@ -1,7 +1,7 @@
-"""How long one publication takes: a result and a checkpoint, in one transaction, on a real broker.
+"""How long one publication takes: a result and a checkpoint in one transaction, on a real broker.
 
-Twice in one run, with this project's producer settings and with librdkafka's defaults, so that the
-ratio means something on any machine.
+Measured twice in one run, with this project's producer settings and with librdkafka's defaults, so that the
+ratio is meaningful on any machine.
 
     python -m tests.services run --no-registry -- python -m benchmarks.transaction
 """
@@ -45,7 +45,7 @@ def main() -> None:
 
     runs = {"ours": ours, "librdkafka defaults": defaults}
     rows = [(name, len(times), *summary(times)) for name, times in runs.items()]
-    findings = [f"{median(defaults) / median(ours):.1f} times shorter than with the defaults (medians)."]
+    findings = [f"The median is {median(defaults) / median(ours):.1f} times shorter than with the defaults."]
     publish(Report(("settings", "count", "median, ms", "p95, ms", "longest, ms"), rows, findings), arguments)
 
 

@@ -1,4 +1,4 @@
-# MinIO publishes no images any more: built from the same pinned source that the tests use.
+# MinIO no longer publishes images; this one is built from the same pinned source that the tests use.
 FROM golang:1.25 AS build
 RUN CGO_ENABLED=0 go install github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c
 

@@ -1,4 +1,4 @@
-# The worker's image; build from the repository's root.
+# The worker image. Build it from the root of the repository.
 FROM python:3.12-slim
 WORKDIR /app
 COPY requirements.lock pyproject.toml README.md ./

@@ -41,7 +41,7 @@ SINGLE_OBJECT_HEADER, REGISTRY_HEADER = 10, 5
 STABLE_WITHIN_S = 180.0
 """A dead worker's transaction is ended by the broker within 20 s."""
 
-Place = tuple[int, int]
+LetterPosition = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Event:
     """One record of results or dead letters. ``place``: the request's; ``at``: its own in its topic."""
 
     topic: str
-    at: Place
-    place: Place
+    at: LetterPosition
+    place: LetterPosition
     status: str
     code: str | None
     body: dict[str, Any]
@@ -100,7 +100,7 @@ class Reader:
         for topic, at, message in self.messages(stop):
             yield self._event(topic, at, message)
 
-    def messages(self, stop: threading.Event | None = None) -> Iterator[tuple[str, Place, Any]]:
+    def messages(self, stop: threading.Event | None = None) -> Iterator[tuple[str, LetterPosition, Any]]:
         """Each record with its topic and its place there; until when as :meth:`events`."""
         ended: set[tuple[str, int]] = set()
         while not (stop.is_set() if stop else ended == self._open):
@@ -116,7 +116,7 @@ class Reader:
             yield topic, (number, message.offset() or 0), message
         self._consumer.close()
 
-    def _event(self, topic: str, at: Place, message: Any) -> Event:
+    def _event(self, topic: str, at: LetterPosition, message: Any) -> Event:
         headers = {name: (raw or b"").decode(errors="replace") for name, raw in message.headers() or ()}
         if topic == self._dead:
             place = int(headers["__connect.errors.partition"]), int(headers["__connect.errors.offset"])
@@ -167,8 +167,8 @@ def judge(plan: dict[str, Any], first: list[Event], second: list[Event]) -> Repo
     if Path(plan["cut"]).exists():
         lines, second = _judge_cut(report, plan, lines, second)
     accepted = {(line["partition"], line["offset"]): line for line in lines}
-    results: dict[Place, list[Event]] = defaultdict(list)
-    dead: dict[Place, list[Event]] = defaultdict(list)
+    results: dict[LetterPosition, list[Event]] = defaultdict(list)
+    dead: dict[LetterPosition, list[Event]] = defaultdict(list)
     for event in second:
         (dead if event.status == "dead" else results)[event.place].append(event)
     for place, line in accepted.items():
@@ -223,7 +223,7 @@ def _is_about(event: Event, line: dict[str, Any]) -> bool:
 
 
 def _judge_one(
-    report: Report, place: Place, line: dict[str, Any], results: list[Event], dead: list[Event]
+    report: Report, place: LetterPosition, line: dict[str, Any], results: list[Event], dead: list[Event]
 ) -> None:
     terminal = results or dead
     if not terminal:
@@ -285,7 +285,7 @@ def _getter(store: dict[str, Any]) -> Any:
     return get
 
 
-def _judge_group(report: Report, plan: dict[str, Any], accepted: dict[Place, Any]) -> None:
+def _judge_group(report: Report, plan: dict[str, Any], accepted: dict[LetterPosition, Any]) -> None:
     """Whether the group has counted everything as done, and no transaction is open."""
     admin = AdminClient(plan["kafka"])
     last: dict[int, int] = {}

@@ -9,7 +9,7 @@ from typing import Any
 
 from minio import Minio
 
-from tests.fleet.checker import Place, Report, Watcher, check
+from tests.fleet.checker import LetterPosition, Report, Watcher, check
 from tests.fleet.workers import Fleet, until
 from zimage_stream import PromptClient, PromptRequest
 from zimage_stream.settings import KafkaSettings, Settings, StoreSettings, TopicSettings, environment_of
@@ -22,7 +22,7 @@ class Arena:
     settings: Settings
     fleet: Fleet
     store: Minio
-    accepted: dict[Place, str]
+    accepted: dict[LetterPosition, str]
     _watcher: Watcher | None = None
 
     def send(self, requests: list[PromptRequest]) -> list[str]:
@@ -43,7 +43,7 @@ class Arena:
         report = self.report()
         return len(report.results.keys() | report.dead.keys())
 
-    def seen(self) -> Set[Place]:
+    def seen(self) -> Set[LetterPosition]:
         """Places of the records that have a terminal event: cheap to ask for again and again, and maybe a
         moment behind."""
         if self._watcher is None:

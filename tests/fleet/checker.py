@@ -22,7 +22,7 @@ from minio import Minio
 SCHEMA = json.loads((Path(__file__).parents[2] / "schemas" / "zimage.ImageResult.v1.avsc").read_text())
 SINGLE_OBJECT_HEADER = 10
 
-Place = tuple[int, int]
+LetterPosition = tuple[int, int]
 """Partition and offset of a request's record."""
 
 
@@ -36,19 +36,19 @@ class Report:
         mismatched: uris of objects that are not what their result states.
     """
 
-    results: dict[Place, list[dict[str, Any]]]
-    dead: dict[Place, list[dict[str, str]]]
+    results: dict[LetterPosition, list[dict[str, Any]]]
+    dead: dict[LetterPosition, list[dict[str, str]]]
     mismatched: list[str] = field(default_factory=list)
 
     @property
-    def duplicates(self) -> list[Place]:
+    def duplicates(self) -> list[LetterPosition]:
         return [place for place, found in self.results.items() if len(found) > 1]
 
-    def missing(self, accepted: set[Place]) -> set[Place]:
+    def missing(self, accepted: set[LetterPosition]) -> set[LetterPosition]:
         """Accepted records without a terminal event."""
         return accepted - self.results.keys() - self.dead.keys()
 
-    def foreign(self, accepted: set[Place]) -> set[Place]:
+    def foreign(self, accepted: set[LetterPosition]) -> set[LetterPosition]:
         """Terminal events of records that nobody sent."""
         return (self.results.keys() | self.dead.keys()) - accepted
 
@@ -64,7 +64,7 @@ class Watcher:
     behind, and judges nothing."""
 
     def __init__(self, kafka: dict[str, Any], results_topic: str, dead_letters_topic: str) -> None:
-        self._seen: set[Place] = set()
+        self._seen: set[LetterPosition] = set()
         self._dead_letters_topic = dead_letters_topic
         self._consumer = _reader(kafka)
         self._consumer.assign(
@@ -75,7 +75,7 @@ class Watcher:
             ]
         )
 
-    def seen(self) -> Set[Place]:
+    def seen(self) -> Set[LetterPosition]:
         """Places of the records whose terminal events it has seen by now."""
         for message in self._consumer.consume(1_000, 0.1):
             if message.error() is None:
@@ -93,11 +93,11 @@ def check(kafka: dict[str, Any], results_topic: str, dead_letters_topic: str, st
     Args:
         kafka: librdkafka settings that reach the brokers.
     """
-    results: dict[Place, list[dict[str, Any]]] = defaultdict(list)
+    results: dict[LetterPosition, list[dict[str, Any]]] = defaultdict(list)
     for message in _read(kafka, results_topic):
         result = _result(message)
         results[_place_of(result)].append(result)
-    dead: dict[Place, list[dict[str, str]]] = defaultdict(list)
+    dead: dict[LetterPosition, list[dict[str, str]]] = defaultdict(list)
     for message in _read(kafka, dead_letters_topic):
         headers = _headers(message)
         dead[_place(headers)].append(headers)
@@ -137,7 +137,7 @@ def _result(message: Message) -> dict[str, Any]:
     return result
 
 
-def _place_of(result: dict[str, Any]) -> Place:
+def _place_of(result: dict[str, Any]) -> LetterPosition:
     return result["source"]["partition"], result["source"]["offset"]
 
 
@@ -146,7 +146,7 @@ def _headers(message: Message) -> dict[str, str]:
     return {name: raw.decode(errors="replace") for name, raw in sent if isinstance(raw, bytes)}
 
 
-def _place(headers: dict[str, str]) -> Place:
+def _place(headers: dict[str, str]) -> LetterPosition:
     """The one that a dead letter names."""
     return int(headers["__connect.errors.partition"]), int(headers["__connect.errors.offset"])
 

@@ -21,7 +21,7 @@ from tests.commands import Run, Start
 from tests.fleet.wire import RawHeader, RawProducer
 from tests.fleet.workers import until
 from zimage_consumers.dead_letters.release import read_releases
-from zimage_consumers.image_worker.stages.verdict import OURS
+from zimage_consumers.image_worker.stages.verdict import DEPLOYMENT_CODES
 from zimage_stream import PromptRequest, Settings
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.headers import Header, dead_letter_headers, without_reasons
@@ -360,7 +360,7 @@ class TestReleasing:
         assert read_releases(settings) == found
         assert zimage("dead-letters", "release", "--minutes", "0").returncode == 0
         found = read_releases(settings)
-        assert found.keys() == set(OURS)
+        assert found.keys() == set(DEPLOYMENT_CODES)
         assert max(found.values()) <= time.time()
 
     def test_takes_no_code_that_is_never_held_back(self, zimage: Run) -> None:

@@ -12,7 +12,7 @@ from confluent_kafka import OFFSET_INVALID, Consumer, TopicPartition
 from tests.services.addresses import KafkaAddress
 from zimage_consumers.image_worker.group.publish import (
     CommitRefusedError,
-    Outgoing,
+    OutgoingRecord,
     PlainPublisher,
     PublishAbortedError,
     Publisher,
@@ -67,7 +67,7 @@ def test_a_commit_is_read_back(publisher: Publisher, consumer: Consumer, topics:
     join(consumer, topics)
     publisher.commit([TopicPartition(topics.requests, 0, 5, "checkpoint")])
     assert committed(consumer, topics) == (5, "checkpoint")
-    result = Outgoing(topics.results, b"key", b"value", [])
+    result = OutgoingRecord(topics.results, b"key", b"value", [])
     publisher.publish([result], [TopicPartition(topics.requests, 0, 6, "next")])
     assert committed(consumer, topics) == (6, "next")
 
@@ -78,7 +78,7 @@ def test_who_is_in_no_group_commits_nothing(
     # The group is empty, and a broker would take this from anybody.
     with pytest.raises(CommitRefusedError, match="not in the group"):
         publisher.commit([TopicPartition(topics.requests, 0, 5, "checkpoint")])
-    result = Outgoing(topics.results, b"key", b"value", [])
+    result = OutgoingRecord(topics.results, b"key", b"value", [])
     with pytest.raises((PublishAbortedError, CommitRefusedError)):
         publisher.publish([result], [TopicPartition(topics.requests, 0, 5, "checkpoint")])
     assert committed(consumer, topics)[0] == OFFSET_INVALID
@@ -93,9 +93,9 @@ def test_nothing_of_a_publication_that_is_given_up_is_out(
     publisher.start()
     join(consumer, topics)
     records = [
-        Outgoing(topics.dead_letters, b"key", b"dead", []),
-        Outgoing(topics.results, b"key", b"value", []),
-        Outgoing(topics.requests, b"key", os.urandom(3 << 20), []),
+        OutgoingRecord(topics.dead_letters, b"key", b"dead", []),
+        OutgoingRecord(topics.results, b"key", b"value", []),
+        OutgoingRecord(topics.requests, b"key", os.urandom(3 << 20), []),
     ]
     with pytest.raises(RefusedRecordError):
         publisher.publish(records, [TopicPartition(topics.requests, 0, 5, "never")])
@@ -113,10 +113,10 @@ def test_a_record_that_the_brokers_refuse_is_told_and_what_comes_next_goes_out(
 ) -> None:
     join(consumer, topics)
     # Within the client's own limit and past that of the requests topic.
-    large = Outgoing(topics.requests, b"key", os.urandom(3 << 20), [])
+    large = OutgoingRecord(topics.requests, b"key", os.urandom(3 << 20), [])
     with pytest.raises(RefusedRecordError):
         publisher.publish([large], [TopicPartition(topics.requests, 0, 5, "never")])
     assert committed(consumer, topics)[0] == OFFSET_INVALID
-    small = Outgoing(topics.results, b"key", b"value", [])
+    small = OutgoingRecord(topics.results, b"key", b"value", [])
     publisher.publish([small], [TopicPartition(topics.requests, 0, 6, "next")])
     assert committed(consumer, topics) == (6, "next")

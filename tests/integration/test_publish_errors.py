@@ -15,7 +15,7 @@ from confluent_kafka import Consumer, KafkaError, TopicPartition
 from tests.integration.mock_cluster import MockCluster, Request
 from zimage_consumers.image_worker.group.publish import (
     ClientsLostError,
-    Outgoing,
+    OutgoingRecord,
     PublishAbortedError,
     RefusedRecordError,
     TransactionalPublisher,
@@ -25,7 +25,7 @@ from zimage_stream.settings import KafkaSettings
 from zimage_stream.telemetry.health import Health
 
 TOPIC = "zimage.requests"
-RESULT = Outgoing("zimage.results", b"key", b"value", [])
+RESULT = OutgoingRecord("zimage.results", b"key", b"value", [])
 ONCE, FOR_A_WHILE = 1, 4
 TRIES = 4
 """One that meets the error and one that goes through; the others are for a machine that stands still."""
@@ -146,7 +146,7 @@ def test_a_publication_ends_in_one_of_three_ways(
 
 @pytest.mark.parametrize("records", [[], [RESULT]], ids=["a mark", "a result"])
 def test_an_id_that_has_expired_at_the_broker_costs_the_clients_and_not_the_worker(
-    cluster: MockCluster, kafka: KafkaSettings, joining: Consumer, records: list[Outgoing]
+    cluster: MockCluster, kafka: KafkaSettings, joining: Consumer, records: list[OutgoingRecord]
 ) -> None:
     ours = publisher(kafka, "slot", joining, lambda: False)
     stay_in_the_group(joining)

@@ -21,7 +21,7 @@ from zimage_consumers.image_worker.group.publish import ClientsLostError
 from zimage_consumers.image_worker.group.roster import draw_nonce
 from zimage_consumers.image_worker.group.session import Session
 from zimage_consumers.image_worker.window.jobs import Job
-from zimage_consumers.image_worker.window.ledger import Taken
+from zimage_consumers.image_worker.window.ledger import OffsetStatus
 from zimage_consumers.image_worker.window.window import Window
 from zimage_stream.checkpoint import Checkpoint, Mark
 from zimage_stream.kafka.clients import (
@@ -126,7 +126,7 @@ def test_partitions_that_left_while_they_were_paused_deliver_when_they_come_back
     session.join()
     until(lambda: polled(session) == ALL, 30, "it holds all partitions")
     session.claim()
-    session.regulate(set(ALL))
+    session.pause_only(set(ALL))
     other = Consumer(worker_consumer_config(kafka.settings, topics.requests, "other"))
     other.subscribe([topics.requests])
 
@@ -139,7 +139,7 @@ def test_partitions_that_left_while_they_were_paused_deliver_when_they_come_back
     other.close()
     until(lambda: polled(session) == ALL, 30, "it holds all partitions again")
     session.claim()
-    session.regulate(set())
+    session.pause_only(set())
 
     producer = Producer(producer_config(kafka.settings))
     for number in ALL:
@@ -190,15 +190,15 @@ def leave_marks_open(session: Session, kafka: KafkaAddress, topics: TopicSetting
         record = session.poll(1.0)
         if record is not None:
             held = session.window.assignments[record.partition]
-            assert held.ledger.take(0) is Taken.NEW
+            assert held.ledger.observe(0) is OffsetStatus.NEW
             jobs.append(Job(record, held, attempts=1))
-    session.mark({job: Mark(job.attempts, open=True, alone=True) for job in jobs})
+    session.commit_marks({job: Mark(job.attempts, open=True, alone=True) for job in jobs})
     session.abandon()
 
 
 def marks_of(session: Session) -> set[Mark]:
     """The marks of the first request in each partition."""
-    return {held.ledger.mark(0) for held in session.window.assignments.values()}
+    return {held.ledger.commit_marks(0) for held in session.window.assignments.values()}
 
 
 def produce(kafka: KafkaAddress, topics: TopicSettings, partitions: Collection[int]) -> None:
@@ -224,7 +224,7 @@ class TestWhatAnotherProcessLeftOpen:
             return bool(polled(session)) and polled(session) | polled(again) == ALL
 
         until(shared, 30, "both have partitions")
-        marks = {held.ledger.mark(0) for held in session.window.assignments.values()}
+        marks = {held.ledger.commit_marks(0) for held in session.window.assignments.values()}
         assert marks == {Mark(1)}
         again.abandon()
         session.abandon()
@@ -277,7 +277,7 @@ def test_a_marker_at_the_end_of_the_log_is_committed_as_passed(
         session.claim()
         if record is not None:
             held = session.window.assignments[record.partition]
-            held.ledger.take(0)
+            held.ledger.observe(0)
             delivered.append(record.offset)
             # What it comes to does not matter here.
             session.publish([], {0: held.ledger.after([0])})
@@ -321,7 +321,7 @@ class TestALogThatWentBack:
         poll_until(session, lambda: not session.window.assignments, "nothing of it is held")
         ready, reasons = session.health.ready()
         assert not ready
-        assert any("deleted and made again" in reason for reason in reasons)
+        assert any("deleted and created again" in reason for reason in reasons)
         session.close()
 
     def test_a_checkpoint_that_knows_more_than_the_log_stops_its_partition_alone(
@@ -356,12 +356,12 @@ def take(session: Session) -> int | None:
     session.claim()
     if record is None:
         return None
-    session.window.assignments[record.partition].ledger.take(record.offset)
+    session.window.assignments[record.partition].ledger.observe(record.offset)
     return record.offset
 
 
 def stands_still(session: Session) -> list[str]:
-    return [reason for reason in session.health.ready()[1] if "stands still" in reason]
+    return [reason for reason in session.health.ready()[1] if "is stalled" in reason]
 
 
 UNOPENED = {"compression.type": "producer"}
@@ -400,7 +400,7 @@ class TestABatchThatCannotBeRead:
             return stands_still(session)
 
         (reason,) = until(named, 30, "it is named")
-        assert reason.startswith("partition 0 stands still")
+        assert reason.startswith("partition 0 is stalled")
         assert f"at offset {first + readable} that cannot be read" in reason
         assert session.stalled == 1
         assert session.health.is_up("kafka")

@@ -12,7 +12,7 @@ from tests.fleet.workers import until
 from tests.integration.test_health import samples
 from tests.services.addresses import KafkaAddress, MinioAddress
 from zimage_consumers.image_worker.group.roster import draw_nonce
-from zimage_consumers.image_worker.window.ledger import CAUTIOUS_DEATHS, RECORDS_A_TURN
+from zimage_consumers.image_worker.window.ledger import RECORDS_PER_TURN, UNMARKED_DEATHS_LIMIT
 from zimage_stream import PromptRequest
 from zimage_stream.checkpoint import Checkpoint
 from zimage_stream.events.codec import Codec
@@ -47,9 +47,9 @@ def test_records_that_are_decoded_one_by_one_wait_for_no_picture_of_each_other(
     make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress
 ) -> None:
     arena = make_arena(kafka, minio, partitions=1)
-    commit(arena, Checkpoint(0, owner=draw_nonce(SLOT), deaths=CAUTIOUS_DEATHS - 1))
+    commit(arena, Checkpoint(0, owner=draw_nonce(SLOT), deaths=UNMARKED_DEATHS_LIMIT - 1))
     count = 40
-    assert count < RECORDS_A_TURN
+    assert count < RECORDS_PER_TURN
     arena.send([picture() for _ in range(count)])
     worker = arena.fleet.start(SLOT, ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
     arena.assert_exactly_once(arena.wait_answered(60))

@@ -7,23 +7,23 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from zimage_consumers.dead_letters.letter import DeadLetter, Place
+from zimage_consumers.dead_letters.letter import DeadLetter, LetterPosition
 from zimage_stream.errors import ZImageError
 from zimage_stream.events.prompt_request import PromptRequest
 
 
-class NotMendableError(ZImageError):
+class NotReplayableError(ZImageError):
     """A dead letter cannot be replayed in the way that was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class LetterFilter:
     """What dead letters must be; an empty set allows any."""
 
     codes: frozenset[str] = frozenset()
     ids: frozenset[str] = frozenset()
     tenants: frozenset[str] = frozenset()
-    places: frozenset[Place] = frozenset()
+    places: frozenset[LetterPosition] = frozenset()
 
     def matches(self, letter: DeadLetter) -> bool:
         """Whether the letter is one of them."""
@@ -38,7 +38,7 @@ class Wanted:
 
 
 @dataclass(slots=True)
-class Group:
+class LetterGroup:
     """The dead letters of one code."""
 
     count: int
@@ -66,12 +66,14 @@ class Group:
         }
 
     @staticmethod
-    def of(letter: DeadLetter) -> Group:
+    def of(letter: DeadLetter) -> LetterGroup:
         """An empty group that begins with this letter."""
-        return Group(0, 0, letter.at, letter.at, letter)
+        return LetterGroup(0, 0, letter.at, letter.at, letter)
 
 
-def mended(letter: DeadLetter, changes: Mapping[str, Any], *, keep_expiry: bool) -> PromptRequest | None:
+def request_to_send(
+    letter: DeadLetter, changes: Mapping[str, Any], *, keep_expiry: bool
+) -> PromptRequest | None:
     """The request to send instead, or ``None`` where the record goes as it was.
 
     Args:
@@ -79,12 +81,12 @@ def mended(letter: DeadLetter, changes: Mapping[str, Any], *, keep_expiry: bool)
         keep_expiry: else ``expires_at`` is cleared, or most replays would expire at once.
 
     Raises:
-        NotMendableError: fields are to be changed, and the record does not decode.
+        NotReplayableError: fields are to be changed, and the record does not decode.
     """
     request = letter.request
     if request is None:
         if changes:
-            raise NotMendableError(f"{letter.place} cannot be changed field by field: {letter.unreadable}")
+            raise NotReplayableError(f"{letter.place} cannot be changed field by field: {letter.unreadable}")
         return None
     if not keep_expiry:
         changes = {"expires_at": None, **changes}

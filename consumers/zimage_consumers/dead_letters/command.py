@@ -11,15 +11,20 @@ from typing import Annotated, Any
 
 import typer
 
-from zimage_consumers.dead_letters.choose import Group, NotMendableError, Wanted, mended
-from zimage_consumers.dead_letters.letter import DeadLetter, Place
+from zimage_consumers.dead_letters.choose import (
+    LetterFilter,
+    LetterGroup,
+    NotReplayableError,
+    request_to_send,
+)
+from zimage_consumers.dead_letters.letter import DeadLetter, LetterPosition
 from zimage_consumers.dead_letters.notes import read_notes
-from zimage_consumers.dead_letters.original import whole
+from zimage_consumers.dead_letters.original import complete_letter
 from zimage_consumers.dead_letters.read import read_letters
 from zimage_consumers.dead_letters.release import write_releases
-from zimage_consumers.dead_letters.replay import AT_A_TIME, Replay, Replayer
+from zimage_consumers.dead_letters.replay import MAX_LETTERS_PER_TRANSACTION, Replay, Replayer
 from zimage_consumers.dead_letters.show import details, groups_table, id_of, line_of
-from zimage_consumers.image_worker.stages.verdict import OURS
+from zimage_consumers.image_worker.stages.verdict import DEPLOYMENT_CODES
 from zimage_stream.cli.context import settings_of
 from zimage_stream.cli.printing import print_table, say_json
 from zimage_stream.cli.terminal import say
@@ -67,19 +72,19 @@ def list_(
     settings = settings_of(context)
     wanted, now = _wanted(code, id_, tenant, at), datetime.now(UTC)
     replayed = read_notes(settings)
-    groups: dict[str, Group] = {}
+    groups: dict[str, LetterGroup] = {}
     found = 0
     with create_codec(settings.registry) as codec:
         for letter in read_letters(settings, codec, wanted):
             found += 1
-            if wanted != Wanted() or limit is not None:
+            if wanted != LetterFilter() or limit is not None:
                 again = letter in replayed
                 if json:
                     _say_json(letter, again)
                 else:
                     say(line_of(letter, now, replayed=again))
             else:
-                groups.setdefault(letter.code, Group.of(letter)).add(letter, letter in replayed)
+                groups.setdefault(letter.code, LetterGroup.of(letter)).add(letter, letter in replayed)
             if found == limit:
                 break
     if json:
@@ -90,7 +95,7 @@ def list_(
         say(err=True)
         say("one by one: zimage dead-letters list --code CODE", err=True)
     elif not found:
-        say("there are no such dead letters" if wanted != Wanted() else "there are none", err=True)
+        say("there are no such dead letters" if wanted != LetterFilter() else "there are none", err=True)
 
 
 @app.command()
@@ -117,7 +122,7 @@ def show(
     replayed = read_notes(settings)
     shown = 0
     with create_codec(settings.registry) as codec:
-        for letter in read_letters(settings, codec, Wanted()):
+        for letter in read_letters(settings, codec, LetterFilter()):
             if letter.place not in places and letter.request_id not in ids:
                 continue
             if raw:
@@ -126,8 +131,8 @@ def show(
                         "it has several dead letters; give one place", param_hint="--raw"
                     )
                 try:
-                    sys.stdout.buffer.write(whole(settings.kafka, codec, letter).value or b"")
-                except NotMendableError as error:
+                    sys.stdout.buffer.write(complete_letter(settings.kafka, codec, letter).value or b"")
+                except NotReplayableError as error:
                     say(str(error), err=True)
                     raise typer.Exit(1) from error
             elif json:
@@ -195,11 +200,11 @@ def replay(
     Example: zimage dead-letters replay --code INVALID_REQUEST --set width=1024
     """
     settings, wanted = settings_of(context), _wanted(code, id_, tenant, at)
-    if wanted == Wanted() and not all_:
+    if wanted == LetterFilter() and not all_:
         raise typer.BadParameter("say which: --code, --id, --tenant, --at or --all", param_hint="replay")
     if change and value:
         raise typer.BadParameter("give one of them", param_hint="--set, --value")
-    mending = _Mending(settings, _changes(change or []), _bytes_of(value), keep_expiry)
+    replay_values = _ReplayValues(settings, _changes(change or []), _bytes_of(value), keep_expiry)
     tally = _Tally(settings, json, dry_run)
     with create_codec(settings.registry) as codec, _replayer(settings, dry_run) as replayer:
         replayed = read_notes(settings) if replayer is None else replayer.replayed
@@ -210,13 +215,13 @@ def replay(
                 continue
             try:
                 if value is None:
-                    letter = whole(settings.kafka, codec, letter)
-                waiting.append(Replay(letter, mending.value_for(letter, codec, tally.chosen)))
-            except (NotMendableError, RequestError) as error:
+                    letter = complete_letter(settings.kafka, codec, letter)
+                waiting.append(Replay(letter, replay_values.value_for(letter, codec, tally.chosen)))
+            except (NotReplayableError, RequestError) as error:
                 tally.refuse(letter, error)
                 continue
             tally.chosen += 1
-            if len(waiting) >= AT_A_TIME and not mending.single:
+            if len(waiting) >= MAX_LETTERS_PER_TRANSACTION and not replay_values.single:
                 tally.send(waiting, replayer)
             if tally.chosen == limit:
                 break
@@ -240,11 +245,11 @@ def release(
     Example: zimage dead-letters release --code UNKNOWN_SCHEMA
     """
     settings = settings_of(context)
-    codes = [Code(name) for name in sorted(_wanted(code, None, None, None).codes)] or list(OURS)
-    strange = [each for each in codes if each not in OURS]
+    codes = [Code(name) for name in sorted(_wanted(code, None, None, None).codes)] or list(DEPLOYMENT_CODES)
+    strange = [each for each in codes if each not in DEPLOYMENT_CODES]
     if strange:
         raise typer.BadParameter(
-            f"{strange[0]} is never held back, only {', '.join(OURS)} are", param_hint="--code"
+            f"{strange[0]} is never held back, only {', '.join(DEPLOYMENT_CODES)} are", param_hint="--code"
         )
     until = datetime.now(UTC) + timedelta(minutes=minutes)
     write_releases(settings, codes, until.timestamp())
@@ -255,7 +260,7 @@ def release(
         say(f"{names}: workers hold back again what may be the deployment's fault", err=True)
 
 
-class _Mending:
+class _ReplayValues:
     """What a replay sends for a dead letter."""
 
     def __init__(
@@ -276,7 +281,7 @@ class _Mending:
             )
         if self._value is not None:
             return self._value
-        request = mended(letter, self._changes, keep_expiry=self._keep_expiry)
+        request = request_to_send(letter, self._changes, keep_expiry=self._keep_expiry)
         if request is None:
             return letter.value
         # Only what a person changed is checked: what fails as it was may pass by now.
@@ -351,7 +356,7 @@ def _replayer(settings: Settings, dry_run: bool) -> Iterator[Replayer | None]:
 
 def _wanted(
     codes: list[str] | None, ids: list[str] | None, tenants: list[str] | None, at: list[str] | None
-) -> Wanted:
+) -> LetterFilter:
     known = [code.upper() for code in codes or ()]
     for code in known:
         if code not in Code.__members__:
@@ -362,12 +367,12 @@ def _wanted(
         if place is None:
             raise typer.BadParameter(f"{text!r} is not PARTITION:OFFSET", param_hint="--at")
         places.add(place)
-    return Wanted(frozenset(known), frozenset(ids or ()), frozenset(tenants or ()), frozenset(places))
+    return LetterFilter(frozenset(known), frozenset(ids or ()), frozenset(tenants or ()), frozenset(places))
 
 
-def _place(text: str) -> Place | None:
+def _place(text: str) -> LetterPosition | None:
     try:
-        return Place.parse(text)
+        return LetterPosition.parse(text)
     except ValueError:
         return None
 

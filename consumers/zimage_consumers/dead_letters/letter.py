@@ -20,7 +20,7 @@ UNSAID = "(unsaid)"
 """Code of a record that does not say why it is here: somebody else put it there."""
 
 
-class Place(NamedTuple):
+class LetterPosition(NamedTuple):
     """Where a dead letter lies in its topic; people write it ``partition:offset``."""
 
     partition: int
@@ -30,14 +30,14 @@ class Place(NamedTuple):
         return f"{self.partition}:{self.offset}"
 
     @staticmethod
-    def parse(text: str) -> Place:
+    def parse(text: str) -> LetterPosition:
         """Raises ValueError: it is no place."""
         partition, colon, offset = text.partition(":")
         if not (
             colon and partition.isascii() and partition.isdigit() and offset.isascii() and offset.isdigit()
         ):
             raise ValueError(f"{text!r} is not PARTITION:OFFSET")
-        return Place(int(partition), int(offset))
+        return LetterPosition(int(partition), int(offset))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class DeadLetter:
         request: what it asks for, where that can be read; else ``unreadable`` says why not.
     """
 
-    place: Place
+    place: LetterPosition
     key: bytes | None
     value: bytes | None
     headers: Headers
@@ -139,7 +139,7 @@ class Decoder:
 
     def letter_of(self, record: Record) -> DeadLetter:
         """The dead letter in a record of the dead-letter topic."""
-        place = Place(record.partition, record.offset)
+        place = LetterPosition(record.partition, record.offset)
         request, unreadable = self.read(record.value)
         # Headers that cannot be read are somebody else's.
         headers = list(record.headers)

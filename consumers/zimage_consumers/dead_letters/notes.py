@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from zimage_consumers.dead_letters.letter import DeadLetter, Place
+from zimage_consumers.dead_letters.letter import DeadLetter, LetterPosition
 from zimage_stream.kafka.reader import TopicReader
 from zimage_stream.kafka.record import Record
 from zimage_stream.kafka.topics import replayed_topic, topic_exists
@@ -21,7 +21,7 @@ _REPLAYED = b"replayed"
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
+class ReplayNote:
     """That a letter was replayed.
 
     Attributes:
@@ -41,16 +41,16 @@ class Note:
 
 
 @dataclass(slots=True)
-class Notes:
+class ReplayNotes:
     """The notes, by place. ``letter in notes`` says whether the letter was replayed."""
 
-    _notes: dict[Place, Note] = field(default_factory=dict)
+    _notes: dict[LetterPosition, ReplayNote] = field(default_factory=dict)
 
     def __contains__(self, letter: DeadLetter) -> bool:
         note = self._notes.get(letter.place)
         return note is not None and note.is_of(letter)
 
-    def add(self, place: Place, note: Note) -> None:
+    def add(self, place: LetterPosition, note: ReplayNote) -> None:
         """One more; it takes the place of a former one."""
         self._notes[place] = note
 
@@ -65,13 +65,13 @@ def value_of(letter: DeadLetter) -> bytes:
     return _REPLAYED + b" " + letter.fingerprint.encode()
 
 
-def read_notes(settings: Settings) -> Notes:
+def read_notes(settings: Settings) -> ReplayNotes:
     """Which dead letters were replayed before; none where nothing ever was.
 
     Raises:
         BrokerUnavailableError: no broker answers.
     """
-    topic, notes = replayed_topic(settings.topics).name, Notes()
+    topic, notes = replayed_topic(settings.topics).name, ReplayNotes()
     if not topic_exists(settings.kafka, topic):
         return notes
     with TopicReader(settings.kafka, topic) as reader:
@@ -81,14 +81,14 @@ def read_notes(settings: Settings) -> Notes:
     return notes
 
 
-def _add(notes: Notes, record: Record) -> None:
+def _add(notes: ReplayNotes, record: Record) -> None:
     try:
-        place = Place.parse(_text(record.key))
+        place = LetterPosition.parse(_text(record.key))
     except ValueError:
         log.warning("a record of %s that is no note is skipped (offset %s)", record.topic, record.offset)
         return
     _, _, fingerprint = _text(record.value).partition(" ")
-    notes.add(place, Note(record.timestamp, fingerprint or None))
+    notes.add(place, ReplayNote(record.timestamp, fingerprint or None))
 
 
 def _text(data: bytes | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from hashlib import sha256
 
-from zimage_consumers.dead_letters.choose import NotMendableError
+from zimage_consumers.dead_letters.choose import NotReplayableError
 from zimage_consumers.dead_letters.letter import DeadLetter, Decoder
 from zimage_stream.errors import TopicMissingError
 from zimage_stream.events.codec import Codec
@@ -15,11 +15,11 @@ from zimage_stream.kafka.record import Record
 from zimage_stream.settings import KafkaSettings
 
 
-def whole(kafka: KafkaSettings, codec: Codec, letter: DeadLetter) -> DeadLetter:
+def complete_letter(kafka: KafkaSettings, codec: Codec, letter: DeadLetter) -> DeadLetter:
     """The letter with all of its record, read again at its place where the letter does not have all of it.
 
     Raises:
-        NotMendableError: it cannot be had any more.
+        NotReplayableError: it cannot be had any more.
         BrokerUnavailableError: no broker answers.
     """
     cut = {name for name in CUTS if letter.said(name) is not None}
@@ -28,7 +28,7 @@ def whole(kafka: KafkaSettings, codec: Codec, letter: DeadLetter) -> DeadLetter:
         return letter
     record = _find(kafka, letter)
     if not _same_value(record, letter):
-        raise NotMendableError(
+        raise NotReplayableError(
             f"{letter.place} does not have all of its record, and the record that lies at {letter.source} "
             f"now is another one"
         )
@@ -55,7 +55,7 @@ def _same_value(record: Record, letter: DeadLetter) -> bool:
 def _find(kafka: KafkaSettings, letter: DeadLetter) -> Record:
     topic = letter.said("__connect.errors.topic") or ""
     number, offset = (letter.said(f"__connect.errors.{name}") or "" for name in ("partition", "offset"))
-    gone = NotMendableError(
+    gone = NotReplayableError(
         f"{letter.place} does not have all of its record, which is not kept any more at {letter.source}; "
         f"give its bytes with --value"
     )

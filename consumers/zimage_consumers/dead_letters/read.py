@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from zimage_consumers.dead_letters.choose import Wanted
+from zimage_consumers.dead_letters.choose import LetterFilter
 from zimage_consumers.dead_letters.letter import DeadLetter, Decoder
 from zimage_stream.events.codec import Codec
 from zimage_stream.kafka.reader import TopicReader
 from zimage_stream.settings import Settings
 
 
-def read_letters(settings: Settings, codec: Codec, wanted: Wanted) -> Iterator[DeadLetter]:
+def read_letters(settings: Settings, codec: Codec, wanted: LetterFilter) -> Iterator[DeadLetter]:
     """The wanted dead letters, oldest first within a partition.
 
     Those that come while reading are left out: a replay would never end.

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from zimage_consumers.dead_letters.letter import DeadLetter
-from zimage_consumers.dead_letters.notes import Note, Notes, key_of, read_notes, value_of
+from zimage_consumers.dead_letters.notes import ReplayNote, ReplayNotes, key_of, read_notes, value_of
 from zimage_stream.errors import ZImageError
 from zimage_stream.events.headers import replay_headers
 from zimage_stream.kafka.clients import (
@@ -26,7 +26,7 @@ from zimage_stream.kafka.partitions import walk
 from zimage_stream.kafka.topics import make_topics, replayed_topic
 from zimage_stream.settings import Settings
 
-AT_A_TIME = 200
+MAX_LETTERS_PER_TRANSACTION = 200
 """Letters in one transaction."""
 _TIMEOUT_S = 30.0
 _REFUSED = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE, KafkaError.INVALID_RECORD)
@@ -54,7 +54,7 @@ class Refusal:
 
 
 @dataclass(slots=True)
-class _Outcome:
+class _DeliveryReports:
     """What came of replays that were sent together, by their place among them."""
 
     delivered: set[int] = field(default_factory=set)
@@ -106,8 +106,8 @@ class Replayer:
             ReplayError: not all of them are sent.
         """
         refusals = []
-        for start in range(0, len(replays), AT_A_TIME):
-            waiting = list(replays[start : start + AT_A_TIME])
+        for start in range(0, len(replays), MAX_LETTERS_PER_TRANSACTION):
+            waiting = list(replays[start : start + MAX_LETTERS_PER_TRANSACTION])
             while waiting:
                 refused = self._send(waiting)
                 refusals += [Refusal(waiting[number], reason) for number, reason in refused.items()]
@@ -128,7 +128,7 @@ class Replayer:
         # Records in one batch are refused together, for one that is too large.
         return Producer({**config, "batch.num.messages": 1, "error_cb": self._trouble})
 
-    def _take_over(self) -> Notes:
+    def _take_over(self) -> ReplayNotes:
         """Be the only one at work, and know what was replayed up to now."""
         if self._transactional:
             self._call(lambda: self._producer.init_transactions(_TIMEOUT_S))
@@ -167,8 +167,8 @@ class Replayer:
             raise
         return {}
 
-    def _produce_all(self, group: Sequence[Replay]) -> _Outcome:
-        outcome = _Outcome()
+    def _produce_all(self, group: Sequence[Replay]) -> _DeliveryReports:
+        outcome = _DeliveryReports()
         for number, replay in enumerate(group):
             try:
                 self._produce(replay, number, outcome)
@@ -179,7 +179,7 @@ class Replayer:
         self._producer.flush(_TIMEOUT_S)
         return outcome
 
-    def _produce(self, replay: Replay, number: int, outcome: _Outcome) -> None:
+    def _produce(self, replay: Replay, number: int, outcome: _DeliveryReports) -> None:
         letter = replay.letter
         headers = replay_headers(
             letter.headers,
@@ -198,7 +198,7 @@ class Replayer:
 
     def _note(self, letters: Sequence[DeadLetter]) -> None:
         """Note that these are sent; in a transaction, end it."""
-        outcome, topic = _Outcome(), replayed_topic(self._settings.topics).name
+        outcome, topic = _DeliveryReports(), replayed_topic(self._settings.topics).name
         for number, letter in enumerate(letters):
 
             def produce(number: int = number, letter: DeadLetter = letter) -> None:
@@ -215,9 +215,9 @@ class Replayer:
         self._producer.flush(_TIMEOUT_S)
         self._raise_unless_settled(outcome, len(letters))
         for letter in letters:
-            self.replayed.add(letter.place, Note(datetime.now(UTC), letter.fingerprint))
+            self.replayed.add(letter.place, ReplayNote(datetime.now(UTC), letter.fingerprint))
 
-    def _raise_unless_settled(self, outcome: _Outcome, count: int) -> None:
+    def _raise_unless_settled(self, outcome: _DeliveryReports, count: int) -> None:
         if outcome.failed:
             raise self._error(outcome.failed[0])
         if len(outcome.delivered) + len(outcome.refused) < count:

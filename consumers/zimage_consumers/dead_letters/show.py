@@ -11,7 +11,7 @@ from datetime import datetime
 
 from rich.table import Table
 
-from zimage_consumers.dead_letters.choose import Group
+from zimage_consumers.dead_letters.choose import LetterGroup
 from zimage_consumers.dead_letters.letter import DeadLetter
 from zimage_stream.cli.printing import age, plain_fields, table
 from zimage_stream.escaping import LINE_CHARACTERS, NAME_CHARACTERS, shortened
@@ -24,7 +24,7 @@ SHOWN_HEADERS = 100
 _WIDTH = 16
 
 
-def groups_table(groups: Mapping[str, Group], now: datetime) -> Table:
+def groups_table(groups: Mapping[str, LetterGroup], now: datetime) -> Table:
     """A row for each code, the most frequent first."""
     shown = table("CODE", ">COUNT", ">REPLAYED", ">OLDEST", ">NEWEST", "THE NEWEST ONE SAYS")
     for code, group in sorted(groups.items(), key=lambda pair: -pair[1].count):
@@ -45,7 +45,7 @@ def id_of(letter: DeadLetter) -> str:
 
 
 def line_of(letter: DeadLetter, now: datetime, *, replayed: bool) -> str:
-    """Place, age, code, id and reason."""
+    """Position, age, code, id and reason."""
     mark = (" (replayed)" if replayed else "") + (" (cut)" if letter.cut else "")
     return (
         f"{letter.place!s:>8}  {age(now - letter.at):>5}  {shortened(letter.code, NAME_CHARACTERS):<17} "

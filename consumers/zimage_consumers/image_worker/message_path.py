@@ -47,7 +47,7 @@ from zimage_consumers.image_worker.window.jobs import (
     Timings,
     now,
 )
-from zimage_consumers.image_worker.window.ledger import RECORDS_A_TURN, Taken
+from zimage_consumers.image_worker.window.ledger import RECORDS_PER_TURN, OffsetStatus
 from zimage_consumers.image_worker.window.window import Window
 from zimage_stream.checkpoint import Mark
 from zimage_stream.engines.base import Engine
@@ -63,17 +63,17 @@ from zimage_stream.telemetry.tracing import Tracer
 log = logging.getLogger(__name__)
 
 BUSY_POLL_S, IDLE_POLL_S = 0.003, 0.1
-BYTES_A_TURN = 4 << 20
+BYTES_PER_TURN = 4 << 20
 
 
-def poll_timeout_s(under_way: bool, solitude_due: bool) -> float:
+def poll_timeout_s(under_way: bool, quarantine_due: bool) -> float:
     """How long a turn may wait for a record: only while there is nothing else to do. Pure.
 
     Args:
         under_way: something is taken in, started or ready to be published.
-        solitude_due: a request is to run by itself, which is under way only once it has started.
+        quarantine_due: a request is to run by itself, which is under way only once it has started.
     """
-    return 0.0 if under_way or solitude_due else IDLE_POLL_S
+    return 0.0 if under_way or quarantine_due else IDLE_POLL_S
 
 
 class MessagePath:
@@ -134,7 +134,7 @@ class MessagePath:
         self._outbox = Outbox(settings.topics, codec, identity, health, metrics, tracer)
         self._gauges = Gauges(metrics, settings.telemetry)
         self._clock = ClockGuard(now().timestamp(), time.monotonic())
-        self._starts = True
+        self._accepting = True
         self.leaked = False
         """The device's memory has grown beyond what any batch explains: only a new process has none of it."""
 
@@ -160,8 +160,8 @@ class MessagePath:
             ClientsLostError: the session is over.
         """
         if not self._under_way:
-            self._ask_again()
-        self.advance(session, waits=not self._take_in(session))
+            self._recheck_services()
+        self.advance(session, waits=not self._fetch(session))
 
     def advance(self, session: Session, waits: bool = True) -> None:
         """Advance what is under way, without anything new; raises as :meth:`turn`.
@@ -179,7 +179,7 @@ class MessagePath:
             # With work under way this is where a turn waits: what has ended goes out at once.
             self._collect(BUSY_POLL_S if waits and self._under_way else 0.0)
             self._try_again(self._held_back.released())
-            if self._starts:
+            if self._accepting:
                 self._plan(session)
                 # The store has answered while the marks were committed: on deck at once, not after what is
                 # published now.
@@ -187,13 +187,13 @@ class MessagePath:
             self._publish(session)
         except CommitRefusedError as error:
             log.info("a commit has to wait for the group: %s", error)
-        self._gauges.sample(session, self.window, self._scheduler, self.engine.picture_s)
+        self._gauges.sample(session, self.window, self._scheduler, self.engine.image_s)
 
     @property
     def _under_way(self) -> bool:
         return bool(self.window.under_way or self._admission)
 
-    def _ask_again(self) -> None:
+    def _recheck_services(self) -> None:
         """Nobody waits for a service any more that was down: without us /readyz would say so for ever."""
         if not self._health.is_up("store"):
             self._delivery.ask_again()
@@ -202,41 +202,41 @@ class MessagePath:
         elif not self._health.is_up("registry"):
             self._health.up("registry")
 
-    def _take_in(self, session: Session) -> int:
+    def _fetch(self, session: Session) -> int:
         """Take what has been fetched, and wait for it where there is nothing else to do. Returns how many."""
-        stopping = self._held_back.crowded or not self._starts
-        session.regulate(set(self.window.assignments) if stopping else self.window.to_pause())
+        stopping = self._held_back.crowded or not self._accepting
+        session.pause_only(set(self.window.assignments) if stopping else self.window.to_pause())
         if not self._health.is_up("kafka"):
             session.probe()
-        wait_s = poll_timeout_s(self._under_way, self._scheduler.wants_solitude(time.monotonic()))
+        wait_s = poll_timeout_s(self._under_way, self._scheduler.quarantine_due(time.monotonic()))
         taken_bytes = 0
-        for count in range(RECORDS_A_TURN):
+        for count in range(RECORDS_PER_TURN):
             # Large ones are not taken beyond what the window has room for before it is looked at again.
-            if taken_bytes > BYTES_A_TURN:
+            if taken_bytes > BYTES_PER_TURN:
                 return count
             record = session.poll(wait_s)
             if record is None:
                 return count
             failpoint("fetched")
-            held = self.window.assignments.get(record.partition)
-            if held is not None and held.ledger.take(record.offset) is Taken.NEW:
-                taken_bytes += self._take(held, record)
-            if held is not None and held.ledger.full:
+            assignment = self.window.assignments.get(record.partition)
+            if assignment is not None and assignment.ledger.observe(record.offset) is OffsetStatus.NEW:
+                taken_bytes += self._enter(assignment, record)
+            if assignment is not None and assignment.ledger.full:
                 # Paused before another record of it is taken.
                 return count + 1
             wait_s = 0.0
-        return RECORDS_A_TURN
+        return RECORDS_PER_TURN
 
-    def _take(self, held: Assignment, record: Record) -> int:
+    def _enter(self, assignment: Assignment, record: Record) -> int:
         """Make a job of it. Returns the bytes that it takes."""
-        mark = held.ledger.mark(record.offset)
+        mark = assignment.ledger.mark(record.offset)
         job = Job(
             record,
-            held,
+            assignment,
             attempts=mark.attempts,
             suspect=mark.suspect,
-            cautious=held.ledger.cautious,
-            started=mark != Mark(),
+            decode_under_mark=assignment.ledger.decode_under_mark,
+            ever_started=mark != Mark(),
         )
         size = job.size
         self.window.enter(job)
@@ -245,7 +245,7 @@ class MessagePath:
         return size
 
     def _enqueue(self, job: Job) -> None:
-        if job.alone:
+        if job.runs_alone:
             self._dispatcher.add(job)
         else:
             self._admission.add(job)
@@ -253,13 +253,13 @@ class MessagePath:
     def _admit(self) -> None:
         """Schedule what was fetched; nothing of it is decoded while a suspect runs, or a death would be
         blamed on the wrong one."""
-        if self._dispatcher.alone:
+        if self._dispatcher.quarantine_active:
             return
         for admitted in self._admission.admit(self._outbox.waits_for_schema):
             if isinstance(admitted, Failed):
                 self._fail(admitted)
             else:
-                self._try_again(self._held_back.could_be_read())
+                self._try_again(self._held_back.record_decoded())
                 self._dispatcher.add(admitted)
 
     def _plan(self, session: Session) -> None:
@@ -286,16 +286,16 @@ class MessagePath:
         try:
             outcome = self._outcomes.get(timeout=wait_s) if wait_s else self._outcomes.get_nowait()
             while True:
-                self._note(outcome)
+                self._apply(outcome)
                 outcome = self._outcomes.get_nowait()
         except queue.Empty:
             return
 
-    def _note(self, outcome: Outcome) -> None:
+    def _apply(self, outcome: Outcome) -> None:
         match outcome:
             case LookedUp():
                 if self._dispatcher.looked_up(outcome) and outcome.ended is not None:
-                    self._note(outcome.ended)
+                    self._apply(outcome.ended)
             case BatchDone(batch_id):
                 self._dispatcher.batch_done(batch_id)
             case EngineLost():
@@ -311,12 +311,12 @@ class MessagePath:
             case Generated(jobs):
                 self._move(jobs, Stage.DELIVERING)
             case Stored(job, image, timings, reused) if not job.gone:
-                self._attempted(job, timings)
+                self._record_attempt(job, timings)
                 self._metrics.store_reused.inc(reused)
-                self._try_again(self._held_back.worked(job))
+                self._try_again(self._held_back.succeeded(job))
                 self._end(Resolution(job, image=image))
             case Failed(job, _, timings) if not job.gone:
-                self._attempted(job, timings)
+                self._record_attempt(job, timings)
                 self._fail(outcome)
             case Stored(job) | Failed(job):
                 log.info("a completion of a partition given up is discarded", extra=job.log)
@@ -325,7 +325,7 @@ class MessagePath:
         for job in jobs:
             self.window.move(job, stage)
 
-    def _attempted(self, job: Job, timings: Timings) -> None:
+    def _record_attempt(self, job: Job, timings: Timings) -> None:
         """An attempt has ended; one that was started is charged."""
         job.timings = job.timings.and_then(timings)
         job.attempts += timings.started_at is not None
@@ -339,8 +339,8 @@ class MessagePath:
             self._metrics.attempts.labels("retried").inc()
             self._dispatcher.retry(job, backoff_s(job.attempts))
             return
-        resolution = Resolution(job, None, verdict.code, error, verdict.ours, verdict.retriable)
-        if resolution.ours and self._held_back.takes(resolution):
+        resolution = Resolution(job, None, verdict.code, error, verdict.deployment_fault, verdict.retriable)
+        if resolution.deployment_fault and self._held_back.holds_back(resolution):
             self._dispatcher.withhold(job)
         else:
             self._end(resolution)
@@ -353,16 +353,16 @@ class MessagePath:
     def _try_again(self, jobs: Iterable[Job]) -> None:
         """What was held back begins once more, for its last attempt; its record may be read otherwise now."""
         for job in jobs:
-            job.begin_anew(not_before=0.0)
+            job.reset_for_retry(not_before=0.0)
             job.request, job.attempts = None, min(job.attempts, self._settings.worker.max_attempts - 1)
-            job.tried_again = True
+            job.last_chance = True
             self._enqueue(job)
 
     # -- partitions that go, and the end
 
     def stop_starting(self) -> None:
         """Begin nothing new any more, and forget what waits."""
-        self._starts = False
+        self._accepting = False
         for each in self.window.assignments.values():
             each.leaving = True
         self._withdraw()
@@ -394,9 +394,9 @@ class MessagePath:
             self._held_back.sweep()
             self.window.swept = True
 
-    def engine_is_gone(self) -> None:
+    def drop_engine_work(self) -> None:
         """What was on the engine will never end; what it has made may."""
-        self._dispatcher.engine_is_gone()
+        self._dispatcher.drop_engine_work()
 
     def _may_drain(self, deadline: float) -> bool:
         answers = self._health.is_up("store") and not self._outbox.waits_for_schema

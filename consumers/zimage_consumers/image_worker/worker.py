@@ -167,7 +167,7 @@ class Worker:
         session.close()
 
     def _end_without_engine(self, session: Session, error: EngineLostError) -> ExitCode:
-        self._path.engine_is_gone()
+        self._path.drop_engine_work()
         if not error.sick:
             # The marks stay open: what ran when the context was lost is under suspicion.
             log.error("the device context is lost; only a new process can use the device: %s", error)

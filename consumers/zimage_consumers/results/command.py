@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from zimage_consumers.results.follow import Wanted, follow
+from zimage_consumers.results.follow import ResultFilter, follow
 from zimage_stream.cli.context import settings_of
 from zimage_stream.cli.printing import say_result
 from zimage_stream.cli.terminal import say
@@ -53,7 +53,7 @@ def results(
     Example: zimage results --batch cats --status FAILED
     """
     settings = settings_of(context)
-    wanted = Wanted.of(id_, batch, tenant, status)
+    wanted = ResultFilter.of(id_, batch, tenant, status)
     # A request asked for by its id may have ended long before.
     earlier = from_beginning or not follow_ or bool(id_)
     found = 0
@@ -82,7 +82,7 @@ def _saver(settings: Settings, out: Path | None) -> Iterator[Saver | None]:
 
 
 def _read(
-    settings: Settings, wanted: Wanted, earlier: bool, on: bool, timeout: float | None
+    settings: Settings, wanted: ResultFilter, earlier: bool, on: bool, timeout: float | None
 ) -> Iterator[ImageResult]:
     with (
         create_codec(settings.registry) as codec,

@@ -12,7 +12,7 @@ from zimage_stream.kafka.reader import POLL_S, ResultReader
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ResultFilter:
     """What results must be; an empty set allows any."""
 
     ids: frozenset[str] = frozenset()
@@ -26,9 +26,9 @@ class Wanted:
         batches: Iterable[str] | None,
         tenants: Iterable[str] | None,
         statuses: Iterable[str] | None,
-    ) -> Wanted:
+    ) -> ResultFilter:
         """What is in these; ``None`` allows any."""
-        return Wanted(*(frozenset(each or ()) for each in (ids, batches, tenants, statuses)))
+        return ResultFilter(*(frozenset(each or ()) for each in (ids, batches, tenants, statuses)))
 
     def matches(self, result: ImageResult) -> bool:
         """Whether the result is one of them."""
@@ -42,7 +42,7 @@ class Wanted:
 
 
 def follow(
-    reader: ResultReader, wanted: Wanted, *, until_end: bool, timeout_s: float | None = None
+    reader: ResultReader, wanted: ResultFilter, *, until_end: bool, timeout_s: float | None = None
 ) -> Iterator[ImageResult]:
     """Matching results from where the reader stands.
 

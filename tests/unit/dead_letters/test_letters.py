@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zimage_consumers.dead_letters.choose import Group
-from zimage_consumers.dead_letters.letter import DeadLetter, Place
+from zimage_consumers.dead_letters.choose import LetterGroup
+from zimage_consumers.dead_letters.letter import DeadLetter, LetterPosition
 from zimage_consumers.dead_letters.show import details, dump, groups_table, line_of
 from zimage_stream.cli.printing import as_json, console
 from zimage_stream.events.headers import (
@@ -32,13 +32,13 @@ headers = st.lists(
 
 @given(st.integers(0, 2**31), st.integers(0, 2**63 - 1))
 def test_a_place_is_read_as_it_is_written(partition: int, offset: int) -> None:
-    assert Place.parse(str(Place(partition, offset))) == (partition, offset)
+    assert LetterPosition.parse(str(LetterPosition(partition, offset))) == (partition, offset)
 
 
 @pytest.mark.parametrize("text", ["", "1", "1:", ":1", "a:b", "-1:2", "1:2:3", "١:٢", " 1:2"])
 def test_what_is_no_place(text: str) -> None:
     with pytest.raises(ValueError, match="PARTITION:OFFSET"):
-        Place.parse(text)
+        LetterPosition.parse(text)
 
 
 @given(headers, st.integers(1, 5))
@@ -88,7 +88,7 @@ def letter(
     request: PromptRequest | None = None,
 ) -> DeadLetter:
     unreadable = None if request else "it is no Avro"
-    return DeadLetter(Place(0, 17), key, value, headers or [], AT, request, unreadable)
+    return DeadLetter(LetterPosition(0, 17), key, value, headers or [], AT, request, unreadable)
 
 
 def shown(one: DeadLetter) -> str:
@@ -128,7 +128,7 @@ def test_what_nobody_reads_to_its_end_is_shortened(one: DeadLetter, says: str) -
     line = line_of(one, AT, replayed=False)
     assert len(line) < 3_000
     with console(width=200).capture() as printed:
-        console(width=200).print(groups_table({one.code: Group.of(one)}, AT))
+        console(width=200).print(groups_table({one.code: LetterGroup.of(one)}, AT))
     assert len(printed.get()) < 10_000
 
 

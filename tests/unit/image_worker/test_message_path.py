@@ -12,7 +12,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from zimage_consumers.image_worker.group.session import Session
-from zimage_consumers.image_worker.message_path import BYTES_A_TURN, IDLE_POLL_S, MessagePath, poll_timeout_s
+from zimage_consumers.image_worker.message_path import (
+    BYTES_PER_TURN,
+    IDLE_POLL_S,
+    MessagePath,
+    poll_timeout_s,
+)
 from zimage_consumers.image_worker.window.assignment import Assignment
 from zimage_consumers.image_worker.window.ledger import Ledger
 from zimage_stream.checkpoint import Checkpoint
@@ -50,19 +55,19 @@ def path(tmp_path: Path, health: Health) -> Iterator[MessagePath]:
 
 
 @pytest.mark.parametrize(
-    ("under_way", "solitude_due", "wait_s"),
+    ("under_way", "quarantine_due", "wait_s"),
     [(False, False, IDLE_POLL_S), (True, False, 0.0), (False, True, 0.0), (True, True, 0.0)],
 )
 def test_it_waits_for_records_only_while_nothing_else_is_due(
-    under_way: bool, solitude_due: bool, wait_s: float
+    under_way: bool, quarantine_due: bool, wait_s: float
 ) -> None:
-    assert poll_timeout_s(under_way, solitude_due) == wait_s
+    assert poll_timeout_s(under_way, quarantine_due) == wait_s
 
 
 class Idle:
     """A session to which nothing comes."""
 
-    def regulate(self, to_pause: set[int]) -> None:
+    def pause_only(self, to_pause: set[int]) -> None:
         """Nothing is held."""
 
     def poll(self, wait_s: float) -> Any:
@@ -97,7 +102,7 @@ class Flooded:
         self.taken = 0
         self._paused = False
 
-    def regulate(self, to_pause: set[int]) -> None:
+    def pause_only(self, to_pause: set[int]) -> None:
         self._paused = 0 in to_pause
 
     def poll(self, wait_s: float) -> Any:
@@ -113,6 +118,6 @@ def test_the_window_counts_headers(path: MessagePath, health: Health) -> None:
     path.window.begin(Assignment(0, Ledger(Checkpoint(0))))
     health.up("kafka")
     for _ in range(1_500):
-        path._take_in(cast(Session, flooded))
+        path._fetch(cast(Session, flooded))
     window = Settings().worker.window_bytes
-    assert window // 700_000 < flooded.taken <= (window + BYTES_A_TURN) // 600_000 + 2
+    assert window // 700_000 < flooded.taken <= (window + BYTES_PER_TURN) // 600_000 + 2

@@ -10,15 +10,15 @@ from zimage_stream.events.prompt_request import PromptRequest
 TOKEN_BUCKET = 32
 """Captions are padded to the longest of their batch; within a bucket that padding costs nothing,
 and attention kernels that take no mask stay usable."""
-_FULL_PICTURE = 1024 * 1024
-_BATCH_PIXELS = 2 * _FULL_PICTURE
+_FULL_IMAGE = 1024 * 1024
+_BATCH_PIXELS = 2 * _FULL_IMAGE
 GROW_AFTER = 64
 """Batches in a row that must fit before a larger one is tried again."""
 
 BATCHES_AHEAD = 2
 """One on the engine and one on deck: the engine never waits, and a late comer waits for no more."""
-MARKS_AHEAD = 3
-MOST_AHEAD = 64
+MARK_COMMITS_AHEAD = 3
+MAX_IMAGES_AHEAD = 64
 """Pictures; they are suspects together if the process dies."""
 
 
@@ -51,12 +51,12 @@ def largest_batch(width: int, height: int, max_batch: int) -> int:
     512x512 run up to three times as fast as one by one.
     """
     pixels = width * height
-    if pixels >= _FULL_PICTURE:
+    if pixels >= _FULL_IMAGE:
         return 1
     return max(1, min(max_batch, _BATCH_PIXELS // pixels))
 
 
-def wants_more(batches: int, pictures: int, picture_s: float, mark_s: float) -> bool:
+def deck_has_room(batches: int, pictures: int, image_s: float, commit_marks_s: float) -> bool:
     """Whether another batch is to be put on deck. Pure.
 
     Two are enough for a device that takes longer for a batch than a commit of marks takes. One that does not
@@ -64,12 +64,12 @@ def wants_more(batches: int, pictures: int, picture_s: float, mark_s: float) -> 
 
     Args:
         batches, pictures: on the engine and on deck.
-        picture_s: what a picture takes; 0 where that is not known yet.
-        mark_s: what a commit of marks takes.
+        image_s: what a picture takes; 0 where that is not known yet.
+        commit_marks_s: what a commit of marks takes.
     """
     if batches < BATCHES_AHEAD:
         return True
-    return pictures < MOST_AHEAD and 0 < pictures * picture_s < MARKS_AHEAD * mark_s
+    return pictures < MAX_IMAGES_AHEAD and 0 < pictures * image_s < MARK_COMMITS_AHEAD * commit_marks_s
 
 
 class BatchLimits:

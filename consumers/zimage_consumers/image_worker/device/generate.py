@@ -66,7 +66,7 @@ def hang_bound_s(jobs: Sequence[Job], timeout_s: float) -> float:
     return timeout_s * max(1.0, sum(cost(job.decoded) for job in jobs) / _FULL_COST)
 
 
-def check_pictures(specs: Sequence[ImageSpec], images: Sequence[Image]) -> None:
+def check_images(specs: Sequence[ImageSpec], images: Sequence[Image]) -> None:
     """Raise EngineError unless there is an RGB picture of the right size for each spec. Pure."""
     got = [(image.mode, *image.size) for image in images]
     due = [("RGB", spec.width, spec.height) for spec in specs]
@@ -110,7 +110,7 @@ class EngineThread(threading.Thread):
         self._deck: deque[Batch] = deque()
         self._changed = threading.Condition()
         self._stopping = False
-        self.picture_s = 0.0
+        self.image_s = 0.0
         """Seconds that a picture took lately; 0 before the first."""
         self._loaded = threading.Event()
         self._load_error: Exception | None = None
@@ -244,10 +244,10 @@ class EngineThread(threading.Thread):
         finally:
             elapsed = time.monotonic() - started
             self._metrics.engine_busy_seconds.inc(elapsed)
-        check_pictures(specs, images)
+        check_images(specs, images)
         self._metrics.generate_seconds.observe(elapsed)
         self._metrics.batch_size.observe(len(jobs))
-        self.picture_s += (elapsed / len(jobs) - self.picture_s) * (_RECENT if self.picture_s else 1.0)
+        self.image_s += (elapsed / len(jobs) - self.image_s) * (_RECENT if self.image_s else 1.0)
         return images, elapsed
 
     def _fail(self, job: Job, error: Exception, timings: Timings) -> None:
@@ -271,7 +271,7 @@ class EngineThread(threading.Thread):
 
     def _prove_healthy(self) -> None:
         try:
-            check_pictures([KNOWN_GOOD], self._engine.generate([KNOWN_GOOD]))
+            check_images([KNOWN_GOOD], self._engine.generate([KNOWN_GOOD]))
         except ContextLostError:
             raise
         except Exception as error:

@@ -15,7 +15,7 @@ from types import FrameType
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from zimage_consumers.image_worker.exits import ExitCode
-from zimage_consumers.image_worker.stages.deliver import QUESTIONS
+from zimage_consumers.image_worker.stages.deliver import STORE_REQUESTS
 from zimage_consumers.image_worker.worker import Worker
 from zimage_stream.cli import interrupt
 from zimage_stream.engines import Engine, create_engine
@@ -76,7 +76,7 @@ def run_worker(
     registry.register(HealthCollector(health))
     tracer = create_tracer(settings.telemetry.traces, slot)
     if store is None:
-        store = create_store(settings.store, connections=settings.worker.upload_threads + QUESTIONS)
+        store = create_store(settings.store, connections=settings.worker.upload_threads + STORE_REQUESTS)
     codec = create_codec(settings.registry, PATIENCE_S)
     try:
         if engine is None:

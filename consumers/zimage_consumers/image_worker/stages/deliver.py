@@ -33,9 +33,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LOOK_UPS = 8
+LOOK_UP_THREADS = 8
 """At a time: all of a batch, so that a store far away keeps no device waiting."""
-QUESTIONS = LOOK_UPS * len(EXTENSIONS)
+STORE_REQUESTS = LOOK_UP_THREADS * len(EXTENSIONS)
 """To the store in look-ups at a time: a request's id may have been used for a picture of another format."""
 _WAIT_S, _LONGEST_WAIT_S = 0.2, 5.0
 
@@ -64,8 +64,8 @@ class Delivery:
         self._public_base_url = public_base_url
         self._encoders = ThreadPoolExecutor(encode_threads, "encode")
         self._uploaders = ThreadPoolExecutor(upload_threads, "upload")
-        self._lookers = ThreadPoolExecutor(LOOK_UPS, "look-up")
-        self._askers = ThreadPoolExecutor(QUESTIONS - LOOK_UPS, "look-up-others")
+        self._lookers = ThreadPoolExecutor(LOOK_UP_THREADS, "look-up")
+        self._askers = ThreadPoolExecutor(STORE_REQUESTS - LOOK_UP_THREADS, "look-up-others")
         self._report = report
         self._health = health
         self._metrics = metrics
@@ -127,7 +127,7 @@ class Delivery:
         ended: Stored | Failed | None = None
         started = time.monotonic()
         try:
-            found = self._patiently(job, lambda: self._find(request))
+            found = self._retry_until_answered(job, lambda: self._find(request))
             if found is not None:
                 ended = Stored(job, self._image_of(request, found), reused=True)
         except Exception as error:
@@ -176,14 +176,14 @@ class Delivery:
         def put() -> StoredObject:
             return self._store.put(request.object_key, encoded.data, encoded.content_type, metadata).object
 
-        stored = self._patiently(job, put)
+        stored = self._retry_until_answered(job, put)
         failpoint("uploaded")
         elapsed = time.monotonic() - started
         timings = replace(timings.after("upload", elapsed), upload_ms=elapsed * 1e3)
         self._metrics.upload_seconds.observe(elapsed)
         self._report(Stored(job, self._image_of(request, stored), timings))
 
-    def _patiently(self, job: Job, call: Callable[[], T]) -> T:
+    def _retry_until_answered(self, job: Job, call: Callable[[], T]) -> T:
         """Call until the store answers for this object.
 
         A store that is down or refuses everybody costs a request nothing but time; a refusal is the

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from zimage_consumers.image_worker.device.batching import wants_more
+from zimage_consumers.image_worker.device.batching import deck_has_room
 from zimage_consumers.image_worker.device.generate import Batch, EngineThread
 from zimage_consumers.image_worker.failpoints import failpoint
 from zimage_consumers.image_worker.group.publish import CommitRefusedError
@@ -58,18 +58,18 @@ class Dispatcher:
         self._delivery = delivery
         self._max_attempts = max_attempts
         self._max_batch = max_batch
-        self._notes: dict[Job, Mark] = {}
+        self._pending_marks: dict[Job, Mark] = {}
         """Marks that have changed since the last commit of marks, and go out with the next one."""
         self._batches: dict[int, Batch] = {}
         self._asked: dict[int, set[Job]] = {}
         """Of the batches that are not on deck yet: the jobs for which the store has not answered."""
         self._ids = itertools.count(1)
-        self._mark_s = 0.0
+        self._commit_marks_s = 0.0
 
     @property
-    def alone(self) -> bool:
+    def quarantine_active(self) -> bool:
         """Whether a job runs that must have nothing beside it."""
-        return any(job.alone for job in self._window.open())
+        return any(job.runs_alone for job in self._window.open())
 
     def add(self, job: Job) -> None:
         """Have a job wait for its turn."""
@@ -79,7 +79,7 @@ class Dispatcher:
 
     def expired(self, at: datetime) -> list[Failed]:
         """What has expired before it was started."""
-        return [Failed(job, ExpiredError(_EXPIRED)) for job in self._scheduler.take_expired(at)]
+        return [Failed(job, ExpiredError(_EXPIRED)) for job in self._scheduler.pop_expired(at)]
 
     def plan(self, session: Session, at: datetime | None) -> Failed | None:
         """Fill the engine and its deck.
@@ -93,17 +93,17 @@ class Dispatcher:
         Raises:
             CommitRefusedError, ClientsLostError: marks could not be committed; nothing was started.
         """
-        if self._scheduler.wants_solitude(time.monotonic()):
+        if self._scheduler.quarantine_due(time.monotonic()):
             if self._batches or self._window.open():
                 return None
-            return self._start_alone(session, at)
+            return self._start_quarantined(session, at)
         chosen: list[list[Job]] = []
-        while not self.alone and self._room_beside(chosen):
-            jobs = self._scheduler.take_batch(time.monotonic())
+        while not self.quarantine_active and self._deck_has_room(chosen):
+            jobs = self._scheduler.pop_batch(time.monotonic())
             if not jobs:
                 break
             chosen.append(jobs)
-        if chosen or self._notes:
+        if chosen or self._pending_marks:
             self._start(session, [Batch(next(self._ids), tuple(jobs)) for jobs in chosen])
         return None
 
@@ -139,7 +139,7 @@ class Dispatcher:
     def retry(self, job: Job, wait_s: float) -> None:
         """Run a job again later; its mark is taken back with the next commit of marks."""
         self._close(job, Mark(job.attempts, job.suspect))
-        job.begin_anew(time.monotonic() + wait_s)
+        job.reset_for_retry(time.monotonic() + wait_s)
         self.add(job)
 
     def withhold(self, job: Job) -> None:
@@ -151,12 +151,12 @@ class Dispatcher:
     def resolved(self, job: Job) -> None:
         """The job's terminal event is out, and its mark gone with it."""
         job.open = False
-        self._notes.pop(job, None)
+        self._pending_marks.pop(job, None)
 
     def sweep(self) -> None:
         """Let go of jobs whose partitions are gone; what of theirs still runs is discarded when it ends."""
         self._scheduler.sweep()
-        self._notes = {job: mark for job, mark in self._notes.items() if not job.gone}
+        self._pending_marks = {job: mark for job, mark in self._pending_marks.items() if not job.gone}
 
     def withdraw(self) -> None:
         """Start nothing more of partitions that are being given back: drop what waits, and take back from the
@@ -172,34 +172,34 @@ class Dispatcher:
                         self._close(job, Mark(job.attempts, job.suspect))
                         self.add(job)
 
-    def engine_is_gone(self) -> None:
+    def drop_engine_work(self) -> None:
         """What was on the engine or on deck will never end; what was generated already may."""
         self._batches.clear()
         self._asked.clear()
         for job in list(self._window.jobs(Stage.MARKED, Stage.GENERATING)):
             self._window.exit(job)
 
-    def _room_beside(self, chosen: Collection[Sequence[Job]]) -> bool:
+    def _deck_has_room(self, chosen: Collection[Sequence[Job]]) -> bool:
         """Whether another batch is to be put on deck."""
         # All may be of one partition, and a checkpoint has no room for more marks.
         started = len(self._window.open()) + sum(map(len, chosen))
         if started + self._max_batch > MAX_MARKS or self._undelivered() >= UNDELIVERED_PIXELS:
             return False
         batches = [batch.jobs for batch in self._batches.values()] + [*chosen]
-        return wants_more(len(batches), sum(map(len, batches)), self._engine.picture_s, self._mark_s)
+        return deck_has_room(len(batches), sum(map(len, batches)), self._engine.image_s, self._commit_marks_s)
 
-    def _start_alone(self, session: Session, at: datetime | None) -> Failed | None:
+    def _start_quarantined(self, session: Session, at: datetime | None) -> Failed | None:
         """Run a job with nothing beside it, or say why it cannot run."""
-        job = self._scheduler.take_alone(time.monotonic())
+        job = self._scheduler.pop_quarantined(time.monotonic())
         if job is None:
             return None
-        judged = job.started
-        self._mark(session, [job])
+        judged = job.ever_started
+        self._commit_marks(session, [job])
         try:
-            self._read_alone(job, None if judged else at)
+            self._decode_quarantined(job, None if judged else at)
         except RegistryUnavailableError as error:
             log.warning("it waits for its schema: %s", error, extra=job.log)
-            job.started = judged
+            job.ever_started = judged
             self.retry(job, REGISTRY_WAIT_S)
         except Exception as error:
             # Only the reading was dangerous. What ends this process before the answer is out is no more of
@@ -213,12 +213,12 @@ class Dispatcher:
                 self._delivery.look_up(batch.id, job)
             else:
                 # The decoding was what had to be alone, and it is over: it waits like any other.
-                job.cautious, job.started = False, judged
+                job.decode_under_mark, job.ever_started = False, judged
                 self._close(job, Mark(job.attempts))
                 self.add(job)
         return None
 
-    def _read_alone(self, job: Job, at: datetime | None) -> None:
+    def _decode_quarantined(self, job: Job, at: datetime | None) -> None:
         """Have a job decoded under its own mark.
 
         Args:
@@ -247,7 +247,7 @@ class Dispatcher:
         jobs = [job for batch in batches for job in batch.jobs]
         asked = [self._delivery.look_up(batch.id, job) for batch in batches for job in batch.jobs]
         try:
-            self._mark(session, jobs)
+            self._commit_marks(session, jobs)
         except CommitRefusedError:
             for look_up in asked:
                 look_up.cancel()
@@ -260,12 +260,12 @@ class Dispatcher:
         self._batches[batch.id] = batch
         self._asked[batch.id] = set(batch.jobs)
 
-    def _mark(self, session: Session, jobs: list[Job]) -> None:
+    def _commit_marks(self, session: Session, jobs: list[Job]) -> None:
         """Commit the marks of jobs about to start, and what other marks have become meanwhile."""
         # A batch that nobody wants any more may still run, and kill.
         others = self._window.open()
         alone = len(jobs) == 1 and not others and not self._batches
-        marks = {job: mark for job, mark in self._notes.items() if not job.gone}
+        marks = {job: mark for job, mark in self._pending_marks.items() if not job.gone}
         if jobs:
             # Whoever was alone so far is so no longer.
             marks |= {job: Mark(job.attempts, job.suspect, open=True) for job in others}
@@ -273,24 +273,24 @@ class Dispatcher:
         started = time.monotonic()
         try:
             if marks:
-                session.mark(marks)
+                session.commit_marks(marks)
         except CommitRefusedError:
             for job in jobs:
                 self._scheduler.add(job)
             raise
         failpoint("marked")
-        self._notes.clear()
+        self._pending_marks.clear()
         elapsed = time.monotonic() - started
-        self._mark_s += (elapsed - self._mark_s) * _RECENT
+        self._commit_marks_s += (elapsed - self._commit_marks_s) * _RECENT
         for job in jobs:
             job.timings = job.timings.after("mark", elapsed)
-            job.started = job.open = True
+            job.ever_started = job.open = True
             self._window.move(job, Stage.MARKED)
 
     def _close(self, job: Job, mark: Mark) -> None:
         """Have the job's mark say that it runs no longer, from the next commit of marks on."""
         job.open = False
-        self._notes[job] = mark
+        self._pending_marks[job] = mark
 
     def _undelivered(self) -> int:
         """Pixels generated and not yet stored."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from zimage_consumers.image_worker.group.publish import (
     ClientsLostError,
-    Outgoing,
+    OutgoingRecord,
     PublishAbortedError,
     RefusedRecordError,
 )
@@ -29,14 +29,14 @@ from zimage_stream.telemetry.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 500
+MAX_RESOLUTIONS = 500
 """Resolutions in one transaction; keeps it short after an outage."""
 WAIT_AFTER_ABORT_S = 0.1
 SCHEMA_WAIT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class Publication:
     """What a publication came to.
 
     Attributes:
@@ -48,7 +48,7 @@ class Published:
     withheld: Sequence[Job] = ()
 
 
-NOTHING = Published()
+NOTHING = Publication()
 
 
 class Outbox:
@@ -116,7 +116,7 @@ class Outbox:
         self.waits_for_schema = True
         self._not_before = time.monotonic() + SCHEMA_WAIT_S
 
-    def publish(self, session: Session) -> Published:
+    def publish(self, session: Session) -> Publication:
         """Publish what is ready, if it is time.
 
         Raises:
@@ -125,17 +125,17 @@ class Outbox:
         self.sweep()
         if not self._ready or time.monotonic() < self._not_before or not self.can_encode():
             return NOTHING
-        batch, checkpoints = _fitting(self._ready[: 1 if self._singly else AT_ONCE])
+        batch, checkpoints = _fitting(self._ready[: 1 if self._singly else MAX_RESOLUTIONS])
         if not batch:
             return NOTHING
         at = now()
-        records: list[Outgoing] = []
+        records: list[OutgoingRecord] = []
         for resolution in batch:
             try:
                 records += records_of(resolution, self._topics, self._codec, self._identity, at)
             except Exception as error:
                 # A mistake of ours; one record must not stop the worker for it.
-                return Published(withheld=[self._isolate(resolution, error)])
+                return Publication(withheld=[self._isolate(resolution, error)])
         started = time.monotonic()
         try:
             session.publish(records, checkpoints)
@@ -151,7 +151,7 @@ class Outbox:
             raise
         return self._went_out(batch, time.monotonic() - started)
 
-    def _went_out(self, batch: Sequence[Resolution], elapsed_s: float) -> Published:
+    def _went_out(self, batch: Sequence[Resolution], elapsed_s: float) -> Publication:
         self._singly = max(0, self._singly - 1)
         self._metrics.transactions.labels("committed").inc()
         self._metrics.transaction_seconds.observe(elapsed_s)
@@ -160,9 +160,9 @@ class Outbox:
         for resolution in batch:
             self._count(resolution)
             self._trace(resolution, elapsed_s)
-        return Published([resolution.job for resolution in batch])
+        return Publication([resolution.job for resolution in batch])
 
-    def _refused_record(self, batch: Sequence[Resolution], error: RefusedRecordError) -> Published:
+    def _refused_record(self, batch: Sequence[Resolution], error: RefusedRecordError) -> Publication:
         """The brokers refuse a record of this batch, and nothing of it went out."""
         if len(batch) > 1:
             # Whose record it is shows when each goes alone.
@@ -176,7 +176,7 @@ class Outbox:
             resolution.job.cut = True
             return NOTHING
         self._singly = max(0, self._singly - 1)
-        return Published(withheld=[self._isolate(resolution, error)])
+        return Publication(withheld=[self._isolate(resolution, error)])
 
     def _isolate(self, resolution: Resolution, error: Exception) -> Job:
         """Give up on a terminal event, and say so. Returns its job."""

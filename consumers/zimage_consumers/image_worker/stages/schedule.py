@@ -50,7 +50,7 @@ class Scheduler:
         self._ties = itertools.count()
         self._waiting: set[Job] = set()
         self._delayed: list[tuple[float, int, Job]] = []
-        self._alone: deque[Job] = deque()
+        self._quarantined: deque[Job] = deque()
         self._expiring: list[tuple[float, int, Job]] = []
         self._added = 0
 
@@ -61,9 +61,9 @@ class Scheduler:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def wants_solitude(self, now: float) -> bool:
+    def quarantine_due(self, now: float) -> bool:
         """Whether a job is due that must run with nothing beside it."""
-        return any(job in self._waiting and job.not_before <= now for job in self._alone)
+        return any(job in self._waiting and job.not_before <= now for job in self._quarantined)
 
     def add(self, job: Job) -> None:
         """Take a job into the window, or back into it after a retry or a displaced batch."""
@@ -75,8 +75,8 @@ class Scheduler:
         self._waiting.add(job)
         if job.arrival is None:
             job.arrival = next(self._arrivals)
-        if job.alone:
-            self._alone.append(job)
+        if job.runs_alone:
+            self._quarantined.append(job)
         elif job.not_before > 0:
             heapq.heappush(self._delayed, (job.not_before, job.arrival, job))
         else:
@@ -89,28 +89,28 @@ class Scheduler:
         self._waiting = {job for job in self._waiting if not job.leaving}
         self._tidy()
 
-    def take_expired(self, at: datetime) -> list[Job]:
+    def pop_expired(self, at: datetime) -> list[Job]:
         """Remove and return the jobs never started whose ``expires_at`` has passed."""
         expired = []
         while self._expiring and self._expiring[0][0] <= at.timestamp():
             job = heapq.heappop(self._expiring)[2]
             # It may have been started since, and be back for its retry.
-            if job in self._waiting and not job.started:
+            if job in self._waiting and not job.ever_started:
                 self._waiting.discard(job)
                 expired.append(job)
         return expired
 
-    def take_alone(self, now: float) -> Job | None:
+    def pop_quarantined(self, now: float) -> Job | None:
         """Remove and return the next job that must run by itself."""
-        self._alone = deque(job for job in self._alone if job in self._waiting)
-        for job in self._alone:
+        self._quarantined = deque(job for job in self._quarantined if job in self._waiting)
+        for job in self._quarantined:
             if job.not_before <= now:
-                self._alone.remove(job)
+                self._quarantined.remove(job)
                 self._waiting.discard(job)
                 return job
         return None
 
-    def take_batch(self, now: float) -> list[Job]:
+    def pop_batch(self, now: float) -> list[Job]:
         """Remove and return what runs next: jobs of one shape, empty if nothing waits.
 
         The first is the fair choice. Others of its shape join as long as each is next in its own
@@ -218,7 +218,7 @@ class Scheduler:
         heapq.heapify(self._idle)
         self._delayed = [place for place in self._delayed if place[-1] in waiting]
         heapq.heapify(self._delayed)
-        self._alone = deque(job for job in self._alone if job in waiting)
+        self._quarantined = deque(job for job in self._quarantined if job in waiting)
         # Anew, since a job is in it once for each time that it came back.
         expiries = ((_expiry(job), job) for job in waiting)
         self._expiring = [(expiry, next(self._ties), job) for expiry, job in expiries if expiry is not None]
@@ -231,7 +231,7 @@ class Scheduler:
         self._idle.clear()
         self._delayed.clear()
         self._expiring.clear()
-        self._alone.clear()
+        self._quarantined.clear()
         self._added = 0
         self._clock = 0.0
 
@@ -239,4 +239,4 @@ class Scheduler:
 def _expiry(job: Job) -> float | None:
     """When the job expires, in UNIX time, if it does; one that was started does not any more."""
     expires_at = job.request.expires_at if job.request else None
-    return expires_at.timestamp() if expires_at and not job.started else None
+    return expires_at.timestamp() if expires_at and not job.ever_started else None

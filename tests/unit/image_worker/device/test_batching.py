@@ -7,7 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.image_worker.jobs import job
-from zimage_consumers.image_worker.device.batching import GROW_AFTER, BatchLimits, largest_batch, wants_more
+from zimage_consumers.image_worker.device.batching import (
+    GROW_AFTER,
+    BatchLimits,
+    deck_has_room,
+    largest_batch,
+)
 from zimage_consumers.image_worker.device.generate import hang_bound_s
 
 
@@ -62,17 +67,17 @@ def test_a_batch_may_take_longer_the_more_there_is_to_do() -> None:
 
 @given(st.integers(0, 200), st.floats(0.05, 10.0), st.floats(0.0, 0.03))
 def test_a_device_that_outlasts_commits_has_one_batch_on_deck(
-    pictures: int, picture_s: float, mark_s: float
+    pictures: int, image_s: float, commit_marks_s: float
 ) -> None:
-    assert wants_more(0, 0, picture_s, mark_s)
-    assert wants_more(1, pictures, picture_s, mark_s)
-    assert not wants_more(2, 2 + pictures, picture_s, mark_s)
+    assert deck_has_room(0, 0, image_s, commit_marks_s)
+    assert deck_has_room(1, pictures, image_s, commit_marks_s)
+    assert not deck_has_room(2, 2 + pictures, image_s, commit_marks_s)
 
 
 def test_a_device_that_is_faster_than_commits_has_more_and_never_too_many() -> None:
-    assert wants_more(2, 16, 0.000_5, 0.01)
-    assert not wants_more(9, 61, 0.000_5, 0.01)
-    assert not wants_more(8, 64, 0.0, 0.01)
-    assert not wants_more(8, 64, 1e-9, 1.0)
+    assert deck_has_room(2, 16, 0.000_5, 0.01)
+    assert not deck_has_room(9, 61, 0.000_5, 0.01)
+    assert not deck_has_room(8, 64, 0.0, 0.01)
+    assert not deck_has_room(8, 64, 1e-9, 1.0)
     # Nothing is known before the first batch.
-    assert not wants_more(2, 2, 0.0, 0.01)
+    assert not deck_has_room(2, 2, 0.0, 0.01)

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from tests.unit.image_worker.jobs import job
 from zimage_consumers.image_worker.device.batching import BatchLimits
-from zimage_consumers.image_worker.device.generate import Batch, EngineThread, check_pictures
+from zimage_consumers.image_worker.device.generate import Batch, EngineThread, check_images
 from zimage_consumers.image_worker.device.leaks import SETTLE
 from zimage_consumers.image_worker.window.jobs import (
     BatchDone,
@@ -193,6 +193,6 @@ SPEC = ImageSpec("a heron", 96, 64, 8, 0.0, 1)
     ],
 )
 def test_pictures_that_are_not_what_was_asked_for_are_an_engines_error(images: list[Image]) -> None:
-    check_pictures([SPEC, SPEC], [draw(SPEC), draw(SPEC)])
+    check_images([SPEC, SPEC], [draw(SPEC), draw(SPEC)])
     with pytest.raises(EngineError, match=r"\('RGB', 96, 64\)"):
-        check_pictures([SPEC, SPEC], images)
+        check_images([SPEC, SPEC], images)

@@ -14,7 +14,7 @@ from confluent_kafka import OFFSET_INVALID, ConsumerGroupTopicPartitions, TopicP
 from confluent_kafka.admin import AdminClient
 
 from zimage_consumers.image_worker.group import takeover
-from zimage_consumers.image_worker.group.takeover import Beginning, TakeOver
+from zimage_consumers.image_worker.group.takeover import ArrivingPartitions, StartingPoint
 from zimage_stream.checkpoint import Checkpoint
 from zimage_stream.telemetry.health import Health
 
@@ -55,9 +55,9 @@ def test_a_leader_that_does_not_say_where_its_log_ends_is_asked_again(
 ) -> None:
     monkeypatch.setattr(takeover, "ASK_AGAIN_S", 0.0)
     brokers = Brokers(committed, [OFFSET_INVALID, OFFSET_INVALID, 120])
-    arriving = TakeOver(cast(AdminClient, brokers), GROUP, TOPIC, owner=1, health=Health())
+    arriving = ArrivingPartitions(cast(AdminClient, brokers), GROUP, TOPIC, owner=1, health=Health())
     arriving.add([NUMBER])
-    begun: dict[int, Beginning] = {}
+    begun: dict[int, StartingPoint] = {}
     for _ in range(20):
         begun |= arriving.ready()
     begins_at = 120 if committed == OFFSET_INVALID else committed

@@ -302,7 +302,7 @@ def test_where_decoding_is_dangerous_it_happens_under_a_mark_and_the_rest_beside
     dangerous, ordinary = small(), small(partition=1)
     request = dangerous.decoded
     dangerous.record = replace(dangerous.record, value=Codec().encode_request(request, "requests"))
-    dangerous.request, dangerous.cautious = None, True
+    dangerous.request, dangerous.decode_under_mark = None, True
     here.add(dangerous, ordinary)
     here.plan()
     assert here.group.marks == {dangerous: Mark(open=True, alone=True)}
@@ -342,7 +342,7 @@ def test_beside_a_batch_that_nobody_wants_any_more_nothing_is_marked_alone(here:
 def test_no_more_are_started_than_a_checkpoint_has_marks_for(here: Here) -> None:
     here.gate.may_run.clear()
     # A device so fast that the deck is deep, and encoders that take for ever.
-    here.engine.picture_s = 1e-9
+    here.engine.image_s = 1e-9
     here.add(*(small() for _ in range(3 * MAX_MARKS)))
     for _ in range(30):
         here.plan()

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from tests.unit.image_worker.jobs import job
-from zimage_consumers.image_worker.stages.breaker import LIMIT_OF_ONE
-from zimage_consumers.image_worker.stages.held_back import LARGEST_HELD, HeldBack, Releases
+from zimage_consumers.image_worker.stages.breaker import LIMIT_PER_SUBJECT
+from zimage_consumers.image_worker.stages.held_back import MAX_HELD_BACK_BYTES, HeldBack, Releases
 from zimage_consumers.image_worker.window.jobs import Job, Resolution, Timings
 from zimage_consumers.image_worker.window.window import Window
 from zimage_stream.errors import BrokerUnavailableError
@@ -17,7 +17,9 @@ from zimage_stream.telemetry.health import Health
 
 
 def failed(code: Code = Code.GENERATION_FAILED, partition: int = 0, tenant: str = "flood") -> Resolution:
-    return Resolution(job(partition, tenant=tenant), code=code, cause=ValueError("odd"), ours=True)
+    return Resolution(
+        job(partition, tenant=tenant), code=code, cause=ValueError("odd"), deployment_fault=True
+    )
 
 
 @dataclass
@@ -37,7 +39,7 @@ class Here:
     def flood(self, count: int, code: Code = Code.GENERATION_FAILED, partition: int = 0) -> list[Job]:
         """Those of so many failures that are held back."""
         all_ = [self.enter(failed(code, partition)) for _ in range(count)]
-        return [each.job for each in all_ if self.held_back.takes(each)]
+        return [each.job for each in all_ if self.held_back.holds_back(each)]
 
     def enter(self, resolution: Resolution) -> Resolution:
         """Have its job be in the window."""
@@ -61,23 +63,23 @@ def made() -> Job:
 def test_a_picture_made_now_has_what_failed_tried_again() -> None:
     here = Here()
     held = here.flood(120)
-    assert len(held) == 120 - LIMIT_OF_ONE
+    assert len(held) == 120 - LIMIT_PER_SUBJECT
     ready, (reason,) = here.health.ready()
     assert not ready
     assert reason.startswith("70 requests are held back")
     assert "zimage dead-letters release --code GENERATION_FAILED" in reason
-    here.again += here.held_back.worked(made())
-    assert here.again == held[:LIMIT_OF_ONE]
-    here.again += here.held_back.worked(made())
+    here.again += here.held_back.succeeded(made())
+    assert here.again == held[:LIMIT_PER_SUBJECT]
+    here.again += here.held_back.succeeded(made())
     assert here.again == held
     assert here.health.ready() == (True, [])
 
 
 def test_what_fails_again_has_itself_to_blame() -> None:
     here = Here()
-    (held,) = here.flood(LIMIT_OF_ONE + 1)
-    held.tried_again = True
-    assert not here.held_back.takes(Resolution(held, code=Code.GENERATION_FAILED, ours=True))
+    (held,) = here.flood(LIMIT_PER_SUBJECT + 1)
+    held.last_chance = True
+    assert not here.held_back.holds_back(Resolution(held, code=Code.GENERATION_FAILED, deployment_fault=True))
 
 
 def test_a_record_that_could_be_read_says_that_schemas_can_be_had_and_nothing_of_the_rest() -> None:
@@ -87,12 +89,12 @@ def test_a_record_that_could_be_read_says_that_schemas_can_be_had_and_nothing_of
     for each in schema:
         each.job.request = None
         each.job.record = replace(each.job.record, value=b"\0\0\0\0\7" + each.job.record.offset.to_bytes(8))
-    unread = [each.job for each in schema if here.held_back.takes(each)]
-    assert len(unread) == 60 - LIMIT_OF_ONE
+    unread = [each.job for each in schema if here.held_back.holds_back(each)]
+    assert len(unread) == 60 - LIMIT_PER_SUBJECT
     # Its picture was there before, so that it says nothing of engine and store.
-    here.again += here.held_back.worked(job())
+    here.again += here.held_back.succeeded(job())
     assert here.again == []
-    here.again += here.held_back.could_be_read()
+    here.again += here.held_back.record_decoded()
     assert here.again == unread
     assert here.health.ready()[1][0].startswith(f"{len(generation)} requests are held back")
 
@@ -109,7 +111,7 @@ def test_nothing_is_said_any_more_of_partitions_that_are_gone() -> None:
     assert here.health.ready()[1][0].startswith("10 requests are held back")
     here.lose(3)
     assert here.health.ready() == (True, [])
-    here.again += here.held_back.worked(made())
+    here.again += here.held_back.succeeded(made())
     assert here.again == []
 
 
@@ -117,8 +119,8 @@ def test_a_record_larger_than_any_request_takes_no_room() -> None:
     here = Here()
     here.flood(60)
     large = failed(Code.UNKNOWN_SCHEMA, tenant="other")
-    large.job.record = replace(large.job.record, value=bytes(LARGEST_HELD))
-    assert not any(here.held_back.takes(large) for _ in range(1_000))
+    large.job.record = replace(large.job.record, value=bytes(MAX_HELD_BACK_BYTES))
+    assert not any(here.held_back.holds_back(large) for _ in range(1_000))
 
 
 def test_what_an_operator_releases_is_tried_again_and_no_more_is_held_back() -> None:

@@ -128,4 +128,4 @@ def test_a_mistake_of_ours_is_told_once_and_nothing_runs_unchecked() -> None:
     with pytest.raises(IntakeError, match="the tokenizer is broken") as caught:
         Intake(CODEC, Limits(), no_tokens).check(one)
     verdict = judge(caught.value, attempts=0, max_attempts=3)
-    assert (verdict.action, verdict.ours) == (Action.DEAD_LETTER, True)
+    assert (verdict.action, verdict.deployment_fault) == (Action.DEAD_LETTER, True)

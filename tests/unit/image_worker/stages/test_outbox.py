@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from tests.unit.image_worker.jobs import job, leave
-from zimage_consumers.image_worker.group.publish import Outgoing, RefusedRecordError
+from zimage_consumers.image_worker.group.publish import OutgoingRecord, RefusedRecordError
 from zimage_consumers.image_worker.stages.outbox import Outbox
 from zimage_consumers.image_worker.stages.terminal import Identity
 from zimage_consumers.image_worker.window.assignment import Assignment
@@ -30,15 +30,15 @@ from zimage_stream.telemetry.tracing import create_tracer
 
 
 @dataclass
-class Published:
+class Publication:
     """A session that only notes what is published. ``refused``: keys of records that no broker takes.
     ``takes``: bytes of the largest record."""
 
-    records: list[Outgoing] = field(default_factory=list)
+    records: list[OutgoingRecord] = field(default_factory=list)
     refused: set[bytes | None] = field(default_factory=set)
     takes: int = 1 << 30
 
-    def publish(self, records: list[Outgoing], checkpoints: Mapping[int, Checkpoint]) -> None:
+    def publish(self, records: list[OutgoingRecord], checkpoints: Mapping[int, Checkpoint]) -> None:
         too_large = any(record.size > self.takes for record in records)
         if too_large or self.refused & {record.key for record in records}:
             raise RefusedRecordError("message too large")
@@ -67,10 +67,10 @@ class Publishing:
             tracer,
         )
         assignment = Assignment(0, Ledger(Checkpoint(min(each.record.offset for each in self.jobs))))
-        self.session: Any = Published()
+        self.session: Any = Publication()
         for each in self.jobs:
             each.assignment = assignment
-            assignment.ledger.take(each.record.offset)
+            assignment.ledger.observe(each.record.offset)
             self.outbox.add(Resolution(each, code=self.code))
 
     def publish(self) -> list[Job]:

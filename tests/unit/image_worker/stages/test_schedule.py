@@ -18,7 +18,7 @@ from zimage_consumers.image_worker.window.jobs import Job
 
 def drain(scheduler: Scheduler) -> list[list[Job]]:
     batches = []
-    while batch := scheduler.take_batch(now=0.0):
+    while batch := scheduler.pop_batch(now=0.0):
         batches.append(batch)
     return batches
 
@@ -62,17 +62,17 @@ class TestFairness:
         for _ in range(1_000):
             scheduler.add(job(tenant="heavy"))
         for _ in range(10):
-            scheduler.take_batch(0.0)
+            scheduler.pop_batch(0.0)
         light = job(tenant="light")
         scheduler.add(light)
-        assert light in scheduler.take_batch(0.0) + scheduler.take_batch(0.0)
+        assert light in scheduler.pop_batch(0.0) + scheduler.pop_batch(0.0)
 
     def test_shares_follow_the_weights(self) -> None:
         scheduler = Scheduler({"gold": 3.0})
         for _ in range(400):
             scheduler.add(job(tenant="gold"))
             scheduler.add(job(tenant="plain"))
-        first = [scheduler.take_batch(0.0)[0].decoded.tenant for _ in range(200)]
+        first = [scheduler.pop_batch(0.0)[0].decoded.tenant for _ in range(200)]
         assert abs(first.count("gold") - 150) <= 2
 
     def test_who_fits_into_others_batches_does_not_live_on_them(self) -> None:
@@ -83,7 +83,7 @@ class TestFairness:
             scheduler.add(job(tenant="companion", width=512, height=512))
         got = Counter[str]()
         for _ in range(200):
-            for one in scheduler.take_batch(0.0):
+            for one in scheduler.pop_batch(0.0):
                 got[one.decoded.tenant] += one.decoded.width * one.decoded.height
         assert abs(got["mixed"] - got["companion"]) <= 8 * 512 * 512
 
@@ -92,7 +92,7 @@ class TestFairness:
         for _ in range(100):
             scheduler.add(job(tenant="large", width=1024, height=1024))
             scheduler.add(job(tenant="small", width=512, height=512))
-        first = [scheduler.take_batch(0.0)[0].decoded.tenant for _ in range(50)]
+        first = [scheduler.pop_batch(0.0)[0].decoded.tenant for _ in range(50)]
         assert abs(first.count("small") - 40) <= 1
 
     def test_asking_one_at_a_time_is_no_way_to_jump_the_line(self) -> None:
@@ -102,7 +102,7 @@ class TestFairness:
         served = 0
         scheduler.add(job(tenant="eager"))
         for _ in range(100):
-            batch = scheduler.take_batch(0.0)
+            batch = scheduler.pop_batch(0.0)
             if batch[0].decoded.tenant == "eager":
                 served += 1
                 scheduler.add(job(tenant="eager"))
@@ -113,10 +113,10 @@ class TestFairness:
         for _ in range(300):
             scheduler.add(job(tenant="steady"))
         for _ in range(100):
-            scheduler.take_batch(0.0)
+            scheduler.pop_batch(0.0)
         for _ in range(100):
             scheduler.add(job(tenant="late"))
-        first = [scheduler.take_batch(0.0)[0].decoded.tenant for _ in range(100)]
+        first = [scheduler.pop_batch(0.0)[0].decoded.tenant for _ in range(100)]
         assert abs(first.count("late") - 50) <= 1
 
 
@@ -135,8 +135,8 @@ class TestWithinATenant:
         first, second = job(), job()
         scheduler.add(first)
         scheduler.add(second)
-        scheduler.add(scheduler.take_batch(0.0)[0])
-        assert scheduler.take_batch(0.0) == [first]
+        scheduler.add(scheduler.pop_batch(0.0)[0])
+        assert scheduler.pop_batch(0.0) == [first]
 
 
 class TestExpiry:
@@ -146,23 +146,23 @@ class TestExpiry:
         kept = job(expires_at=SENT + timedelta(seconds=2))
         scheduler.add(gone)
         scheduler.add(kept)
-        assert scheduler.take_expired(SENT + timedelta(seconds=1)) == [gone]
+        assert scheduler.pop_expired(SENT + timedelta(seconds=1)) == [gone]
         assert drain(scheduler) == [[kept]]
 
     def test_a_request_that_was_started_does_not_expire(self) -> None:
         scheduler = Scheduler()
-        scheduler.add(job(expires_at=SENT, started=True))
-        assert scheduler.take_expired(SENT + timedelta(days=1)) == []
+        scheduler.add(job(expires_at=SENT, ever_started=True))
+        assert scheduler.pop_expired(SENT + timedelta(days=1)) == []
 
     def test_nor_does_one_that_was_started_after_it_came_and_is_back_for_its_retry(self) -> None:
         scheduler = Scheduler(limits=BatchLimits(1))
         again, other = job(expires_at=SENT), job()
         scheduler.add(again)
         scheduler.add(other)
-        assert scheduler.take_batch(0.0) == [again]
-        again.started = True
+        assert scheduler.pop_batch(0.0) == [again]
+        again.ever_started = True
         scheduler.add(again)
-        assert scheduler.take_expired(SENT + timedelta(days=1)) == []
+        assert scheduler.pop_expired(SENT + timedelta(days=1)) == []
         assert drain(scheduler) == [[again], [other]]
 
 
@@ -182,8 +182,8 @@ class TestMemory:
         scheduler.add(job())
         for _ in range(self.ROUNDS):
             scheduler.add(job(expires_at=SENT + timedelta(days=7)))
-            assert scheduler.take_batch(0.0)
-            assert scheduler.take_expired(SENT) == []
+            assert scheduler.pop_batch(0.0)
+            assert scheduler.pop_expired(SENT) == []
         assert len(scheduler) == 1
         assert entries(scheduler) < self.BOUND
 
@@ -193,8 +193,8 @@ class TestMemory:
         for _ in range(self.ROUNDS):
             scheduler.add(job(priority=1))
             scheduler.add(job(expires_at=SENT))
-            assert len(scheduler.take_expired(SENT)) == 1
-            assert scheduler.take_batch(0.0)
+            assert len(scheduler.pop_expired(SENT)) == 1
+            assert scheduler.pop_batch(0.0)
         assert len(scheduler) == 1
         assert entries(scheduler) < self.BOUND
 
@@ -218,7 +218,7 @@ class TestMemory:
         scheduler.add(again)
         scheduler.add(job(priority=-1))
         for _ in range(self.ROUNDS):
-            assert scheduler.take_batch(0.0) == [again]
+            assert scheduler.pop_batch(0.0) == [again]
             scheduler.add(again)
         assert entries(scheduler) < self.BOUND
 
@@ -230,7 +230,7 @@ class TestMemory:
             busy.add(one)
         for n in range(5_000):
             busy.add(job(tenant="abcd"[n % 4], priority=n % 5, expires_at=SENT))
-            busy.take_expired(SENT)
+            busy.pop_expired(SENT)
         assert drain(busy) == drain(quiet)
 
 
@@ -240,19 +240,19 @@ class TestAlone:
         suspect, innocent = job(suspect=True, width=256), job(width=256)
         scheduler.add(suspect)
         scheduler.add(innocent)
-        assert scheduler.wants_solitude(0.0)
+        assert scheduler.quarantine_due(0.0)
         assert drain(scheduler) == [[innocent]]
-        assert scheduler.take_alone(0.0) is suspect
-        assert not scheduler.wants_solitude(0.0)
+        assert scheduler.pop_quarantined(0.0) is suspect
+        assert not scheduler.quarantine_due(0.0)
 
     def test_a_suspect_that_waits_for_its_retry_holds_nobody_up(self) -> None:
         scheduler = Scheduler()
         suspect = job(suspect=True)
         suspect.not_before = 5.0
         scheduler.add(suspect)
-        assert not scheduler.wants_solitude(4.0)
-        assert scheduler.take_alone(4.0) is None
-        assert scheduler.take_alone(5.0) is suspect
+        assert not scheduler.quarantine_due(4.0)
+        assert scheduler.pop_quarantined(4.0) is None
+        assert scheduler.pop_quarantined(5.0) is suspect
 
 
 class TestRetry:
@@ -261,5 +261,5 @@ class TestRetry:
         again = job()
         again.not_before = 5.0
         scheduler.add(again)
-        assert scheduler.take_batch(4.9) == []
-        assert scheduler.take_batch(5.0) == [again]
+        assert scheduler.pop_batch(4.9) == []
+        assert scheduler.pop_batch(5.0) == [again]

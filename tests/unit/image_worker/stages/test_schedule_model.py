@@ -72,7 +72,7 @@ class TheScheduler(RuleBasedStateMachine):
 
     def run_one(self) -> None:
         due = self.due()
-        batch = self.scheduler.take_batch(self.now)
+        batch = self.scheduler.pop_batch(self.now)
         # Work conserving: as long as something may run, something does.
         assert bool(batch) == bool(due)
         assert set(batch) <= set(due)
@@ -89,7 +89,7 @@ class TheScheduler(RuleBasedStateMachine):
     def expires(self) -> None:
         at = BEGIN + timedelta(seconds=self.now)
         over = {each for each in self.waiting if each.decoded.expires_at and each.decoded.expires_at <= at}
-        assert set(self.scheduler.take_expired(at)) == over
+        assert set(self.scheduler.pop_expired(at)) == over
         self.take_away(over)
 
     @rule(partition=st.integers(0, 2))
@@ -136,7 +136,7 @@ class TheScheduler(RuleBasedStateMachine):
             return
         self.now += 1e6
         while self.waiting:
-            batch = self.scheduler.take_batch(self.now)
+            batch = self.scheduler.pop_batch(self.now)
             assert batch
             self.take_away(batch)
 

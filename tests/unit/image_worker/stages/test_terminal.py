@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.image_worker.jobs import job
-from zimage_consumers.image_worker.group.publish import Outgoing
+from zimage_consumers.image_worker.group.publish import OutgoingRecord
 from zimage_consumers.image_worker.stages.terminal import HEAD_BYTES, STUB_BYTES, Identity, carry, records_of
 from zimage_consumers.image_worker.window.jobs import Job, Resolution
 from zimage_stream.errors import RequestError, WireError
@@ -25,7 +25,7 @@ from zimage_stream.settings import TopicSettings
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def dead(one: Job) -> Outgoing:
+def dead(one: Job) -> OutgoingRecord:
     """Its dead letter, where nobody could read it."""
     one.request = None
     resolution = Resolution(one, code=Code.UNDECODABLE, cause=WireError("it is no Avro " * 1_000))
@@ -39,7 +39,7 @@ def holding(value: bytes | None, key: bytes | None = b"k", headers: tuple[Header
     return one
 
 
-def cuts(letter: Outgoing) -> dict[str, bytes | None]:
+def cuts(letter: OutgoingRecord) -> dict[str, bytes | None]:
     return {name: value for name, value in letter.headers if name in CUTS}
 
 

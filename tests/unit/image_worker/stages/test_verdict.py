@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from zimage_consumers.image_worker.stages.verdict import (
-    OURS,
+    DEPLOYMENT_CODES,
     Action,
     ExpiredError,
     WorkerCrashedError,
@@ -35,7 +35,7 @@ def test_an_error_that_will_not_go_away_ends_the_request_at_once(
     error: Exception, code: Code, ours: bool
 ) -> None:
     verdict = judge(error, attempts=0, max_attempts=3)
-    assert (verdict.action, verdict.code, verdict.ours) == (END, code, ours)
+    assert (verdict.action, verdict.code, verdict.deployment_fault) == (END, code, ours)
 
 
 def test_what_may_be_ours_is_named_once() -> None:
@@ -50,7 +50,7 @@ def test_what_may_be_ours_is_named_once() -> None:
             errors.IdConflictError("used before"),
         )
     ]
-    assert [verdict.code for verdict in verdicts if verdict.ours] == list(OURS)
+    assert [verdict.code for verdict in verdicts if verdict.deployment_fault] == list(DEPLOYMENT_CODES)
 
 
 def test_an_expired_request_ends_without_a_dead_letter() -> None:
@@ -62,7 +62,7 @@ def test_any_other_error_is_tried_again_until_the_attempts_are_spent(error: Exce
     assert [judge(error, attempts, 3).action for attempts in (1, 2, 3)] == [Action.RETRY, Action.RETRY, END]
     last = judge(error, 3, 3)
     assert last.code is Code.GENERATION_FAILED
-    assert last.ours
+    assert last.deployment_fault
 
 
 def test_waits_grow_and_are_bounded() -> None:

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from zimage_consumers.image_worker.window.ledger import (
-    CAUTIOUS_DEATHS,
     MAX_SPAN,
-    RECORDS_A_TURN,
+    RECORDS_PER_TURN,
+    UNMARKED_DEATHS_LIMIT,
     Ledger,
-    Taken,
+    OffsetStatus,
     release,
     take_over,
 )
@@ -75,7 +75,7 @@ class TestEncoding:
         for records, gap in stretches:
             for offset in range(ledger.next, ledger.next + records):
                 if not ledger.full:
-                    ledger.take(offset)
+                    ledger.observe(offset)
                     taken.append(offset)
             if not ledger.full:
                 ledger.reach(ledger.next + gap)
@@ -90,9 +90,9 @@ class TestEncoding:
     def test_a_gap_above_many_single_requests_fits(self) -> None:
         ledger = Ledger(Checkpoint(0))
         for offset in range(3_500):
-            ledger.take(offset)
+            ledger.observe(offset)
         ledger.adopt(ledger.after(range(1, 3_500, 2)))
-        ledger.take(43_500)
+        ledger.observe(43_500)
         marked = ledger.after(marks={43_500: Mark(open=True)})
         assert Checkpoint.decode(marked.encode(), 0) == marked
         assert not ledger.full
@@ -144,20 +144,20 @@ class TestTakingOver:
 
     def test_two_deaths_before_any_mark_make_the_next_holder_cautious(self) -> None:
         found = Checkpoint(10, owner=self.OTHER)
-        for death in range(CAUTIOUS_DEATHS):
-            assert not Ledger(found).cautious
+        for death in range(UNMARKED_DEATHS_LIMIT):
+            assert not Ledger(found).decode_under_mark
             found = take_over(found, self.ME + death + 10, died=True)
         ledger = Ledger(found)
-        assert ledger.cautious
-        for offset in range(10, 10 + RECORDS_A_TURN):
-            ledger.take(offset)
-            assert ledger.cautious
-        ledger.take(10 + RECORDS_A_TURN)
-        assert not ledger.cautious
+        assert ledger.decode_under_mark
+        for offset in range(10, 10 + RECORDS_PER_TURN):
+            ledger.observe(offset)
+            assert ledger.decode_under_mark
+        ledger.observe(10 + RECORDS_PER_TURN)
+        assert not ledger.decode_under_mark
 
     def test_progress_ends_the_count_of_deaths(self) -> None:
         ledger = Ledger(Checkpoint(10, owner=self.ME, deaths=1))
-        ledger.take(10)
+        ledger.observe(10)
         assert ledger.after([10]).deaths == 0
 
     @given(checkpoints())
@@ -197,9 +197,9 @@ class LedgerMachine(RuleBasedStateMachine):
     def deliver(self) -> None:
         offset = self.log[self.position]
         self.position += 1
-        taken = self.ledger.take(offset)
-        assert taken is (Taken.RESOLVED if offset in self.published else Taken.NEW)
-        if taken is Taken.NEW:
+        taken = self.ledger.observe(offset)
+        assert taken is (OffsetStatus.RESOLVED if offset in self.published else OffsetStatus.NEW)
+        if taken is OffsetStatus.NEW:
             self.running.add(offset)
 
     @precondition(lambda self: self.running)
@@ -256,12 +256,12 @@ TestLedger.settings = settings(max_examples=150, stateful_step_count=40, deadlin
 class TestLedgerEdges:
     def test_a_record_delivered_twice_is_taken_once(self) -> None:
         ledger = Ledger(Checkpoint(0))
-        assert ledger.take(0) is Taken.NEW
-        assert ledger.take(0) is Taken.SEEN
+        assert ledger.observe(0) is OffsetStatus.NEW
+        assert ledger.observe(0) is OffsetStatus.SEEN
 
     def test_the_end_of_the_log_passes_over_what_is_no_record(self) -> None:
         ledger = Ledger(Checkpoint(0))
-        ledger.take(0)
+        ledger.observe(0)
         ledger.adopt(ledger.after([0]))
         ledger.reach(3)
         assert ledger.checkpoint.base == ledger.next == 3
@@ -270,22 +270,22 @@ class TestLedgerEdges:
 
     def test_a_long_gap_does_not_fill_it(self) -> None:
         ledger = Ledger(Checkpoint(0))
-        ledger.take(0)
-        ledger.take(10 * MAX_SPAN)
+        ledger.observe(0)
+        ledger.observe(10 * MAX_SPAN)
         assert not ledger.full
 
     def test_it_is_full_at_the_span_and_not_before(self) -> None:
         ledger = Ledger(Checkpoint(0))
         for offset in range(MAX_SPAN - 1):
-            ledger.take(offset)
+            ledger.observe(offset)
         assert not ledger.full
-        ledger.take(MAX_SPAN - 1)
+        ledger.observe(MAX_SPAN - 1)
         assert ledger.full
 
     def test_notes_of_waiting_requests_give_way_before_the_checkpoint_overflows(self) -> None:
         ledger = Ledger(Checkpoint(0))
         for offset in range(MAX_MARKS + 50):
-            ledger.take(offset)
+            ledger.observe(offset)
         noted = {offset: Mark(1) for offset in range(MAX_MARKS + 49)}
         after = ledger.after(marks={**noted, MAX_MARKS + 49: Mark(open=True)})
         assert len(after.marks) == MAX_MARKS

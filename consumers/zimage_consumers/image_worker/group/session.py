@@ -162,7 +162,9 @@ class Session:
                 return record_of(message)
             if problem.code() != KafkaError._PARTITION_EOF:
                 if not self._partitions.handle_error(problem, message.partition()):
-                    self._handle_error(problem)
+                    if problem.fatal():
+                        raise ClientsLostError(f"the consumer failed: {problem.str()}")
+                    note_error(problem, self.health)
                 return None
             self._partitions.reach_end(message)
             timeout_s = 0.0
@@ -227,9 +229,7 @@ class Session:
         try:
             self._commit({number: release(self._held[number].ledger.checkpoint) for number in released})
         except CommitRefusedError as error:
-            log.warning(
-                "partitions %s were reassigned before they could be released: %s", sorted(released), error
-            )
+            log.warning("partitions %s were reassigned before their release: %s", sorted(released), error)
 
     def _commit(self, checkpoints: Mapping[int, Checkpoint]) -> None:
         self._publisher.commit(self._partitions.offsets(checkpoints))
@@ -293,11 +293,6 @@ class Session:
             raise error
         if error is not None:
             raise ClientsLostError(f"a rebalance failed: {error}") from error
-
-    def _handle_error(self, problem: KafkaError) -> None:
-        if problem.fatal():
-            raise ClientsLostError(f"the consumer failed: {problem.str()}")
-        note_error(problem, self.health)
 
 
 def note_error(problem: KafkaError, health: Health) -> None:

@@ -72,7 +72,7 @@ class Group:
         self.marks: dict[Job, Mark] = {}
         self.commits = 0
 
-    def mark(self, marks: Mapping[Job, Mark]) -> None:
+    def commit_marks(self, marks: Mapping[Job, Mark]) -> None:
         if self.refuses:
             assert self._store.asked.wait(120)
             raise CommitRefusedError("a rebalance is in progress")

@@ -39,7 +39,7 @@ def test_a_sick_device_of_three_leaves_at_once_and_the_others_finish(arena: Aren
     assert {result["worker"] for (result,) in report.results.values()} == {"one", "two"}
     # It needed one batch, and of that batch one request alone, to know.
     said = [line["message"] for line in sick.lines()]
-    assert sum("failed, going on in batches of" in message for message in said) <= 1
+    assert sum("failed, continuing in batches of" in message for message in said) <= 1
     assert sum("the device is sick" in message for message in said) == 1
 
 
@@ -117,7 +117,7 @@ def test_after_a_kill_a_lost_context_and_a_hang_one_worker_is_replaced_and_the_o
             ended = results.pop(request.request_id)
             assert (ended["error"]["code"], ended["attempts"]) == ("WORKER_CRASHED", 2)
         assert {result["status"] for result in results.values()} == {"SUCCEEDED"}
-        deaths = running.words().count("it is started again in")
+        deaths = running.words().count("restarting it in")
         # The kill, and of each of the two at least the two deaths that convict it.
         assert deaths >= 1 + 4
         until(lambda: len(running.started()) == 3 + deaths, 30, "each death is followed by one start")

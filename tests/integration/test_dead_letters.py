@@ -392,7 +392,7 @@ class TestALetterThatDoesNotHaveAllOfItsRecord:
         self.bury(settings, undertaker)
         shown = zimage("dead-letters", "show", "0:0").stdout
         assert "left out     value-bytes 1100, value-sha256" in shown
-        assert f"lies at {settings.topics.requests}/3/0" in shown
+        assert f"is at {settings.topics.requests}/3/0" in shown
         (listed,) = lines(zimage("dead-letters", "list", "--code", "UNDECODABLE", "--json").stdout)
         assert listed["cut"]["headers-left-out"] == "3"  # type: ignore[index]
         assert "(cut)" in zimage("dead-letters", "list", "--code", "UNDECODABLE").stdout

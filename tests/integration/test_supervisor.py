@@ -90,10 +90,10 @@ def test_a_worker_that_leaks_is_replaced_and_no_request_pays_for_it(arena: Arena
         arena.assert_exactly_once(report)
         assert report.statuses() == {"SUCCEEDED": 160}
         assert {result["attempts"] for (result,) in report.results.values()} == {1}
-        replaced = running.words().count("leaked memory and is replaced")
+        replaced = running.words().count("leaked memory and is being replaced")
         # 27 batches of 100 MB are past 1 GiB in the least of the latest 16.
         assert 2 <= replaced <= 160 // 27
-        assert "it is started again in" not in running.words()
+        assert "restarting it in" not in running.words()
         assert running.stop() == 0
 
 
@@ -133,7 +133,7 @@ def test_a_record_that_hangs_whoever_reads_it_ends_as_a_dead_letter(
         report = arena.wait_answered(180)
         words = running.words()
         # Two before any mark; one under its mark, alone; one to tell its author, which nobody can.
-        assert words.count("does not hear SIGTERM and is killed") == 4
+        assert words.count("ignores SIGTERM; killing it") == 4
         assert len(running.started()) == 5
         assert running.stop() == 0
     ((letter,),) = report.dead.values()

@@ -1,4 +1,4 @@
-"""Which dead letters are meant, what a replay sends for each, and how they are counted. Pure."""
+"""Selects dead letters, counts them, and builds the requests that a replay sends. Pure."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from zimage_stream.events.prompt_request import PromptRequest
 
 
 class NotReplayableError(ZImageError):
-    """A dead letter cannot be replayed in the way that was asked for."""
+    """A dead letter cannot be replayed as requested."""
 
 
 @dataclass(frozen=True, slots=True)
 class LetterFilter:
-    """What dead letters must be; an empty set allows any."""
+    """Criteria for dead letters; an empty set allows any value."""
 
     codes: frozenset[str] = frozenset()
     ids: frozenset[str] = frozenset()
@@ -26,7 +26,7 @@ class LetterFilter:
     places: frozenset[LetterPosition] = frozenset()
 
     def matches(self, letter: DeadLetter) -> bool:
-        """Whether the letter is one of them."""
+        """Whether the letter meets all criteria."""
         tenant = letter.request.tenant if letter.request else None
         pairs: tuple[tuple[Collection[Any], Any], ...] = (
             (self.codes, letter.code),
@@ -48,7 +48,7 @@ class LetterGroup:
     example: DeadLetter
 
     def add(self, letter: DeadLetter, replayed: bool) -> None:
-        """One more."""
+        """Add a letter to the group."""
         self.count += 1
         self.replayed += replayed
         self.oldest = min(self.oldest, letter.at)
@@ -56,7 +56,7 @@ class LetterGroup:
             self.newest, self.example = letter.at, letter
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The group as a JSON object."""
         return {
             "count": self.count,
             "replayed": self.replayed,
@@ -67,21 +67,21 @@ class LetterGroup:
 
     @staticmethod
     def of(letter: DeadLetter) -> LetterGroup:
-        """An empty group that begins with this letter."""
+        """An empty group that starts with this letter."""
         return LetterGroup(0, 0, letter.at, letter.at, letter)
 
 
 def request_to_send(
     letter: DeadLetter, changes: Mapping[str, Any], *, keep_expiry: bool
 ) -> PromptRequest | None:
-    """The request to send instead, or ``None`` where the record goes as it was.
+    """The request to send for a letter, or ``None`` where its record is sent unchanged.
 
     Args:
         changes: fields with their new values.
-        keep_expiry: else ``expires_at`` is cleared, or most replays would expire at once.
+        keep_expiry: keep ``expires_at``. Otherwise it is cleared, or most replays would expire at once.
 
     Raises:
-        NotReplayableError: fields are to be changed, and the record does not decode.
+        NotReplayableError: fields are to be changed, but the record does not decode.
     """
     request = letter.request
     if request is None:

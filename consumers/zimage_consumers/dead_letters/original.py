@@ -1,4 +1,4 @@
-"""The record that a dead letter is about, where it did not fit into the letter whole."""
+"""Fetches the original record of a dead letter that does not hold all of it."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from zimage_stream.settings import KafkaSettings
 
 
 def complete_letter(kafka: KafkaSettings, codec: Codec, letter: DeadLetter) -> DeadLetter:
-    """The letter with all of its record, read again at its place where the letter does not have all of it.
+    """Complete a letter from its original record, where parts did not fit into the letter.
 
     Raises:
-        NotReplayableError: it cannot be had any more.
-        BrokerUnavailableError: no broker answers.
+        NotReplayableError: the original record is not available any more.
+        BrokerUnavailableError: no broker responds.
     """
     cut = {name for name in CUTS if letter.said(name) is not None}
-    # Headers that nobody could read are not to be had at its place either.
+    # Headers that the worker could not read cannot be read from the original record either.
     if not cut or (cut == {HEADERS_LEFT_OUT} and letter.said(HEADERS_LEFT_OUT) == "all"):
         return letter
     record = _find(kafka, letter)
     if not _same_value(record, letter):
         raise NotReplayableError(
-            f"{letter.place} does not have all of its record, and the record that lies at {letter.source} "
+            f"{letter.place} does not have all of its record, and the record that is at {letter.source} "
             f"now is another one"
         )
     said = [(name, text) for name, text in letter.headers if name in REASONS or name in CUTS]
@@ -45,7 +45,7 @@ def complete_letter(kafka: KafkaSettings, codec: Codec, letter: DeadLetter) -> D
 
 
 def _same_value(record: Record, letter: DeadLetter) -> bool:
-    """Whether the record has the value that the letter has, or says that it had."""
+    """Whether the record has the value that the letter has, or whose hash it has."""
     hashed = letter.said(VALUE_SHA256)
     if hashed is None:
         return record.value == letter.value
@@ -69,7 +69,7 @@ def _find(kafka: KafkaSettings, letter: DeadLetter) -> Record:
             record = next(reader.read_to_end(), None)
     except TopicMissingError as error:
         raise gone from error
-    # What was deleted is passed over.
+    # Deleted offsets are passed over.
     if record is None or record.offset != int(offset):
         raise gone
     return record

@@ -1,4 +1,4 @@
-"""Reading the dead-letter topic from its beginning to where it ended when asked."""
+"""Reads the dead-letter topic from its beginning to its end at the time of the call."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from zimage_stream.settings import Settings
 
 
 def read_letters(settings: Settings, codec: Codec, wanted: LetterFilter) -> Iterator[DeadLetter]:
-    """The wanted dead letters, oldest first within a partition.
+    """Yield the wanted dead letters, oldest first within a partition.
 
-    Those that come while reading are left out: a replay would never end.
+    Letters that arrive during the reading are left out, or a replay would never end.
 
     Raises:
-        BrokerUnavailableError: no broker answers.
-        TopicMissingError: there is no such topic.
+        BrokerUnavailableError: no broker responds.
+        TopicMissingError: the dead-letter topic does not exist.
     """
     decoder = Decoder(codec)
     with TopicReader(settings.kafka, settings.topics.dead_letters) as reader:

@@ -116,7 +116,7 @@ def test_of_a_refused_record_nothing_is_said_once_its_partition_is_gone() -> Non
     while here.outbox:
         here.publish()
     (reason,) = here.health.ready()[1]
-    assert reason.endswith("(one of 2 there)")
+    assert reason.endswith("(one of 2 in this partition)")
     here.health.release_partitions({1})
     assert not here.health.ready()[0]
     here.health.release_partitions({0})

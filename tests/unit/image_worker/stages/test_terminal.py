@@ -192,5 +192,5 @@ def test_a_result_fits_however_much_its_request_says(field: str) -> None:
     assert decoded.source.offset == one.record.offset
     assert decoded.error is not None
     assert decoded.error.message.startswith(f"{field}: got ")
-    assert "is cut here" in decoded.error.message
+    assert "are cut here" in decoded.error.message
     assert [value for name, value in result.headers if name == "traceparent"] == [b"00-a"]

@@ -22,7 +22,7 @@ SESSION_S = 8.0
 """Where a hold-up for the session must show: long against what an overloaded machine holds up."""
 
 
-def test_a_sick_device_of_three_leaves_at_once_and_the_others_finish(arena: Arena) -> None:
+def test_one_sick_device_of_three_leaves_at_once_and_the_others_finish(arena: Arena) -> None:
     # Every generation fails on it, the known-good picture too.
     sick = arena.fleet.start("sick", ZIMAGE_ENGINE__SIMULATED_FAULTS=json.dumps({"": "raise"}))
     healthy = [arena.fleet.start(name) for name in ("one", "two")]
@@ -43,7 +43,7 @@ def test_a_sick_device_of_three_leaves_at_once_and_the_others_finish(arena: Aren
     assert sum("the device is sick" in message for message in said) == 1
 
 
-def test_while_the_group_waits_for_a_dead_member_and_its_transaction_the_other_worker_goes_on(
+def test_the_other_worker_continues_while_the_group_waits_for_a_dead_member_and_its_transaction(
     make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress
 ) -> None:
     # 40 ms a picture, so that the other one has work of its own for 12 s.
@@ -86,7 +86,7 @@ def said(worker: WorkerProcess, start: str) -> list[float]:
     ]
 
 
-def test_after_a_kill_a_lost_context_and_a_hang_one_worker_is_replaced_and_the_others_go_on(
+def test_a_worker_that_is_killed_loses_its_context_or_hangs_is_replaced_and_the_others_continue(
     arena: Arena, tmp_path: Path
 ) -> None:
     playing = {

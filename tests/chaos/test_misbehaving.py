@@ -37,7 +37,7 @@ def store(proxy: MisbehavingStore, minio: MinioAddress, bucket: str) -> Iterator
     store.close()
 
 
-def test_in_good_times_it_is_the_store(store: MinioStore, proxy: MisbehavingStore) -> None:
+def test_without_trouble_it_behaves_like_the_store(store: MinioStore, proxy: MisbehavingStore) -> None:
     store.check()
     assert store.stat(KEY) is None
     assert store.put(KEY, b"data", PNG, {"by": "first"}).created
@@ -69,7 +69,7 @@ def test_a_connection_serves_one_request_after_another(proxy: MisbehavingStore, 
         (Trouble.RESET, StoreUnavailableError),
     ],
 )
-def test_what_is_spoiled_before_the_store_is_not_stored(
+def test_an_exchange_spoiled_before_the_store_stores_nothing(
     store: MinioStore, proxy: MisbehavingStore, trouble: Trouble, told: type[Exception]
 ) -> None:
     with proxy.playing(trouble):
@@ -80,7 +80,7 @@ def test_what_is_spoiled_before_the_store_is_not_stored(
     assert store.put(KEY, b"data", PNG, {}).created
 
 
-def test_a_reply_is_lost_once_it_is_stored(store: MinioStore, proxy: MisbehavingStore) -> None:
+def test_a_reply_is_lost_after_the_object_was_stored(store: MinioStore, proxy: MisbehavingStore) -> None:
     with proxy.playing(Trouble.REPLY_LOST):
         with pytest.raises(StoreUnavailableError):
             store.put(KEY, b"data", PNG, {"by": "first"})
@@ -90,7 +90,7 @@ def test_a_reply_is_lost_once_it_is_stored(store: MinioStore, proxy: Misbehaving
     assert proxy.played == {Trouble.REPLY_LOST: 1}
 
 
-def test_what_is_stalled_is_served_when_the_trouble_is_over(
+def test_stalled_exchanges_are_served_when_the_trouble_is_over(
     store: MinioStore, proxy: MisbehavingStore, minio: MinioAddress, bucket: str
 ) -> None:
     with ThreadPoolExecutor(1) as pool:
@@ -104,7 +104,7 @@ def test_what_is_stalled_is_served_when_the_trouble_is_over(
     assert proxy.played == {Trouble.STALLED: 1}
 
 
-def test_one_object_is_refused_while_others_are_taken(store: MinioStore, proxy: MisbehavingStore) -> None:
+def test_one_object_is_refused_while_others_are_accepted(store: MinioStore, proxy: MisbehavingStore) -> None:
     with pytest.raises(StoreRejectedError):
         store.put("refused/a.png", b"data", PNG, {})
     store.probe()

@@ -38,7 +38,7 @@ def test_joining_and_leaving_under_load_repeats_no_work(
     assert min(shares) > 100
 
 
-def test_a_picture_that_was_begun_under_a_lost_membership_is_not_published_beside_the_new_one(
+def test_an_image_begun_under_a_lost_membership_is_not_published_next_to_the_new_one(
     make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress
 ) -> None:
     extra = {"session.timeout.ms": "2000", "heartbeat.interval.ms": "500"}
@@ -61,10 +61,10 @@ def test_a_picture_that_was_begun_under_a_lost_membership_is_not_published_besid
     )
     time.sleep(1)
     arena.assert_exactly_once(arena.wait_answered(20))
-    assert any("is discarded" in line["message"] for line in only.lines())
+    assert any("discarded an outcome" in line["message"] for line in only.lines())
 
 
-def test_sigterm_under_load_ends_in_time_and_leaves_nothing_to_accuse(arena: Arena) -> None:
+def test_sigterm_under_load_ends_in_time_and_leaves_no_open_mark(arena: Arena) -> None:
     # A minute's work for it, so that most is left when it is told, however slow this machine is.
     first = arena.fleet.start("first", ZIMAGE_ENGINE__SIMULATED_MS="1600").wait_ready()
     arena.send(pictures(700))
@@ -83,7 +83,7 @@ def test_sigterm_under_load_ends_in_time_and_leaves_nothing_to_accuse(arena: Are
     assert arena.fleet.generated().total() == 700
 
 
-def test_what_the_drain_deadline_cuts_is_done_again_and_nothing_else(arena: Arena) -> None:
+def test_only_work_cut_by_the_drain_deadline_is_repeated(arena: Arena) -> None:
     # One picture takes 2 s and the drain time is half a second: what is on the engine is cut.
     slow = {"ZIMAGE_ENGINE__SIMULATED_MS": "32000", "ZIMAGE_WORKER__DRAIN_TIMEOUT_S": "0.5"}
     first = arena.fleet.start("first", **slow).wait_ready()
@@ -103,7 +103,7 @@ def test_what_the_drain_deadline_cuts_is_done_again_and_nothing_else(arena: Aren
     assert arena.fleet.generated().total() == 20
 
 
-def test_what_runs_at_a_sigterm_is_finished_before_the_worker_leaves(arena: Arena) -> None:
+def test_work_running_at_a_sigterm_is_finished_before_the_worker_leaves(arena: Arena) -> None:
     faults = {"ZIMAGE_ENGINE__SIMULATED_FAULTS": '{"slow": "slow:5"}'}
     worker = arena.fleet.start("worker", **faults).wait_ready()
     arena.send(pictures(1, "slow"))
@@ -117,7 +117,7 @@ def test_what_runs_at_a_sigterm_is_finished_before_the_worker_leaves(arena: Aren
     assert "succeeded" in said[told:]
 
 
-def test_a_second_sigterm_ends_at_once(arena: Arena) -> None:
+def test_a_second_sigterm_ends_the_worker_at_once(arena: Arena) -> None:
     worker = arena.fleet.start("first", ZIMAGE_ENGINE__SIMULATED_MS="160000").wait_ready()
     arena.send(pictures(4))
     worker.wait_begun()
@@ -128,7 +128,7 @@ def test_a_second_sigterm_ends_at_once(arena: Arena) -> None:
     assert worker.wait(3) == 128 + signal.SIGTERM
 
 
-def test_two_processes_in_one_slot_do_not_fence_each_other_for_ever(arena: Arena) -> None:
+def test_two_processes_in_one_slot_do_not_fence_each_other_forever(arena: Arena) -> None:
     arena.fleet.start("slot").wait_ready()
     # As a second machine would be that was given the same slot name.
     arena.fleet.start("twin", slot="slot")

@@ -14,7 +14,7 @@ def pictures(count: int, prompt: str = "picture", **fields: object) -> list[Prom
     return [PromptRequest(prompt=f"{prompt} {i}", width=256, height=256, **fields) for i in range(count)]  # type: ignore[arg-type]
 
 
-def test_a_prompt_that_kills_the_process_harms_nobody_else(arena: Arena) -> None:
+def test_a_prompt_that_kills_the_process_harms_no_other_request(arena: Arena) -> None:
     faults = {"ZIMAGE_ENGINE__SIMULATED_FAULTS": json.dumps({"poison": "kill"})}
     worker = arena.fleet.start("victim", **faults).wait_ready()
     before, after = pictures(40, "before"), pictures(40, "after")

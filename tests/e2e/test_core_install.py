@@ -89,7 +89,7 @@ print(json.dumps([zimage_stream.__version__, zimage_stream.__file__, again == re
 
 
 @pytest.mark.parametrize("word", ["--version", "--help"])
-def test_the_command_is_there(installed: Path, tmp_path: Path, word: str) -> None:
+def test_the_command_is_installed(installed: Path, tmp_path: Path, word: str) -> None:
     assert "zimage" in run(str(installed / "zimage"), word, cwd=tmp_path, env=clean_environment())
 
 

@@ -76,7 +76,7 @@ def with_registry(url: str | None, *more: str) -> tuple[str, ...]:
     return ("--registry", url, *more) if url else ()
 
 
-def test_the_bare_producer_and_subscriber_need_nothing_of_ours(
+def test_the_bare_producer_and_subscriber_need_none_of_our_packages(
     served: Arena, registry_url: str | None
 ) -> None:
     topics = served.settings.topics
@@ -99,7 +99,7 @@ def test_the_bare_producer_and_subscriber_need_nothing_of_ours(
     consumer.close()
 
 
-def test_a_worker_makes_its_pictures_with_an_engine_of_its_own(
+def test_a_worker_generates_with_a_custom_engine(
     make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress
 ) -> None:
     arena = make_arena(kafka, minio)
@@ -119,7 +119,7 @@ def test_a_worker_makes_its_pictures_with_an_engine_of_its_own(
 
 
 @pytest.mark.parametrize("name", ["bare_producer.py", "bare_subscriber.py"])
-def test_what_calls_itself_bare_is(name: str) -> None:
+def test_examples_called_bare_import_none_of_our_packages(name: str) -> None:
     assert "zimage_stream" not in (EXAMPLES / name).read_text(encoding="utf-8").replace("import nothing", "")
 
 
@@ -189,7 +189,7 @@ def test_the_service_answers(service: str) -> None:
     assert call(f"{service}/nobody")[0] == 404
 
 
-def test_every_product_is_one_the_tiny_checkpoint_knows() -> None:
+def test_the_tiny_checkpoint_knows_every_product() -> None:
     known = {
         caption(shape, colour, background, language, number)
         for shape, colour, background in COMBINATIONS

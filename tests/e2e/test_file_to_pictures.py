@@ -17,7 +17,7 @@ ROWS = 200
 COLOURS = ("red", "blue", "绿色", "黄色")
 
 
-def test_two_hundred_rows_become_two_hundred_pictures(arena: Arena, tmp_path: Path) -> None:
+def test_two_hundred_rows_become_two_hundred_images(arena: Arena, tmp_path: Path) -> None:
     for name in ("first", "second"):
         arena.fleet.start(name, ZIMAGE_ENGINE__SIMULATED_MS="80")
     for worker in arena.fleet.workers:

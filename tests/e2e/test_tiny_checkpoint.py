@@ -16,7 +16,7 @@ LEAST_RIGHT = 0.98
 
 
 @pytest.mark.parametrize("count", [64, pytest.param(512, marks=pytest.mark.slow)])
-def test_pictures_show_what_their_captions_say(count: int) -> None:
+def test_images_show_what_their_captions_say(count: int) -> None:
     rng = random.Random(2026)
     asked = []
     for index in range(count):

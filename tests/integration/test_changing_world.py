@@ -31,7 +31,7 @@ def settings(kafka: KafkaAddress, topics: TopicSettings) -> Settings:
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
-def test_an_acknowledgement_without_a_place_is_told_and_harms_no_later_request() -> None:
+def test_an_acknowledgement_without_an_offset_is_reported_and_harms_no_later_request() -> None:
     topics = TopicSettings()
     with MockCluster() as cluster:
         for name in (topics.requests, topics.results):
@@ -53,13 +53,13 @@ def test_an_acknowledgement_without_a_place_is_told_and_harms_no_later_request()
             client.submit_nowait(PromptRequest(prompt="a circle")).result(TIMEOUT_S)
 
 
-def test_a_submission_that_is_called_off_harms_no_later_one(settings: Settings) -> None:
+def test_a_cancelled_submission_harms_no_later_one(settings: Settings) -> None:
     with PromptClient(settings) as client:
         client.submit_nowait(PromptRequest(prompt="a heart")).cancel()
         client.submit_nowait(PromptRequest(prompt="a star")).result(TIMEOUT_S)
 
 
-def test_a_child_submits_and_waits_as_its_parent_does(settings: Settings) -> None:
+def test_a_child_process_can_submit_and_wait_like_its_parent(settings: Settings) -> None:
     program = textwrap.dedent(
         """
         import os, sys
@@ -91,7 +91,7 @@ def test_a_child_submits_and_waits_as_its_parent_does(settings: Settings) -> Non
     assert (done.returncode, done.stdout) == (0, "7\n"), done.stderr
 
 
-def test_results_in_partitions_that_are_added_are_read(
+def test_results_in_newly_added_partitions_are_read(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reader_module, "NEW_PARTITIONS_S", 0.2)

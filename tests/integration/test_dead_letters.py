@@ -107,7 +107,7 @@ def test_nothing_has_died(zimage: Run) -> None:
     assert zimage("dead-letters", "replay", "--all").returncode == 1
 
 
-def test_they_are_grouped_listed_shown_and_exported(
+def test_dead_letters_are_grouped_listed_shown_and_exported(
     zimage: Run, settings: Settings, undertaker: Undertaker
 ) -> None:
     undertaker.bury(b"k", GARBAGE, "UNDECODABLE", "it is no Avro")
@@ -141,7 +141,7 @@ def test_they_are_grouped_listed_shown_and_exported(
     assert exported[2]["request"] | {"width": 65} == exported[2]["request"]  # type: ignore[operator]
 
 
-def test_the_bytes_can_be_had_mended_and_sent(
+def test_the_bytes_can_be_exported_fixed_and_sent(
     zimage: Run, settings: Settings, tmp_path_factory: pytest.TempPathFactory, undertaker: Undertaker
 ) -> None:
     undertaker.bury(b"k", GARBAGE, "UNDECODABLE")
@@ -157,7 +157,7 @@ def test_the_bytes_can_be_had_mended_and_sent(
     assert (record.key, record.value) == (b"k", b"mended")
 
 
-def test_a_replay_is_the_record_as_it_was_and_happens_once(
+def test_a_replay_sends_the_unchanged_record_and_happens_once(
     zimage: Run, settings: Settings, undertaker: Undertaker
 ) -> None:
     values = [undertaker.bury_request(wide(name), "GENERATION_FAILED") for name in ("a", "b")]
@@ -214,7 +214,7 @@ def largest_that_is_taken(settings: Settings) -> bytes:
 
 
 @pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once"])
-def test_a_letter_that_has_no_room_for_the_headers_of_a_replay_stops_no_other(
+def test_a_letter_without_room_for_the_headers_of_a_replay_stops_no_other(
     zimage: Run, settings: Settings, undertaker: Undertaker, tmp_path: Path, guarantee: str
 ) -> None:
     config = tmp_path / "zimage.toml"
@@ -246,7 +246,7 @@ def remake(settings: Settings, topic: str) -> None:
     create_topics(settings.kafka, settings.topics, request_partitions=4, replication_factor=1)
 
 
-def test_after_the_topic_was_made_anew_new_letters_have_not_been_replayed(
+def test_after_the_topic_is_created_again_new_letters_do_not_count_as_replayed(
     zimage: Run, settings: Settings, undertaker: Undertaker
 ) -> None:
     undertaker.bury_request(wide("a"))
@@ -276,7 +276,7 @@ def test_notes_of_earlier_versions_count_for_letters_older_than_they_are(
     assert [letter["replayed"] for letter in listed] == [True, False]
 
 
-def test_fields_are_mended_and_an_expiry_cleared(
+def test_fields_are_changed_and_an_expiry_is_cleared(
     zimage: Run, settings: Settings, undertaker: Undertaker
 ) -> None:
     past = datetime.now(UTC).replace(microsecond=0) - timedelta(days=1)
@@ -295,7 +295,9 @@ def test_fields_are_mended_and_an_expiry_cleared(
     assert (b.width, b.expires_at) == (64, past)
 
 
-def test_one_value_is_not_for_many(zimage: Run, settings: Settings, undertaker: Undertaker) -> None:
+def test_one_value_cannot_be_sent_for_several_letters(
+    zimage: Run, settings: Settings, undertaker: Undertaker
+) -> None:
     for name in ("a", "b"):
         undertaker.bury_request(wide(name))
     done = zimage("dead-letters", "replay", "--all", "--set", "width=64", "--set", "request_id=c")
@@ -303,7 +305,9 @@ def test_one_value_is_not_for_many(zimage: Run, settings: Settings, undertaker: 
     assert sent(settings) == []
 
 
-def test_what_dies_again_counts_its_replays(zimage: Run, settings: Settings, undertaker: Undertaker) -> None:
+def test_a_request_that_fails_again_counts_its_replays(
+    zimage: Run, settings: Settings, undertaker: Undertaker
+) -> None:
     undertaker.bury_request(wide("a"))
     zimage("dead-letters", "replay", "--all")
     (record,) = sent(settings)
@@ -320,7 +324,7 @@ def test_what_dies_again_counts_its_replays(zimage: Run, settings: Settings, und
     )
 
 
-def test_two_people_with_the_same_thought(settings: Settings, start: Start, undertaker: Undertaker) -> None:
+def test_a_concurrent_replay_is_fenced(settings: Settings, start: Start, undertaker: Undertaker) -> None:
     for number in range(30):
         undertaker.bury_request(wide(f"r-{number}"))
     both = [start("dead-letters", "replay", "--all") for _ in range(2)]
@@ -330,7 +334,7 @@ def test_two_people_with_the_same_thought(settings: Settings, start: Start, unde
     assert len({record.key for record in sent(settings)}) == len(sent(settings)) == 30
 
 
-def test_wrong_use_says_what_to_do(zimage: Run) -> None:
+def test_wrong_usage_names_the_remedy(zimage: Run) -> None:
     for words in (
         ("replay",),
         ("replay", "--code", "NOSUCH"),
@@ -343,7 +347,7 @@ def test_wrong_use_says_what_to_do(zimage: Run) -> None:
 
 
 class TestReleasing:
-    def test_is_read_by_workers_until_it_ends(self, settings: Settings, zimage: Run) -> None:
+    def test_is_seen_by_workers_until_it_expires(self, settings: Settings, zimage: Run) -> None:
         assert read_releases(settings) == {}
         before = time.time()
         done = zimage("dead-letters", "release", "--code", "unknown_schema", "--minutes", "10")
@@ -363,13 +367,13 @@ class TestReleasing:
         assert found.keys() == set(DEPLOYMENT_CODES)
         assert max(found.values()) <= time.time()
 
-    def test_takes_no_code_that_is_never_held_back(self, zimage: Run) -> None:
+    def test_refuses_a_code_that_is_never_held_back(self, zimage: Run) -> None:
         done = zimage("dead-letters", "release", "--code", "INVALID_REQUEST")
         assert done.returncode == 2
         assert "is never held back" in done.stderr
 
 
-class TestALetterThatDoesNotHaveAllOfItsRecord:
+class TestALetterWithoutAllOfItsRecord:
     VALUE = GARBAGE * 100
 
     def bury(self, settings: Settings, undertaker: Undertaker, value: bytes = VALUE) -> None:
@@ -403,7 +407,7 @@ class TestALetterThatDoesNotHaveAllOfItsRecord:
             assert (record.key, record.value) == (b"k", self.VALUE)
             assert without_reasons(list(record.headers))[:3] == OWN
 
-    def test_is_refused_where_its_record_is_another_one(
+    def test_is_refused_if_another_record_is_at_its_position(
         self, zimage: Run, settings: Settings, undertaker: Undertaker
     ) -> None:
         self.bury(settings, undertaker, b"something else")
@@ -435,7 +439,7 @@ class TestALetterThatDoesNotHaveAllOfItsRecord:
         *_, again = sent(settings)
         assert (again.key, again.value) == (key, self.VALUE)
 
-    def test_is_refused_where_its_record_is_gone(
+    def test_is_refused_if_its_record_is_gone(
         self, zimage: Run, settings: Settings, undertaker: Undertaker
     ) -> None:
         self.bury(settings, undertaker)
@@ -464,7 +468,7 @@ def test_megabytes_are_shortened_for_people_and_whole_for_programs(
         assert one["headers"] == [["mine", "x" * (1 << 20)]]
 
 
-def test_records_of_others_in_these_topics_are_no_obstacle(
+def test_foreign_records_in_these_topics_are_skipped(
     zimage: Run, settings: Settings, undertaker: Undertaker
 ) -> None:
     undertaker.bury_request(wide("a"))

@@ -46,7 +46,9 @@ def test_a_record_outlives_its_leader_and_the_broker_that_comes_back_catches_up(
     assert _values(own_cluster, topic) == [b"before", b"meanwhile"]
 
 
-def test_one_broker_of_three_leads_and_takes_nothing_until_another_is_back(own_cluster: KafkaCluster) -> None:
+def test_a_single_broker_of_three_leads_but_accepts_nothing_until_another_is_back(
+    own_cluster: KafkaCluster,
+) -> None:
     topic = _topic(own_cluster, [BROKERS])
     left, *down = own_cluster.brokers
 
@@ -80,7 +82,9 @@ def test_the_coordinator_of_a_group_is_the_one_that_kafka_names(own_cluster: Kaf
     }
 
 
-def test_the_coordinator_of_transactions_leads_the_partition_that_has_them(own_cluster: KafkaCluster) -> None:
+def test_the_transaction_coordinator_leads_the_partition_of_its_transactions(
+    own_cluster: KafkaCluster,
+) -> None:
     topic = _topic(own_cluster, [BROKERS])
     began = time.time()
     ids = {f"id-{number}-{uuid.uuid4().hex}" for number in range(4)}
@@ -100,7 +104,7 @@ def test_the_coordinator_of_transactions_leads_the_partition_that_has_them(own_c
         assert own_cluster.transaction_coordinator(name) is kept_by[name]
 
 
-def test_a_topic_lies_where_it_is_told_to(own_cluster: KafkaCluster) -> None:
+def test_a_topics_replicas_are_placed_as_requested(own_cluster: KafkaCluster) -> None:
     topic = _topic(own_cluster, [[2, 1], [3, 1]])
 
     assert own_cluster.leader(topic, 0) is own_cluster.broker(2)

@@ -46,7 +46,7 @@ def status(cluster: KafkaCluster, topics: TopicSettings) -> tuple[int, dict[str,
     return done.returncode, json.loads(done.stdout or "{}"), done.stderr
 
 
-def test_topics_are_made_to_outlive_a_broker(own_cluster: KafkaCluster) -> None:
+def test_topics_are_created_to_survive_a_broker(own_cluster: KafkaCluster) -> None:
     topics = names()
     create_topics(own_cluster.settings, topics, request_partitions=2, replication_factor=3)
     until(lambda: found_errors(own_cluster, topics) == [], 60, "all is as it must be")
@@ -60,7 +60,7 @@ def test_topics_are_made_to_outlive_a_broker(own_cluster: KafkaCluster) -> None:
     until(lambda: "replication factor" in found(), 60, "a single replica is found")
 
 
-def test_a_partition_without_a_leader_is_named_and_the_others_are_shown(own_cluster: KafkaCluster) -> None:
+def test_a_partition_without_a_leader_is_reported_and_the_others_are_shown(own_cluster: KafkaCluster) -> None:
     topics = names()
     own_cluster.make_topic(topics.requests, [(1,), (3,)], {"min.insync.replicas": "1"})
     own_cluster.make_topic(topics.results, [(3,), (1,)], {"min.insync.replicas": "1"})

@@ -81,7 +81,7 @@ def anything(arena: Arena) -> Arena:
     return arena
 
 
-def test_a_timestamp_that_is_no_time(anything: Arena) -> None:
+def test_a_timestamp_that_no_calendar_holds(anything: Arena) -> None:
     sender = Sender(anything)
     for number, timestamp in enumerate((1_785_000_000_000_000, -(10**15), EVER, -EVER - 1, -1)):
         sender.send(request(f"at-{number}"), timestamp=timestamp)
@@ -134,7 +134,7 @@ def test_values_that_compress_well_and_are_too_large(anything: Arena) -> None:
     assert anything.report().results[0, good][0]["status"] == "SUCCEEDED"
 
 
-def test_a_schema_that_nobody_can_read_with_ends_and_others_go_on(
+def test_requests_with_an_unusable_schema_end_and_others_are_served(
     make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress
 ) -> None:
     with AnyRegistry() as registry:
@@ -171,7 +171,7 @@ def test_a_schema_that_nobody_can_read_with_ends_and_others_go_on(
         until(lambda: codes().get(0) == "UNDECODABLE", 60, "the one that waited is answered")
 
 
-def test_an_id_whose_answer_takes_its_time_holds_up_nobody(
+def test_a_slow_answer_for_a_schema_id_holds_up_no_other_request(
     make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress
 ) -> None:
     with AnyRegistry() as registry:
@@ -197,7 +197,7 @@ def test_an_id_whose_answer_takes_its_time_holds_up_nobody(
         until(lambda: list(read(arena, topics.dead_letters)), 90, "what was answered late is read")
 
 
-def test_names_that_are_no_text_end_no_process_that_reads_many(anything: Arena) -> None:
+def test_header_names_that_are_not_text_end_no_process_that_reads_them(anything: Arena) -> None:
     sender = Sender(anything)
     for _ in range(100):
         sender.send(b"poison", headers=[(b"mine", b"x")])

@@ -72,7 +72,7 @@ def test_a_commit_is_read_back(publisher: Publisher, consumer: Consumer, topics:
     assert committed(consumer, topics) == (6, "next")
 
 
-def test_who_is_in_no_group_commits_nothing(
+def test_a_consumer_outside_the_group_commits_nothing(
     publisher: Publisher, consumer: Consumer, topics: TopicSettings
 ) -> None:
     # The group is empty, and a broker would take this from anybody.
@@ -84,7 +84,7 @@ def test_who_is_in_no_group_commits_nothing(
     assert committed(consumer, topics)[0] == OFFSET_INVALID
 
 
-def test_nothing_of_a_publication_that_is_given_up_is_out(
+def test_nothing_of_an_abandoned_publication_is_visible(
     kafka: KafkaAddress, consumer: Consumer, topics: TopicSettings
 ) -> None:
     publisher = TransactionalPublisher(
@@ -108,7 +108,7 @@ def test_nothing_of_a_publication_that_is_given_up_is_out(
         assert [message.value() for message in seen if message.error() is None] == []
 
 
-def test_a_record_that_the_brokers_refuse_is_told_and_what_comes_next_goes_out(
+def test_a_refused_record_is_reported_and_the_next_publication_succeeds(
     publisher: Publisher, consumer: Consumer, topics: TopicSettings
 ) -> None:
     join(consumer, topics)

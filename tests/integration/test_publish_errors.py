@@ -111,7 +111,7 @@ def publisher(
     ("code", "times"), [(code, ONCE) for code in CODES] + [(code, FOR_A_WHILE) for code in PASSING]
 )
 @pytest.mark.parametrize("request_", REQUESTS, ids=lambda request: request.name)
-def test_a_publication_ends_in_one_of_three_ways(
+def test_a_publication_has_one_of_three_outcomes(
     cluster: MockCluster, kafka: KafkaSettings, joining: Consumer, request_: Request, code: str, times: int
 ) -> None:
     deadline = time.monotonic() + GOES_ON_S
@@ -145,7 +145,7 @@ def test_a_publication_ends_in_one_of_three_ways(
 
 
 @pytest.mark.parametrize("records", [[], [RESULT]], ids=["a mark", "a result"])
-def test_an_id_that_has_expired_at_the_broker_costs_the_clients_and_not_the_worker(
+def test_an_expired_transactional_id_costs_the_clients_but_not_the_worker(
     cluster: MockCluster, kafka: KafkaSettings, joining: Consumer, records: list[OutgoingRecord]
 ) -> None:
     ours = publisher(kafka, "slot", joining, lambda: False)

@@ -89,7 +89,7 @@ def test_while_no_checkpoint_can_be_read_nothing_is_held_and_leaving_is_clean(
         assert session.clean
 
 
-def test_what_is_dropped_without_being_released_is_not_clean(make_session: Callable[[], Session]) -> None:
+def test_a_session_that_drops_partitions_unreleased_is_not_clean(make_session: Callable[[], Session]) -> None:
     session = make_session()
     session.join()
     until(lambda: polled(session), 30, "it has partitions")
@@ -97,7 +97,7 @@ def test_what_is_dropped_without_being_released_is_not_clean(make_session: Calla
     assert not session.clean
 
 
-def test_a_transaction_that_nobody_ends_holds_up_its_own_partitions_alone(
+def test_an_abandoned_transaction_holds_up_only_its_own_partitions(
     kafka: KafkaAddress, topics: TopicSettings, make_session: Callable[[], Session]
 ) -> None:
     dead = Producer(transactional_config(kafka.settings, f"{topics.requests}-dead"))
@@ -119,7 +119,7 @@ def test_a_transaction_that_nobody_ends_holds_up_its_own_partitions_alone(
     session.close()
 
 
-def test_partitions_that_left_while_they_were_paused_deliver_when_they_come_back(
+def test_partitions_that_left_while_paused_deliver_when_they_return(
     kafka: KafkaAddress, topics: TopicSettings, make_session: Callable[[], Session]
 ) -> None:
     session = make_session()
@@ -157,7 +157,7 @@ def test_partitions_that_left_while_they_were_paused_deliver_when_they_come_back
     session.close()
 
 
-def test_a_group_that_it_may_not_read_ends_the_session(
+def test_a_group_that_may_not_be_read_ends_the_session(
     make_session: Callable[..., Session], topics: TopicSettings
 ) -> None:
     with MockCluster() as cluster:
@@ -209,7 +209,7 @@ def produce(kafka: KafkaAddress, topics: TopicSettings, partitions: Collection[i
 
 
 class TestWhatAnotherProcessLeftOpen:
-    def test_accuses_nobody_if_that_process_is_back_in_the_group(
+    def test_makes_no_request_suspect_if_that_process_is_back_in_the_group(
         self, kafka: KafkaAddress, topics: TopicSettings, make_session: Callable[..., Session]
     ) -> None:
         theirs = draw_nonce("other")
@@ -229,7 +229,7 @@ class TestWhatAnotherProcessLeftOpen:
         again.abandon()
         session.abandon()
 
-    def test_is_charged_once_nobody_is_left_who_could_be_that_process(
+    def test_is_charged_once_no_member_can_be_that_process(
         self,
         kafka: KafkaAddress,
         topics: TopicSettings,
@@ -244,7 +244,7 @@ class TestWhatAnotherProcessLeftOpen:
         assert marks_of(session) == {Mark(2, suspect=True)}
         session.abandon()
 
-    def test_is_charged_at_once_if_its_slot_has_another_process(
+    def test_is_charged_at_once_if_its_slot_has_a_new_process(
         self,
         kafka: KafkaAddress,
         topics: TopicSettings,
@@ -299,7 +299,7 @@ def committed(kafka: KafkaAddress, topics: TopicSettings) -> int:
 
 
 class TestALogThatWentBack:
-    def test_a_topic_that_was_made_again_is_not_served_from_the_old_ones_offsets(
+    def test_a_topic_that_was_created_again_is_not_served_from_the_old_offsets(
         self, kafka: KafkaAddress, topics: TopicSettings, make_session: Callable[..., Session]
     ) -> None:
         session = make_session()
@@ -324,7 +324,7 @@ class TestALogThatWentBack:
         assert any("deleted and created again" in reason for reason in reasons)
         session.close()
 
-    def test_a_checkpoint_that_knows_more_than_the_log_stops_its_partition_alone(
+    def test_a_checkpoint_that_is_ahead_of_the_log_stops_only_its_partition(
         self, kafka: KafkaAddress, topics: TopicSettings, make_session: Callable[..., Session]
     ) -> None:
         produce(kafka, topics, [0, 1])
@@ -377,7 +377,7 @@ class TestABatchThatCannotBeRead:
             pytest.param(Batch([WireRecord(b"x"), WireRecord(b"x", null=-2)]), 1, id="a length of -2"),
         ],
     )
-    def test_is_named_with_the_first_offset_that_cannot_be_read_until_somebody_else_has_it(
+    def test_is_reported_with_its_first_unreadable_offset_until_another_member_has_the_partition(
         self,
         kafka: KafkaAddress,
         topics: TopicSettings,
@@ -448,7 +448,7 @@ class TestABatchThatCannotBeRead:
         assert stands_still(session) == []
         session.close()
 
-    def test_is_not_what_an_open_transaction_is(
+    def test_is_told_apart_from_an_open_transaction(
         self,
         kafka: KafkaAddress,
         topics: TopicSettings,

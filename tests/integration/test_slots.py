@@ -64,7 +64,7 @@ def holds_all(session: Session) -> bool:
     return set(session.window.assignments) == ALL
 
 
-def test_slots_and_groups_whose_names_run_together_leave_each_other_alone(
+def test_slots_and_groups_whose_names_concatenate_equally_do_not_interfere(
     topics: TopicSettings, join: Callable[[str, str], Session]
 ) -> None:
     group = topics.requests
@@ -75,7 +75,7 @@ def test_slots_and_groups_whose_names_run_together_leave_each_other_alone(
         session.claim()
 
 
-def test_a_replay_leaves_the_worker_in_a_slot_of_that_name_alone(
+def test_a_replay_does_not_fence_a_worker_in_a_slot_of_that_name(
     topics: TopicSettings, settings_of: Callable[[str], Settings], join: Callable[[str, str], Session]
 ) -> None:
     worker = join(topics.requests, "replay")

@@ -31,9 +31,7 @@ def pictures(count: int) -> list[PromptRequest]:
     return [PromptRequest(prompt=f"picture {i}", width=256, height=256) for i in range(count)]
 
 
-def test_a_worker_that_is_killed_is_started_again_and_the_other_goes_on(
-    arena: Arena, supervised: Supervised
-) -> None:
+def test_a_killed_worker_is_restarted_and_the_other_continues(arena: Arena, supervised: Supervised) -> None:
     first, second = supervised.started()
     arena.send(pictures(200))
     os.kill(first, signal.SIGKILL)
@@ -46,7 +44,7 @@ def test_a_worker_that_is_killed_is_started_again_and_the_other_goes_on(
     assert supervised.stop() == 0
 
 
-def test_one_port_shows_all_workers(arena: Arena, supervised: Supervised) -> None:
+def test_one_port_serves_the_metrics_of_all_workers(arena: Arena, supervised: Supervised) -> None:
     until(lambda: supervised.get("/readyz") == '{"ready": true, "reasons": []}\n', 30, "all are ready")
     arena.send(pictures(40))
     arena.wait_answered(60)
@@ -68,7 +66,7 @@ def test_one_port_shows_all_workers(arena: Arena, supervised: Supervised) -> Non
     until(lambda: '"ready": true' in supervised.get("/readyz"), 40, "it is back")
 
 
-def test_a_crash_loop_is_told_with_the_last_lines(arena: Arena, tmp_path: Path) -> None:
+def test_a_crash_loop_is_reported_with_the_last_lines(arena: Arena, tmp_path: Path) -> None:
     with Supervised(arena, tmp_path / "supervisor.log", {"ZIMAGE_STORE__BUCKET": "nowhere"}) as running:
         until(lambda: "is in a crash loop" in running.words(), 60, "the verdict")
         verdict = next(line for line in running.words().splitlines() if "is in a crash loop" in line)
@@ -77,7 +75,7 @@ def test_a_crash_loop_is_told_with_the_last_lines(arena: Arena, tmp_path: Path) 
         assert running.stop() in (0, 1)
 
 
-def test_a_worker_that_leaks_is_replaced_and_no_request_pays_for_it(arena: Arena, tmp_path: Path) -> None:
+def test_a_worker_that_leaks_is_replaced_and_no_request_is_charged(arena: Arena, tmp_path: Path) -> None:
     leaking = {
         "ZIMAGE_ENGINE__SIMULATED_FAULTS": '{"picture": "leak:100"}',
         "ZIMAGE_ENGINE__LEAK_LIMIT_BYTES": str(1 << 30),
@@ -97,7 +95,7 @@ def test_a_worker_that_leaks_is_replaced_and_no_request_pays_for_it(arena: Arena
         assert running.stop() == 0
 
 
-def test_models_that_do_not_fit_into_memory_together_load_one_by_one(arena: Arena, tmp_path: Path) -> None:
+def test_models_that_do_not_fit_into_memory_together_load_one_at_a_time(arena: Arena, tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(CHECKPOINT, model, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     # A file with a hole: as large as no memory, and nothing on the disk. The pipeline does not read it.
@@ -117,12 +115,12 @@ def test_models_that_do_not_fit_into_memory_together_load_one_by_one(arena: Aren
         assert running.stop() == 0
 
 
-def test_workers_end_with_a_supervisor_that_is_killed(supervised: Supervised) -> None:
+def test_workers_end_when_their_supervisor_is_killed(supervised: Supervised) -> None:
     supervised.process.kill()
     until(lambda: not any(alive(pid) for pid in supervised.started()), 40, "the workers have ended")
 
 
-def test_a_record_that_hangs_whoever_reads_it_ends_as_a_dead_letter(
+def test_a_record_that_hangs_every_worker_that_decodes_it_ends_as_a_dead_letter(
     make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress, tmp_path: Path
 ) -> None:
     # One partition, so that everybody else's requests are behind it.

@@ -43,7 +43,7 @@ def committed(arena: Arena) -> int:
         tool.close()
 
 
-def test_records_that_are_decoded_one_by_one_wait_for_no_picture_of_each_other(
+def test_records_decoded_one_at_a_time_do_not_wait_for_each_others_images(
     make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress
 ) -> None:
     arena = make_arena(kafka, minio, partitions=1)
@@ -59,7 +59,7 @@ def test_records_that_are_decoded_one_by_one_wait_for_no_picture_of_each_other(
     assert values["zimage_batch_size_count", ""] < count / 2
 
 
-def test_a_log_that_is_emptied_behind_a_marker_is_served_on(
+def test_a_log_emptied_behind_a_transaction_marker_is_still_served(
     make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress
 ) -> None:
     arena = make_arena(kafka, minio, partitions=1)

@@ -106,7 +106,7 @@ def test_a_request_is_traced_under_its_producers_trace(arena: Arena, collector: 
         assert span.end_time_unix_nano <= whole.end_time_unix_nano
 
 
-def test_prompts_are_logged_where_somebody_wants_it(arena: Arena) -> None:
+def test_prompts_are_logged_if_the_setting_asks_for_it(arena: Arena) -> None:
     worker = arena.fleet.start(
         "worker", ZIMAGE_ENGINE__SIMULATED_MS="0", ZIMAGE_TELEMETRY__LOG_PROMPTS="true"
     ).wait_ready()

@@ -63,7 +63,7 @@ def worker(arena: Arena) -> WorkerProcess:
 
 
 class TestASuccessfulRequest:
-    def test_is_answered_with_the_picture_it_asked_for(self, arena: Arena, worker: WorkerProcess) -> None:
+    def test_is_answered_with_the_image_it_requested(self, arena: Arena, worker: WorkerProcess) -> None:
         request = picture("一只红色的狐狸", tenant="studio", seed=7, batch_id="b1", attributes={"sku": "A-1"})
         with PromptClient(arena.settings) as client:
             client.submit(request, headers={"traceparent": "00-" + "a" * 32 + "-" + "b" * 16 + "-01"})
@@ -91,7 +91,7 @@ class TestASuccessfulRequest:
         assert [sent["traceparent"] for sent in headers] == [trace.encode()]
         assert headers[0]["ce_type"] == b"zimage.ImageResult.v1"
 
-    def test_in_other_formats(self, arena: Arena, worker: WorkerProcess) -> None:
+    def test_is_answered_in_other_formats(self, arena: Arena, worker: WorkerProcess) -> None:
         with PromptClient(arena.settings) as client:
             for name, content_type in (("webp", "image/webp"), ("jpeg", "image/jpeg")):
                 result = client.wait(client.submit(picture(format=name)), timeout=120)
@@ -99,7 +99,7 @@ class TestASuccessfulRequest:
                 assert result.image.content_type == content_type
 
 
-class TestASecondRequestOfTheSameId:
+class TestASecondRequestWithTheSameId:
     def test_with_the_same_parameters_costs_no_generation(self, arena: Arena, worker: WorkerProcess) -> None:
         request = picture()
         with PromptClient(arena.settings) as client:
@@ -163,7 +163,7 @@ class TestAnEngineThatFails:
         assert (failed["error"]["code"], failed["attempts"]) == ("GENERATION_FAILED", 3)
         assert report.statuses() == {"SUCCEEDED": 11, "FAILED": 1}
 
-    def test_for_want_of_memory_makes_smaller_batches(self, arena: Arena) -> None:
+    def test_for_lack_of_memory_gets_smaller_batches(self, arena: Arena) -> None:
         worker = self.start(arena, large="oom:2")
         arena.send([picture(f"large {i}") for i in range(40)])
         report = arena.wait_answered(40)
@@ -173,7 +173,7 @@ class TestAnEngineThatFails:
         assert samples(worker)["zimage_out_of_memory_total", ""] <= 2
         assert {result["attempts"] for result in report.by_request().values()} == {1}
 
-    def test_for_want_of_memory_even_alone_condemns_that_one_only(self, arena: Arena) -> None:
+    def test_for_lack_of_memory_even_alone_ends_only_that_request(self, arena: Arena) -> None:
         self.start(arena, huge="oom:0")
         huge = picture("huge")
         arena.send([huge, *(picture(f"small {i}") for i in range(8))])
@@ -182,13 +182,15 @@ class TestAnEngineThatFails:
         assert report.by_request()[huge.request_id]["error"]["code"] == "OUT_OF_MEMORY"
         assert report.statuses() == {"SUCCEEDED": 8, "FAILED": 1}
 
-    def test_with_a_lost_context_ends_the_process_and_condemns_nobody_at_once(self, arena: Arena) -> None:
+    def test_with_a_lost_context_ends_the_process_without_ending_a_request_at_once(
+        self, arena: Arena
+    ) -> None:
         worker = self.start(arena, cursed="lost")
         arena.send([picture("cursed")])
         assert worker.wait(30) == 71
         assert arena.report().results == {}
 
-    def test_that_hangs_ends_the_process_and_condemns_nobody_at_once(self, arena: Arena) -> None:
+    def test_that_hangs_ends_the_process_without_ending_a_request_at_once(self, arena: Arena) -> None:
         hung = arena.fleet.start(
             "worker",
             ZIMAGE_ENGINE__SIMULATED_MS="0",
@@ -246,8 +248,8 @@ def release(arena: Arena) -> None:
     assert done.returncode == 0, done.stderr
 
 
-class TestRequestsThatFailForReasonsThatMayBeOurs:
-    def test_are_held_back_where_nothing_succeeds_until_an_operator_lets_them_go(self, arena: Arena) -> None:
+class TestRequestsThatMayFailThroughTheDeployment:
+    def test_are_held_back_if_nothing_succeeds_until_an_operator_releases_them(self, arena: Arena) -> None:
         worker = arena.fleet.start("worker", ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
         flood(arena, 300)
 
@@ -265,7 +267,7 @@ class TestRequestsThatFailForReasonsThatMayBeOurs:
         assert report.duplicates == []
         worker.wait_ready()
 
-    def test_of_one_producer_stop_nobody_else(self, arena: Arena) -> None:
+    def test_do_not_stop_the_requests_of_other_producers(self, arena: Arena) -> None:
         flood(arena, 1_500)
         worker = arena.fleet.start("worker", ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
         until(
@@ -280,7 +282,7 @@ class TestRequestsThatFailForReasonsThatMayBeOurs:
         worker.wait_ready()
 
 
-def test_at_least_once_answers_everything_too(
+def test_at_least_once_also_answers_every_request(
     make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress
 ) -> None:
     arena = make_arena(kafka, minio, worker={"guarantee": "at_least_once"})
@@ -305,7 +307,7 @@ def test_with_a_schema_registry(
     assert record.value()[0] == 0
 
 
-def test_where_the_results_schema_is_not_registered_a_worker_waits_and_charges_nobody(
+def test_without_a_registered_results_schema_a_worker_waits_and_charges_no_request(
     make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress, registry: RegistryAddress
 ) -> None:
     arena = make_arena(kafka, minio, registry={"url": registry.url})
@@ -342,7 +344,7 @@ def test_client_and_worker_over_sasl_ssl(
     assert report.statuses() == {"SUCCEEDED": 20}
 
 
-def test_a_missing_bucket_is_said_at_start(arena: Arena, tmp_path: Path) -> None:
+def test_a_missing_bucket_is_reported_at_start(arena: Arena, tmp_path: Path) -> None:
     worker = arena.fleet.start("worker", ZIMAGE_STORE__BUCKET="nowhere")
     assert worker.wait(30) == 1
     assert "there is no bucket 'nowhere'" in worker.log.read_text()

@@ -31,12 +31,12 @@ headers = st.lists(
 
 
 @given(st.integers(0, 2**31), st.integers(0, 2**63 - 1))
-def test_a_place_is_read_as_it_is_written(partition: int, offset: int) -> None:
+def test_a_position_is_parsed_as_it_is_written(partition: int, offset: int) -> None:
     assert LetterPosition.parse(str(LetterPosition(partition, offset))) == (partition, offset)
 
 
 @pytest.mark.parametrize("text", ["", "1", "1:", ":1", "a:b", "-1:2", "1:2:3", "١:٢", " 1:2"])
-def test_what_is_no_place(text: str) -> None:
+def test_invalid_positions_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="PARTITION:OFFSET"):
         LetterPosition.parse(text)
 
@@ -70,7 +70,7 @@ def test_dying_and_replaying_in_turn_keeps_the_senders_headers(
 
 
 @given(st.binary(max_size=20))
-def test_a_count_that_is_nonsense_is_none(value: bytes) -> None:
+def test_an_invalid_count_of_replays_is_zero(value: bytes) -> None:
     assert replays_of([("zimage.replays", value)]) >= 0
 
 
@@ -120,7 +120,7 @@ SHORTENED = (
     ],
     ids=lambda each: "" if isinstance(each, DeadLetter) else each[:40],
 )
-def test_what_nobody_reads_to_its_end_is_shortened(one: DeadLetter, says: str) -> None:
+def test_overlong_values_are_shortened(one: DeadLetter, says: str) -> None:
     text = shown(one)
     assert len(text) < 20_000
     assert says in text
@@ -132,7 +132,7 @@ def test_what_nobody_reads_to_its_end_is_shortened(one: DeadLetter, says: str) -
     assert len(printed.get()) < 10_000
 
 
-def test_what_people_read_is_shown_whole() -> None:
+def test_values_of_readable_length_are_shown_whole() -> None:
     request = PromptRequest(prompt="长" * 2_000, request_id="r" * 128, attributes={"a": "b" * 1_000})
     one = letter(b"k" * 128, b"v" * 2_000, [("mine", b"x" * 1_000), ("none", None)] * 50, request)
     text = shown(one)
@@ -142,6 +142,6 @@ def test_what_people_read_is_shown_whole() -> None:
     assert "r" * 128 in line_of(one, AT, replayed=False)
 
 
-def test_json_has_all_of_it() -> None:
+def test_json_contains_everything() -> None:
     one = letter(b"k" * MUCH, b"v" * MUCH, [("x" * MUCH, b"y" * MUCH)])
     assert len(as_json(one.as_dict())) > 4 * MUCH

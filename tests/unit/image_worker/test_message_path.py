@@ -58,7 +58,7 @@ def path(tmp_path: Path, health: Health) -> Iterator[MessagePath]:
     ("under_way", "quarantine_due", "wait_s"),
     [(False, False, IDLE_POLL_S), (True, False, 0.0), (False, True, 0.0), (True, True, 0.0)],
 )
-def test_it_waits_for_records_only_while_nothing_else_is_due(
+def test_a_turn_waits_for_records_only_while_nothing_else_is_due(
     under_way: bool, quarantine_due: bool, wait_s: float
 ) -> None:
     assert poll_timeout_s(under_way, quarantine_due) == wait_s
@@ -82,7 +82,7 @@ class Idle:
     stalled = 0
 
 
-def test_an_outage_that_no_request_waits_for_any_more_is_asked_about(
+def test_a_service_that_no_request_waits_for_is_rechecked_after_an_outage(
     path: MessagePath, health: Health
 ) -> None:
     health.set_started()

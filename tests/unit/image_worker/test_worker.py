@@ -62,7 +62,7 @@ def worker(tmp_path: Path, health: Health) -> Iterator[Worker]:
     made._path.close()
 
 
-def test_a_sick_device_is_told_even_where_its_requests_cannot_be_given_back(worker: Worker) -> None:
+def test_a_sick_device_is_reported_even_if_its_requests_cannot_be_given_back(worker: Worker) -> None:
     gone = Gone()
     error = EngineLostError(EngineLost(EngineError("the known-good picture failed"), sick=True))
     assert worker._end_without_engine(cast(Session, gone), error) is ExitCode.SICK

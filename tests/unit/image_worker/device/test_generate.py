@@ -81,7 +81,7 @@ def running(
         assert not here.thread.is_alive()
 
 
-def test_a_batch_that_nobody_wants_is_cut_short_and_the_next_one_runs() -> None:
+def test_a_batch_that_is_not_wanted_any_more_is_cut_short_and_the_next_one_runs() -> None:
     with running(simulated_ms=1_000_000) as here:
         unwanted, wanted = job(width=1024, height=1024), job(width=64, height=64, steps=1)
         here.thread.submit(Batch(1, (unwanted,)))
@@ -94,7 +94,7 @@ def test_a_batch_that_nobody_wants_is_cut_short_and_the_next_one_runs() -> None:
     assert here.pictures == []
 
 
-def test_a_batch_of_which_one_is_wanted_is_finished() -> None:
+def test_a_batch_with_one_wanted_job_is_finished() -> None:
     with running(simulated_ms=1_000) as here:
         jobs = job(width=512, height=512), job(width=512, height=512)
         jobs[0].assignment.gone = True
@@ -103,7 +103,7 @@ def test_a_batch_of_which_one_is_wanted_is_finished() -> None:
     assert [each for each, _ in here.pictures] == list(jobs)
 
 
-def test_half_a_picture_is_an_error_of_its_own_request_and_no_picture() -> None:
+def test_half_an_image_is_an_error_of_its_own_request_and_no_image() -> None:
     with running({"poison": "corrupt"}) as here:
         good, bad = job(prompt="medicine"), job(prompt="poison")
         here.thread.submit(Batch(1, (good, bad)))
@@ -115,7 +115,7 @@ def test_half_a_picture_is_an_error_of_its_own_request_and_no_picture() -> None:
     assert [each for each, _ in here.pictures] == [good]
 
 
-def test_where_the_known_good_picture_is_half_a_picture_the_device_is_sick() -> None:
+def test_a_device_that_makes_half_of_the_known_good_image_is_sick() -> None:
     with running({"poison": "raise", KNOWN_GOOD: "corrupt"}) as here:
         here.thread.submit(Batch(1, (job(prompt="poison"),)))
         lost = here.outcome()
@@ -123,7 +123,7 @@ def test_where_the_known_good_picture_is_half_a_picture_the_device_is_sick() -> 
     assert lost.sick
 
 
-def test_memory_that_stays_in_use_is_told_once_and_exported_after_every_batch() -> None:
+def test_leaked_memory_is_reported_once_and_memory_is_exported_after_every_batch() -> None:
     with running({"drip": "leak:8"}, leak_limit_bytes=64 * MIB) as here:
         for number in range(SETTLE + 20):
             here.thread.submit(Batch(number, (job(prompt="drip", width=64, height=64),)))
@@ -162,7 +162,7 @@ class Speechless(SimulatedEngine):
 
 
 @pytest.mark.parametrize("busy", [True, False])
-def test_a_thread_that_fails_beside_its_batches_says_so(
+def test_a_failure_of_the_thread_outside_a_batch_is_reported(
     busy: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Speechless, "closed", False)
@@ -192,7 +192,7 @@ SPEC = ImageSpec("a heron", 96, 64, 8, 0.0, 1)
         [draw(SPEC), draw(SPEC).rotate(90, expand=True)],
     ],
 )
-def test_pictures_that_are_not_what_was_asked_for_are_an_engines_error(images: list[Image]) -> None:
+def test_images_that_differ_from_their_specs_are_an_engine_error(images: list[Image]) -> None:
     check_images([SPEC, SPEC], [draw(SPEC), draw(SPEC)])
     with pytest.raises(EngineError, match=r"\('RGB', 96, 64\)"):
         check_images([SPEC, SPEC], images)

@@ -50,7 +50,7 @@ def _answer(value: Any) -> Future[Any]:
 
 
 @pytest.mark.parametrize("committed", [93, OFFSET_INVALID])
-def test_a_leader_that_does_not_say_where_its_log_ends_is_asked_again(
+def test_a_leader_that_does_not_return_an_end_offset_is_queried_again(
     committed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(takeover, "ASK_AGAIN_S", 0.0)

@@ -39,7 +39,7 @@ def readable() -> Job:
     return good
 
 
-def test_the_registry_is_up_when_something_was_decoded_and_not_before(health: Health) -> None:
+def test_the_registry_counts_as_up_only_once_a_record_was_decoded(health: Health) -> None:
     admission = admission_with(Codec(), health)
     health.down("registry", "the id of a result's schema cannot be had")
     assert admission.admit(outage_known=False) == []
@@ -59,7 +59,7 @@ def test_the_registry_is_up_when_something_was_decoded_and_not_before(health: He
         assert health.is_up("registry") is not outage_known
 
 
-def test_a_record_whose_schema_is_not_to_be_had_holds_up_no_other(
+def test_a_record_whose_schema_is_unavailable_holds_up_no_other(
     health: Health, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "ASK_AGAIN_S", 0.0)
@@ -80,7 +80,7 @@ def test_a_record_whose_schema_is_not_to_be_had_holds_up_no_other(
     assert admission.admit(outage_known=False) == [later]
 
 
-def test_an_answer_that_is_awaited_says_nothing_of_the_registry(
+def test_a_pending_answer_does_not_change_the_registrys_health(
     health: Health, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PENDING_AGAIN_S", 0.0)

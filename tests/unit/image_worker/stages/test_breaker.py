@@ -23,27 +23,27 @@ def fail(breaker: Breaker[Item], cause: Cause, requests: range) -> list[int]:
     return [n for n in requests if not breaker.fail(cause, n, (cause, n))]
 
 
-def test_where_everything_fails_only_so_many_end() -> None:
+def test_if_everything_fails_only_a_limited_number_of_requests_end() -> None:
     breaker = Breaker[Item]()
     ended = [fail(breaker, Cause(FAILED, f"tenant {t}"), range(10)) for t in range(1_000)]
     assert sum(map(len, ended)) == LIMIT
     assert breaker.held_count(FAILED) == 10_000 - LIMIT
 
 
-def test_of_one_cause_fewer_end_so_that_others_still_get_their_answer() -> None:
+def test_fewer_requests_of_one_cause_end_so_that_others_are_still_answered() -> None:
     breaker = Breaker[Item]()
     assert len(fail(breaker, Cause(FAILED, "flood"), range(1_500))) == LIMIT_PER_SUBJECT
     assert len(fail(breaker, Cause(FAILED, "other"), range(10))) == 10
 
 
-def test_a_request_that_is_sent_again_and_again_counts_once() -> None:
+def test_a_request_that_is_sent_repeatedly_counts_once() -> None:
     breaker = Breaker[Item]()
     cause = Cause(FAILED, "loop")
     assert not any(breaker.fail(cause, "the same", (cause, n)) for n in range(1_000))
     assert len(fail(breaker, cause, range(1_000))) == LIMIT_PER_SUBJECT - 1
 
 
-def test_a_success_has_as_many_tried_again_and_forgets_who_failed() -> None:
+def test_a_success_releases_the_same_number_for_a_retry_and_resets_the_count() -> None:
     breaker = Breaker[Item]()
     flood, other = Cause(FAILED, "flood"), Cause(FAILED, "other")
     fail(breaker, flood, range(500))
@@ -54,7 +54,7 @@ def test_a_success_has_as_many_tried_again_and_forgets_who_failed() -> None:
     assert len(fail(breaker, flood, range(50, 100))) == LIMIT_PER_SUBJECT
 
 
-def test_a_success_says_nothing_of_what_it_did_not_need() -> None:
+def test_a_success_does_not_release_requests_with_unrelated_codes() -> None:
     breaker = Breaker[Item]()
     fail(breaker, Cause(FAILED, "a"), range(60))
     assert breaker.succeed([OTHER]) == []
@@ -62,7 +62,7 @@ def test_a_success_says_nothing_of_what_it_did_not_need() -> None:
 
 
 @given(st.lists(st.tuples(causes, st.integers(0, 300)) | codes, max_size=400))
-def test_nothing_is_lost_and_never_do_more_end_than_may(events: list[tuple[Cause, int] | Code]) -> None:
+def test_no_request_is_lost_and_no_more_end_than_allowed(events: list[tuple[Cause, int] | Code]) -> None:
     breaker = Breaker[Item]()
     held: Counter[Item] = Counter()
     ended: dict[Code, set[Item]] = {code: set() for code in DEPLOYMENT_CODES}
@@ -86,7 +86,7 @@ def test_nothing_is_lost_and_never_do_more_end_than_may(events: list[tuple[Cause
 
 
 @given(st.integers(1, 2_000), st.integers(1, 5), st.integers(0, 200))
-def test_whatever_one_producer_sends_it_is_gone_once_enough_of_others_succeeded(
+def test_a_flood_of_one_producer_clears_once_enough_other_requests_succeed(
     count: int, subjects: int, before: int
 ) -> None:
     breaker = Breaker[Item]()
@@ -100,7 +100,9 @@ def test_whatever_one_producer_sends_it_is_gone_once_enough_of_others_succeeded(
 
 
 @given(st.lists(st.tuples(causes, st.integers(0, 5), st.integers(0, 300)), max_size=300), st.integers(0, 5))
-def test_what_is_not_ours_any_more_is_forgotten(failures: list[tuple[Cause, int, int]], gone: int) -> None:
+def test_requests_that_belong_to_other_workers_now_are_forgotten(
+    failures: list[tuple[Cause, int, int]], gone: int
+) -> None:
     breaker = Breaker[tuple[int, int]]()
     held = Counter(
         (cause.code, (partition, number))

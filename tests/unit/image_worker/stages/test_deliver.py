@@ -75,7 +75,7 @@ def delivered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     return deliver_to
 
 
-def test_an_object_that_is_refused_while_others_are_taken_is_at_fault(
+def test_an_object_refused_while_others_are_accepted_is_at_fault(
     delivered: Callable[..., tuple[Outcome, Health]],
 ) -> None:
     outcome, health = delivered(REFUSES, TAKES, REFUSES, TAKES)
@@ -94,7 +94,7 @@ def test_an_object_that_is_refused_while_others_are_taken_is_at_fault(
         pytest.param((REFUSES, TAKES, REFUSES, REFUSES), id="it recovers, and goes again"),
     ],
 )
-def test_what_the_store_does_to_everybody_is_waited_for(
+def test_delivery_waits_while_the_store_refuses_every_object(
     delivered: Callable[..., tuple[Outcome, Health]], answers: tuple[str, ...]
 ) -> None:
     outcome, health = delivered(*answers)
@@ -103,7 +103,7 @@ def test_what_the_store_does_to_everybody_is_waited_for(
 
 
 @pytest.mark.parametrize("format_", ["png", "webp", "jpeg"])
-def test_a_picture_of_another_format_under_the_same_id_is_found(tmp_path: Path, format_: str) -> None:
+def test_an_image_of_another_format_under_the_same_id_is_found(tmp_path: Path, format_: str) -> None:
     outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
     delivery = Delivery(
         DirectoryStore(tmp_path),

@@ -222,9 +222,7 @@ def small(partition: int = 0, **request: Any) -> Job:
 
 
 @pytest.mark.parametrize("already_there", [True, False])
-def test_what_the_store_says_while_marks_are_refused_counts_for_nothing(
-    here: Here, already_there: bool
-) -> None:
+def test_the_stores_answers_are_ignored_when_the_marks_are_refused(here: Here, already_there: bool) -> None:
     first, again = small(request_id="same"), small(request_id="same")
     if already_there:
         here.add(first)
@@ -242,7 +240,7 @@ def test_what_the_store_says_while_marks_are_refused_counts_for_nothing(
     assert here.group.marks[again].open
 
 
-def test_what_the_store_had_is_not_run_again_when_its_batch_is_taken_back(here: Here) -> None:
+def test_a_job_whose_image_was_stored_does_not_run_when_its_batch_is_withdrawn(here: Here) -> None:
     here.add(small(request_id="same"))
     here.settle()
     here.gate.runs.clear()
@@ -262,7 +260,7 @@ def test_what_the_store_had_is_not_run_again_when_its_batch_is_taken_back(here: 
     assert leaving not in here.served
 
 
-def test_a_whole_batch_is_asked_for_at_a_time(here: Here) -> None:
+def test_the_store_is_queried_for_a_whole_batch_at_once(here: Here) -> None:
     here.store.answers.clear()
     batch = [small() for _ in range(8)]
     here.add(*batch)
@@ -272,7 +270,7 @@ def test_a_whole_batch_is_asked_for_at_a_time(here: Here) -> None:
     assert {here.store.questions.get(timeout=120) for _ in due} == due
 
 
-def test_a_batch_that_waits_for_the_store_is_taken_back_at_once(here: Here) -> None:
+def test_a_batch_that_waits_for_the_store_is_withdrawn_at_once(here: Here) -> None:
     here.store.answers.clear()
     staying, leaving = small(), small(partition=1)
     here.add(staying, leaving)
@@ -287,7 +285,7 @@ def test_a_batch_that_waits_for_the_store_is_taken_back_at_once(here: Here) -> N
     assert not here.group.marks[leaving].open
 
 
-def test_what_is_lost_while_the_store_is_asked_is_not_run(here: Here) -> None:
+def test_a_job_lost_while_the_store_is_queried_does_not_run(here: Here) -> None:
     here.store.answers.clear()
     staying, leaving = small(), small(partition=1)
     here.add(staying, leaving)
@@ -298,7 +296,7 @@ def test_what_is_lost_while_the_store_is_asked_is_not_run(here: Here) -> None:
     assert here.served == [staying]
 
 
-def test_where_decoding_is_dangerous_it_happens_under_a_mark_and_the_rest_beside_others(here: Here) -> None:
+def test_dangerous_decoding_happens_under_a_mark_and_the_request_then_runs_with_others(here: Here) -> None:
     dangerous, ordinary = small(), small(partition=1)
     request = dangerous.decoded
     dangerous.record = replace(dangerous.record, value=Codec().encode_request(request, "requests"))
@@ -313,7 +311,7 @@ def test_where_decoding_is_dangerous_it_happens_under_a_mark_and_the_rest_beside
     assert set(here.served) == {dangerous, ordinary}
 
 
-def test_a_request_that_waits_to_be_tried_again_is_under_no_open_mark(here: Here) -> None:
+def test_a_request_that_waits_for_its_retry_has_no_open_mark(here: Here) -> None:
     here.gate.may_run.clear()
     tried = small()
     here.add(tried)
@@ -328,7 +326,7 @@ def test_a_request_that_waits_to_be_tried_again_is_under_no_open_mark(here: Here
     assert here.group.commits == before
 
 
-def test_beside_a_batch_that_nobody_wants_any_more_nothing_is_marked_alone(here: Here) -> None:
+def test_nothing_is_marked_alone_while_an_unwanted_batch_still_runs(here: Here) -> None:
     here.gate.may_run.clear()
     here.add(small(partition=1))
     here.serve(here.gate.runs.is_set)
@@ -339,7 +337,7 @@ def test_beside_a_batch_that_nobody_wants_any_more_nothing_is_marked_alone(here:
     assert here.group.marks[beside] == Mark(open=True)
 
 
-def test_no_more_are_started_than_a_checkpoint_has_marks_for(here: Here) -> None:
+def test_no_more_requests_start_than_a_checkpoint_has_marks_for(here: Here) -> None:
     here.gate.may_run.clear()
     # A device so fast that the deck is deep, and encoders that take for ever.
     here.engine.image_s = 1e-9
@@ -353,7 +351,9 @@ def test_no_more_are_started_than_a_checkpoint_has_marks_for(here: Here) -> None
 
 
 @pytest.mark.parametrize("readable", [True, False])
-def test_of_a_convict_only_the_reading_counts_as_another_death(here: Here, readable: bool) -> None:
+def test_a_convicted_request_is_charged_only_for_a_death_while_it_is_decoded(
+    here: Here, readable: bool
+) -> None:
     convict = small(suspect=True)
     request = convict.decoded
     if readable:
@@ -369,7 +369,7 @@ def test_of_a_convict_only_the_reading_counts_as_another_death(here: Here, reada
     assert here.group.marks[convict] == Mark(3, suspect=True)
 
 
-def test_what_is_held_back_leaves_no_mark_and_nothing_waits_for_it(here: Here) -> None:
+def test_a_request_held_back_leaves_no_mark_and_blocks_no_drain(here: Here) -> None:
     here.gate.may_run.clear()
     one, suspect = small(), small(suspect=True)
     here.add(one)

@@ -60,7 +60,7 @@ def made() -> Job:
     return one
 
 
-def test_a_picture_made_now_has_what_failed_tried_again() -> None:
+def test_a_freshly_generated_image_causes_failed_requests_to_be_retried() -> None:
     here = Here()
     held = here.flood(120)
     assert len(held) == 120 - LIMIT_PER_SUBJECT
@@ -75,14 +75,14 @@ def test_a_picture_made_now_has_what_failed_tried_again() -> None:
     assert here.health.ready() == (True, [])
 
 
-def test_what_fails_again_has_itself_to_blame() -> None:
+def test_a_request_that_fails_again_is_not_held_back_again() -> None:
     here = Here()
     (held,) = here.flood(LIMIT_PER_SUBJECT + 1)
     held.last_chance = True
     assert not here.held_back.holds_back(Resolution(held, code=Code.GENERATION_FAILED, deployment_fault=True))
 
 
-def test_a_record_that_could_be_read_says_that_schemas_can_be_had_and_nothing_of_the_rest() -> None:
+def test_a_decoded_record_releases_only_requests_that_lacked_a_schema() -> None:
     here = Here()
     generation = here.flood(60)
     schema = [failed(Code.UNKNOWN_SCHEMA) for _ in range(60)]
@@ -99,7 +99,7 @@ def test_a_record_that_could_be_read_says_that_schemas_can_be_had_and_nothing_of
     assert here.health.ready()[1][0].startswith(f"{len(generation)} requests are held back")
 
 
-def test_nothing_is_said_any_more_of_partitions_that_are_gone() -> None:
+def test_requests_of_partitions_that_are_gone_are_no_longer_reported() -> None:
     here = Here(capacity=15 * job().size)
     here.flood(60, partition=3)
     crowded = [here.held_back.crowded]
@@ -115,7 +115,7 @@ def test_nothing_is_said_any_more_of_partitions_that_are_gone() -> None:
     assert here.again == []
 
 
-def test_a_record_larger_than_any_request_takes_no_room() -> None:
+def test_a_record_larger_than_any_valid_request_is_not_held_back() -> None:
     here = Here()
     here.flood(60)
     large = failed(Code.UNKNOWN_SCHEMA, tenant="other")
@@ -123,7 +123,7 @@ def test_a_record_larger_than_any_request_takes_no_room() -> None:
     assert not any(here.held_back.holds_back(large) for _ in range(1_000))
 
 
-def test_what_an_operator_releases_is_tried_again_and_no_more_is_held_back() -> None:
+def test_requests_that_an_operator_releases_are_retried_and_no_more_are_held_back() -> None:
     releases: dict[Code, float] = {}
     here = Here(lambda: dict(releases))
     held = here.flood(60)
@@ -142,7 +142,7 @@ def test_what_an_operator_releases_is_tried_again_and_no_more_is_held_back() -> 
     assert here.health.ready()[1][0].startswith(f"{len(other)} requests are held back")
 
 
-def test_a_broker_that_does_not_say_what_is_released_is_asked_again() -> None:
+def test_releases_are_read_again_after_a_broker_failed_to_return_them() -> None:
     asked: list[int] = []
 
     def read() -> dict[Code, float]:

@@ -85,7 +85,9 @@ def sent(**asked: Any) -> Job:
 @given(fields, st.booleans())
 @example({"prompt": "e\u0301"}, False)
 @example({"prompt": "word " * 400}, False)
-def test_what_passes_can_be_made_and_what_does_not_is_told(asked: dict[str, Any], guidance: bool) -> None:
+def test_an_accepted_request_can_be_generated_and_a_refusal_names_the_field(
+    asked: dict[str, Any], guidance: bool
+) -> None:
     one = sent(**asked)
     refused = None
     try:
@@ -101,7 +103,7 @@ def test_what_passes_can_be_made_and_what_does_not_is_told(asked: dict[str, Any]
 
 
 @given(st.sampled_from([64, 80, 512, 1024]), st.integers(1, 50), st.integers(0, 2**63 - 1))
-def test_a_request_in_order_passes_as_it_is(side: int, steps: int, seed: int) -> None:
+def test_a_valid_request_passes_unchanged(side: int, steps: int, seed: int) -> None:
     asked = PromptRequest(prompt="一只苍鹭", width=side, height=1024, steps=steps, seed=seed)
     one = job()
     one.record = replace(one.record, value=CODEC.encode_request(asked, "requests"))
@@ -117,7 +119,7 @@ class Broken(Codec):
         raise KeyError("type")
 
 
-def test_a_mistake_of_ours_is_told_once_and_nothing_runs_unchecked() -> None:
+def test_a_bug_in_decoding_or_checking_fails_the_request_and_nothing_runs_unchecked() -> None:
     with pytest.raises(WireError, match="it cannot be read: KeyError: 'type'"):
         Intake(Broken(), Limits(), tokens_of).check(sent())
 

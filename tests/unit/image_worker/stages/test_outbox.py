@@ -88,7 +88,7 @@ class Publishing:
         assert any(place in reason for reason in reasons)
 
 
-def test_a_terminal_event_that_cannot_be_made_is_held_back_alone() -> None:
+def test_a_terminal_event_that_cannot_be_built_is_withheld_alone() -> None:
     good, bad = job(), job(batch_id=5)
     here = Publishing([good, bad])
     assert here.publish() == []
@@ -98,7 +98,7 @@ def test_a_terminal_event_that_cannot_be_made_is_held_back_alone() -> None:
 
 
 @given(st.integers(1, 8), st.data())
-def test_a_record_that_the_brokers_refuse_is_held_back_alone(count: int, data: st.DataObject) -> None:
+def test_a_record_that_the_brokers_refuse_is_withheld_alone(count: int, data: st.DataObject) -> None:
     jobs = [job() for _ in range(count)]
     bad = jobs[data.draw(st.integers(0, count - 1))]
     here = Publishing(jobs)
@@ -109,7 +109,7 @@ def test_a_record_that_the_brokers_refuse_is_held_back_alone(count: int, data: s
     here.assert_told(bad)
 
 
-def test_of_a_refused_record_nothing_is_said_once_its_partition_is_gone() -> None:
+def test_a_refused_record_is_no_longer_reported_once_its_partition_is_gone() -> None:
     jobs = [job(), job()]
     here = Publishing(jobs)
     here.session.refused = {each.request and each.request.request_id.encode() for each in jobs}
@@ -145,7 +145,7 @@ class Unregistered(Codec):
 @pytest.mark.parametrize(
     "problem", [SchemaMissingError("not registered"), RegistryUnavailableError("refused to connect")]
 )
-def test_without_the_results_schema_everything_is_kept_and_told_until_it_is_there(problem: Exception) -> None:
+def test_without_the_results_schema_results_are_kept_and_the_outage_is_reported(problem: Exception) -> None:
     codec = Unregistered(problem)
     here = Publishing([job(), job()], codec=codec)
     assert here.publish() == []
@@ -160,7 +160,7 @@ def test_without_the_results_schema_everything_is_kept_and_told_until_it_is_ther
     assert set(out) == set(here.jobs)
 
 
-def test_a_dead_letter_that_the_brokers_refuse_goes_out_cut() -> None:
+def test_a_dead_letter_that_the_brokers_refuse_is_published_in_cut_form() -> None:
     large = job()
     large.request = None
     large.record = replace(large.record, value=b"v" * 1_000_000)

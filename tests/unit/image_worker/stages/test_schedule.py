@@ -46,7 +46,7 @@ class TestEveryJob:
         assert len(scheduler) == 0
 
     @given(st.lists(jobs, max_size=30), st.sets(st.integers(0, 3)))
-    def test_of_partitions_given_up_is_never_run(self, waiting: list[Job], gone: set[int]) -> None:
+    def test_of_a_partition_given_up_never_runs(self, waiting: list[Job], gone: set[int]) -> None:
         scheduler = Scheduler()
         for one in waiting:
             scheduler.add(one)
@@ -75,7 +75,7 @@ class TestFairness:
         first = [scheduler.pop_batch(0.0)[0].decoded.tenant for _ in range(200)]
         assert abs(first.count("gold") - 150) <= 2
 
-    def test_who_fits_into_others_batches_does_not_live_on_them(self) -> None:
+    def test_a_tenant_whose_requests_fit_others_batches_gets_no_more_than_its_share(self) -> None:
         scheduler = Scheduler()
         for _ in range(300):
             scheduler.add(job(tenant="mixed", width=64, height=64))
@@ -87,7 +87,7 @@ class TestFairness:
                 got[one.decoded.tenant] += one.decoded.width * one.decoded.height
         assert abs(got["mixed"] - got["companion"]) <= 8 * 512 * 512
 
-    def test_cost_counts_not_the_number_of_requests(self) -> None:
+    def test_cost_counts_rather_than_the_number_of_requests(self) -> None:
         scheduler = Scheduler(limits=BatchLimits(1))
         for _ in range(100):
             scheduler.add(job(tenant="large", width=1024, height=1024))
@@ -95,7 +95,7 @@ class TestFairness:
         first = [scheduler.pop_batch(0.0)[0].decoded.tenant for _ in range(50)]
         assert abs(first.count("small") - 40) <= 1
 
-    def test_asking_one_at_a_time_is_no_way_to_jump_the_line(self) -> None:
+    def test_submitting_one_request_at_a_time_does_not_jump_the_queue(self) -> None:
         scheduler = Scheduler()
         for _ in range(200):
             scheduler.add(job(tenant="patient"))
@@ -108,7 +108,7 @@ class TestFairness:
                 scheduler.add(job(tenant="eager"))
         assert served <= 51
 
-    def test_a_tenant_that_was_away_does_not_save_up_turns(self) -> None:
+    def test_an_idle_tenant_accumulates_no_credit(self) -> None:
         scheduler = Scheduler()
         for _ in range(300):
             scheduler.add(job(tenant="steady"))
@@ -130,7 +130,7 @@ class TestWithinATenant:
             scheduler.add(one)
         assert [batch[0] for batch in drain(scheduler)] == [urgent, soon, late, first, second]
 
-    def test_what_comes_back_keeps_its_place(self) -> None:
+    def test_a_job_that_comes_back_keeps_its_place(self) -> None:
         scheduler = Scheduler()
         first, second = job(), job()
         scheduler.add(first)
@@ -140,7 +140,7 @@ class TestWithinATenant:
 
 
 class TestExpiry:
-    def test_takes_exactly_what_has_expired(self) -> None:
+    def test_pops_exactly_the_expired_jobs(self) -> None:
         scheduler = Scheduler()
         gone = job(expires_at=SENT)
         kept = job(expires_at=SENT + timedelta(seconds=2))
@@ -154,7 +154,7 @@ class TestExpiry:
         scheduler.add(job(expires_at=SENT, ever_started=True))
         assert scheduler.pop_expired(SENT + timedelta(days=1)) == []
 
-    def test_nor_does_one_that_was_started_after_it_came_and_is_back_for_its_retry(self) -> None:
+    def test_a_request_that_is_back_for_its_retry_does_not_expire(self) -> None:
         scheduler = Scheduler(limits=BatchLimits(1))
         again, other = job(expires_at=SENT), job()
         scheduler.add(again)
@@ -177,7 +177,7 @@ class TestMemory:
 
     ROUNDS, BOUND = 20_000, 600
 
-    def test_of_what_was_served_long_before_it_expires(self) -> None:
+    def test_of_jobs_served_long_before_they_expire(self) -> None:
         scheduler = Scheduler(limits=BatchLimits(1))
         scheduler.add(job())
         for _ in range(self.ROUNDS):
@@ -187,7 +187,7 @@ class TestMemory:
         assert len(scheduler) == 1
         assert entries(scheduler) < self.BOUND
 
-    def test_of_what_expired_behind_what_goes_first(self) -> None:
+    def test_of_jobs_that_expired_behind_higher_priorities(self) -> None:
         scheduler = Scheduler(limits=BatchLimits(1))
         scheduler.add(job(priority=1))
         for _ in range(self.ROUNDS):
@@ -212,7 +212,7 @@ class TestMemory:
         assert entries(scheduler) < self.BOUND
         assert drain(scheduler) == [[kept]]
 
-    def test_of_what_comes_back_again_and_again(self) -> None:
+    def test_of_jobs_that_come_back_repeatedly(self) -> None:
         scheduler = Scheduler(limits=BatchLimits(1))
         again = job(expires_at=SENT + timedelta(days=7))
         scheduler.add(again)
@@ -222,7 +222,7 @@ class TestMemory:
             scheduler.add(again)
         assert entries(scheduler) < self.BOUND
 
-    def test_is_tidied_without_a_change_to_whose_turn_it_is(self) -> None:
+    def test_tidying_does_not_change_whose_turn_it_is(self) -> None:
         quiet, busy = Scheduler({"a": 2.0}), Scheduler({"a": 2.0})
         for n in range(90):
             one = job(tenant="abc"[n % 3], width=(512, 1024)[n % 2], height=1024, priority=n % 5)
@@ -234,7 +234,7 @@ class TestMemory:
         assert drain(busy) == drain(quiet)
 
 
-class TestAlone:
+class TestQuarantine:
     def test_a_suspect_is_in_no_batch(self) -> None:
         scheduler = Scheduler()
         suspect, innocent = job(suspect=True, width=256), job(width=256)
@@ -245,7 +245,7 @@ class TestAlone:
         assert scheduler.pop_quarantined(0.0) is suspect
         assert not scheduler.quarantine_due(0.0)
 
-    def test_a_suspect_that_waits_for_its_retry_holds_nobody_up(self) -> None:
+    def test_a_suspect_that_waits_for_its_retry_blocks_no_other_job(self) -> None:
         scheduler = Scheduler()
         suspect = job(suspect=True)
         suspect.not_before = 5.0

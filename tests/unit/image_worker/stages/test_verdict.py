@@ -38,7 +38,7 @@ def test_an_error_that_will_not_go_away_ends_the_request_at_once(
     assert (verdict.action, verdict.code, verdict.deployment_fault) == (END, code, ours)
 
 
-def test_what_may_be_ours_is_named_once() -> None:
+def test_the_codes_of_deployment_faults_match_the_verdicts() -> None:
     verdicts = [
         judge(error, 3, 3)
         for error in (
@@ -58,7 +58,7 @@ def test_an_expired_request_ends_without_a_dead_letter() -> None:
 
 
 @pytest.mark.parametrize("error", [errors.EngineError("odd"), RuntimeError("odd"), MemoryError()])
-def test_any_other_error_is_tried_again_until_the_attempts_are_spent(error: Exception) -> None:
+def test_any_other_error_is_retried_until_the_attempts_are_spent(error: Exception) -> None:
     assert [judge(error, attempts, 3).action for attempts in (1, 2, 3)] == [Action.RETRY, Action.RETRY, END]
     last = judge(error, 3, 3)
     assert last.code is Code.GENERATION_FAILED

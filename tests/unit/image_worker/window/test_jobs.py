@@ -25,7 +25,7 @@ def _made(value: int, headers: int, name: int, each: int) -> Job:
     ("value", "headers", "name", "each"),
     [(400, 0, 0, 0), (400, 6, 12, 40), (400, 1, 10, 600_000), (400, 1_000, 8, 1), (1 << 20, 0, 0, 0)],
 )
-def test_it_is_counted_for_no_less_than_it_holds_and_not_much_more(
+def test_a_jobs_size_is_at_least_what_it_holds_and_not_much_more(
     value: int, headers: int, name: int, each: int
 ) -> None:
     count = 20

@@ -1,4 +1,4 @@
-"""Devices that fail, hang and vanish: their workers are replaced, and no innocent request pays for it."""
+"""Devices that fail, hang and vanish: their workers are replaced, and no innocent request is charged."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tests.services import KafkaAddress, MinioAddress
 from zimage_stream import PromptRequest
 
 SESSION_S = 8.0
-"""Where a hold-up for the session must show: long against what an overloaded machine holds up."""
+"""A session timeout at which a hold-up would show: long compared with delays on an overloaded machine."""
 
 
 def test_one_sick_device_of_three_leaves_at_once_and_the_others_finish(arena: Arena) -> None:
-    # Every generation fails on it, the known-good picture too.
+    # Every generation fails on it, the known-good image included.
     sick = arena.fleet.start("sick", ZIMAGE_ENGINE__SIMULATED_FAULTS=json.dumps({"": "raise"}))
     healthy = [arena.fleet.start(name) for name in ("one", "two")]
     for worker in (sick, *healthy):
@@ -37,7 +37,7 @@ def test_one_sick_device_of_three_leaves_at_once_and_the_others_finish(arena: Ar
     assert report.statuses() == {"SUCCEEDED": 300}
     assert {result["attempts"] for (result,) in report.results.values()} == {1}
     assert {result["worker"] for (result,) in report.results.values()} == {"one", "two"}
-    # It needed one batch, and of that batch one request alone, to know.
+    # One batch, and one request of it alone, were enough to find out.
     said = [line["message"] for line in sick.lines()]
     assert sum("failed, continuing in batches of" in message for message in said) <= 1
     assert sum("the device is sick" in message for message in said) == 1
@@ -46,10 +46,10 @@ def test_one_sick_device_of_three_leaves_at_once_and_the_others_finish(arena: Ar
 def test_the_other_worker_continues_while_the_group_waits_for_a_dead_member_and_its_transaction(
     make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress
 ) -> None:
-    # 40 ms a picture, so that the other one has work of its own for 12 s.
+    # 40 ms per image, so that the other worker has work of its own for 12 s.
     extra = {"session.timeout.ms": str(int(SESSION_S * 1e3)), "heartbeat.interval.ms": "1000"}
     arena = make_arena(kafka, minio, kafka={"extra": extra}, engine={"max_batch": 1, "simulated_ms": 640})
-    # Offsets of a transaction that nobody ends are pending until the broker gives it up, after 10 to 20 s.
+    # Offsets of an abandoned transaction are pending until the broker times it out, after 10 to 20 s.
     dying = arena.fleet.start("dying", ZIMAGE_FAILPOINT="offsets-sent:25")
     other = arena.fleet.start("other")
     for worker in (dying, other):
@@ -61,24 +61,24 @@ def test_the_other_worker_continues_while_the_group_waits_for_a_dead_member_and_
     died = time.time()
     until(lambda: other.partitions() == 12, 60, "the other one has all of the dead one's partitions")
     after = [at for at in done(other) if died < at < taken_over(other)]
-    # Neither its commits nor its reading of the dead one's checkpoints may hold up what it has.
+    # Neither its commits nor reading the dead worker's checkpoints may hold up what it already has.
     assert after[-1] > died + SESSION_S
     assert max(later - earlier for earlier, later in pairwise([died, *after])) < SESSION_S / 2
     arena.assert_exactly_once(arena.wait_answered(90))
 
 
 def done(worker: WorkerProcess) -> list[float]:
-    """When its results were out, in UNIX time."""
+    """When its results were published, in UNIX time."""
     return said(worker, "succeeded")
 
 
 def taken_over(worker: WorkerProcess) -> float:
-    """When it last took partitions over, in UNIX time."""
+    """When it last took over partitions, in UNIX time."""
     return said(worker, "took over")[-1]
 
 
 def said(worker: WorkerProcess, start: str) -> list[float]:
-    """When it wrote lines that begin so, in UNIX time."""
+    """When it logged lines that start like this, in UNIX time."""
     return [
         datetime.fromisoformat(line["time"]).timestamp()
         for line in worker.lines()
@@ -91,8 +91,8 @@ def test_a_worker_that_is_killed_loses_its_context_or_hangs_is_replaced_and_the_
 ) -> None:
     playing = {
         "ZIMAGE_ENGINE__SIMULATED_FAULTS": json.dumps({"cursed": "lost", "endless": "hang"}),
-        # An overloaded machine may hold up an innocent picture for seconds. It takes two such stalls of the
-        # same request, each while it runs alone, to convict it.
+        # An overloaded machine may delay an innocent image for seconds. Two such stalls of the same request,
+        # each while it runs alone, are needed to convict it.
         "ZIMAGE_ENGINE__HANG_TIMEOUT_S": "4",
         "ZIMAGE_WORKER__MAX_ATTEMPTS": "2",
     }
@@ -102,7 +102,7 @@ def test_a_worker_that_is_killed_loses_its_context_or_hangs_is_replaced_and_the_
         arena.send(pictures(150))
         arena.wait_answered(60, share=0.1)
         os.kill(victim, signal.SIGKILL)
-        # To the end: an innocent that ran alone when its process is killed from outside is charged for it.
+        # Run to the end: a request that is alone on the device when its process is killed is charged.
         report = arena.wait_answered(90)
         assert report.statuses() == {"SUCCEEDED": 150}
         assert len(running.started()) == 4
@@ -118,7 +118,7 @@ def test_a_worker_that_is_killed_loses_its_context_or_hangs_is_replaced_and_the_
             assert (ended["error"]["code"], ended["attempts"]) == ("WORKER_CRASHED", 2)
         assert {result["status"] for result in results.values()} == {"SUCCEEDED"}
         deaths = running.words().count("restarting it in")
-        # The kill, and of each of the two at least the two deaths that convict it.
+        # The kill, and at least two deaths for each of the two requests that are convicted by them.
         assert deaths >= 1 + 4
         until(lambda: len(running.started()) == 3 + deaths, 30, "each death is followed by one start")
         assert "exit code 71, context lost" in running.words()

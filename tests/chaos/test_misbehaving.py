@@ -1,4 +1,4 @@
-"""The proxy that makes a store misbehave does what it says, and nothing beyond it."""
+"""The proxy that makes a store misbehave does what it claims, and nothing more."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KEY, PNG = "tenant/a.png", "image/png"
 
 @pytest.fixture
 def proxy(minio: MinioAddress, monkeypatch: pytest.MonkeyPatch) -> Iterator[MisbehavingStore]:
-    """It hits every exchange."""
+    """A proxy that hits every exchange."""
     monkeypatch.setattr(misbehaving, "HIT", 1.0)
     with open_misbehaving(minio.endpoint, "/refused/", random.Random(1)) as proxy:
         yield proxy
@@ -30,7 +30,7 @@ def proxy(minio: MinioAddress, monkeypatch: pytest.MonkeyPatch) -> Iterator[Misb
 
 @pytest.fixture
 def store(proxy: MisbehavingStore, minio: MinioAddress, bucket: str) -> Iterator[MinioStore]:
-    """The product's, which knows the proxy's address alone. With a region, it asks for none first."""
+    """The product's client, which only knows the proxy's address. With a region, it requests none first."""
     settings = minio.settings(bucket).model_copy(update={"endpoint": proxy.endpoint, "region": "us-east-1"})
     store = MinioStore(settings)
     yield store
@@ -51,7 +51,7 @@ def test_without_trouble_it_behaves_like_the_store(store: MinioStore, proxy: Mis
 def test_a_connection_serves_one_request_after_another(proxy: MisbehavingStore, bucket: str) -> None:
     connection = http.client.HTTPConnection(proxy.endpoint, timeout=120)
     kept = []
-    # Nobody's signature: the store refuses, with a body and without.
+    # Without a signature: the store refuses, with a body and without.
     for method in ("GET", "HEAD", "PUT", "GET"):
         connection.request(method, f"/{bucket}/{KEY}", b"data" if method == "PUT" else None)
         answer = connection.getresponse()
@@ -84,7 +84,7 @@ def test_a_reply_is_lost_after_the_object_was_stored(store: MinioStore, proxy: M
     with proxy.playing(Trouble.REPLY_LOST):
         with pytest.raises(StoreUnavailableError):
             store.put(KEY, b"data", PNG, {"by": "first"})
-        # What finds it there has stored nothing, and hears so.
+        # A client that finds the object there has stored nothing, and learns so.
         again = store.put(KEY, b"data", PNG, {"by": "second"})
     assert (again.created, again.object.metadata["by"]) == (False, "first")
     assert proxy.played == {Trouble.REPLY_LOST: 1}

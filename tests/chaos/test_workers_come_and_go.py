@@ -1,4 +1,4 @@
-"""Workers that join, leave and are told to stop under load: nothing is done twice but what a deadline cut."""
+"""Workers that join, leave and are stopped under load: only work cut by a deadline is repeated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.services.addresses import KafkaAddress, MinioAddress
 def test_joining_and_leaving_under_load_repeats_no_work(
     make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress
 ) -> None:
-    # 20 ms a picture, so that there is work left when the second one is there.
+    # 20 ms per image, so that there is work left when the second worker has joined.
     arena = make_arena(kafka, minio, engine={"max_batch": 1})
     first = arena.fleet.start("first").wait_ready()
     until(lambda: first.partitions() == 12, 30, "the first has all partitions")
@@ -30,7 +30,7 @@ def test_joining_and_leaving_under_load_repeats_no_work(
     report = arena.wait_answered(120)
     arena.assert_exactly_once(report)
     assert report.statuses() == {"SUCCEEDED": 1_000}
-    # The drain time was long enough for everything, so nothing at all may have been generated twice.
+    # The drain time was long enough for everything, so nothing may have been generated twice.
     assert sum(arena.fleet.generated().values()) == 1_000
     shares = [
         len([line for line in w.lines() if line["message"] == "generated"]) for w in arena.fleet.workers
@@ -42,7 +42,7 @@ def test_an_image_begun_under_a_lost_membership_is_not_published_next_to_the_new
     make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress
 ) -> None:
     extra = {"session.timeout.ms": "2000", "heartbeat.interval.ms": "500"}
-    # Longer than it takes to be back in the group, on a machine that has much else to do, too.
+    # Longer than a return to the group takes, even on a busy machine.
     faults = {"slow": "slow:15"}
     arena = make_arena(
         kafka, minio, kafka={"extra": extra}, engine={"simulated_faults": faults, "simulated_ms": 0}
@@ -54,18 +54,16 @@ def test_an_image_begun_under_a_lost_membership_is_not_published_next_to_the_new
     only.signal(signal.SIGSTOP)
     time.sleep(3.5)
     only.signal(signal.SIGCONT)
-    # It has its partitions back while the engine is still at the picture that it began before.
+    # It has its partitions back while the engine is still working on the image that it began before.
     until(lambda: sum("took over" in line["message"] for line in only.lines()) >= 2, 20, "it is back")
-    until(
-        lambda: sum(arena.fleet.generated().values()) == 2, 40, "it is made again, under the new membership"
-    )
+    until(lambda: sum(arena.fleet.generated().values()) == 2, 40, "it is repeated under the new membership")
     time.sleep(1)
     arena.assert_exactly_once(arena.wait_answered(20))
     assert any("discarded an outcome" in line["message"] for line in only.lines())
 
 
 def test_sigterm_under_load_ends_in_time_and_leaves_no_open_mark(arena: Arena) -> None:
-    # A minute's work for it, so that most is left when it is told, however slow this machine is.
+    # A minute's work, so that most of it is left when the worker is stopped, however slow the machine.
     first = arena.fleet.start("first", ZIMAGE_ENGINE__SIMULATED_MS="1600").wait_ready()
     arena.send(pictures(700))
     arena.wait_answered(60, share=0.1)
@@ -84,7 +82,7 @@ def test_sigterm_under_load_ends_in_time_and_leaves_no_open_mark(arena: Arena) -
 
 
 def test_only_work_cut_by_the_drain_deadline_is_repeated(arena: Arena) -> None:
-    # One picture takes 2 s and the drain time is half a second: what is on the engine is cut.
+    # One image takes 2 s and the drain time is half a second: what is on the engine is cut.
     slow = {"ZIMAGE_ENGINE__SIMULATED_MS": "32000", "ZIMAGE_WORKER__DRAIN_TIMEOUT_S": "0.5"}
     first = arena.fleet.start("first", **slow).wait_ready()
     arena.send([*pictures(20)])
@@ -123,7 +121,7 @@ def test_a_second_sigterm_ends_the_worker_at_once(arena: Arena) -> None:
     worker.wait_begun()
     time.sleep(0.5)
     worker.signal(signal.SIGTERM)
-    until(lambda: any("SIGTERM" in line["message"] for line in worker.lines()), 10, "it has heard the first")
+    until(lambda: any("SIGTERM" in line["message"] for line in worker.lines()), 10, "it got the first one")
     worker.signal(signal.SIGTERM)
     assert worker.wait(3) == 128 + signal.SIGTERM
 

@@ -1,4 +1,4 @@
-"""A prompt that kills the process that runs it: it is convicted, and it alone."""
+"""A prompt that kills the process that runs it is convicted, and no other request is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from zimage_stream import PromptRequest
 
 
 def pictures(count: int, prompt: str = "picture", **fields: object) -> list[PromptRequest]:
-    """Requests that take 20 ms each at 256x256 and 320 ms for a full picture."""
+    """Requests that take 20 ms each at 256x256, and 320 ms at full size."""
     return [PromptRequest(prompt=f"{prompt} {i}", width=256, height=256, **fields) for i in range(count)]  # type: ignore[arg-type]
 
 
@@ -37,5 +37,5 @@ def test_a_prompt_that_kills_the_process_harms_no_other_request(arena: Arena) ->
     dead = results.pop(poison.request_id)
     assert (dead["status"], dead["error"]["code"], dead["attempts"]) == ("FAILED", "WORKER_CRASHED", 3)
     assert {result["status"] for result in results.values()} == {"SUCCEEDED"}
-    # Once in company, which only makes it suspect, and three times alone.
+    # Once together with others, which only makes it suspect, and three times alone.
     assert deaths == 4

@@ -1,4 +1,4 @@
-"""Dead letters as values: places, what a replay sends, and how bytes are shown."""
+"""Dead letters as values: positions, what a replay sends, and how bytes are shown."""
 
 from __future__ import annotations
 

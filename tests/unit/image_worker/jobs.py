@@ -19,7 +19,7 @@ SENT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def job(partition: int = 0, suspect: bool = False, ever_started: bool = False, **request: Any) -> Job:
-    """A decoded job of a fresh offset, under an assignment of its own.
+    """A decoded job at a fresh offset, under an assignment of its own.
 
     Args:
         request: fields of its request.
@@ -31,6 +31,6 @@ def job(partition: int = 0, suspect: bool = False, ever_started: bool = False, *
 
 
 def leave(jobs: Iterable[Job], partitions: Collection[int]) -> None:
-    """Have these partitions be gone."""
+    """Mark the assignments of these partitions as gone."""
     for each in jobs:
         each.assignment.gone |= each.record.partition in partitions

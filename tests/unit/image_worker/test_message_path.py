@@ -65,16 +65,16 @@ def test_a_turn_waits_for_records_only_while_nothing_else_is_due(
 
 
 class Idle:
-    """A session to which nothing comes."""
+    """A session to which no record comes."""
 
     def pause_only(self, to_pause: set[int]) -> None:
-        """Nothing is held."""
+        """Do nothing: no partition is held."""
 
     def poll(self, wait_s: float) -> Any:
-        """Nothing comes."""
+        """Return nothing: no record comes."""
 
     def claim(self) -> None:
-        """Nothing is to be said."""
+        """Do nothing: there is nothing to commit."""
 
     def unresolved(self) -> dict[int, int]:
         return {}
@@ -96,7 +96,7 @@ def test_a_service_that_no_request_waits_for_is_rechecked_after_an_outage(
 
 
 class Flooded:
-    """A session whose partition holds records of 600 kB of headers without end."""
+    """A session whose partition holds an endless supply of records with 600 kB of headers."""
 
     def __init__(self) -> None:
         self.taken = 0

@@ -1,4 +1,4 @@
-"""How many pictures run together, and what an out-of-memory teaches."""
+"""How many images run together, and what running out of memory teaches."""
 
 from __future__ import annotations
 

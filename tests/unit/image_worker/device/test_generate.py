@@ -1,4 +1,4 @@
-"""The engine's thread: what it does with faults, with pictures nobody wants, and with memory."""
+"""The engine's thread: how it handles faults, unwanted images, and memory."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ KNOWN_GOOD = "a red circle on a white background"
 
 
 class Running:
-    """A thread with a simulated engine, and what came out of it."""
+    """A thread with a simulated engine, and the outcomes it reported."""
 
     def __init__(self, engine: SimulatedEngine, settings: EngineSettings) -> None:
         self.pictures: list[tuple[Job, Image]] = []
@@ -53,7 +53,7 @@ class Running:
         )
 
     def outcome(self) -> Outcome:
-        """The next, but for what is said of pictures that are made."""
+        """The next outcome, except reports about generated images."""
         while isinstance(outcome := self.outcomes.get(timeout=120), Generating | Generated):
             pass
         return outcome
@@ -130,7 +130,7 @@ def test_leaked_memory_is_reported_once_and_memory_is_exported_after_every_batch
             outcome = here.outcome()
             while not isinstance(outcome, BatchDone):
                 assert isinstance(outcome, MemoryLeaked)
-                # Eight batches are the limit, and the ninth is past it.
+                # Eight batches reach the limit, and the ninth exceeds it.
                 assert (number, outcome.grown) == (SETTLE + 8 + 1, 72 * MIB)
                 outcome = here.outcome()
     assert here.allocated() == (SETTLE + 20) * 8 * MIB
@@ -147,15 +147,15 @@ def test_memory_that_stays_within_its_limit_is_no_leak() -> None:
 
 
 class Speechless(SimulatedEngine):
-    """Makes pictures, and fails when it is asked anything else."""
+    """Generates images, and fails at any other call."""
 
     closed = False
 
     def device_memory(self) -> Mapping[str, int]:
-        raise RuntimeError("the driver does not answer")
+        raise RuntimeError("the driver does not respond")
 
     def idle(self) -> None:
-        raise RuntimeError("the driver does not answer")
+        raise RuntimeError("the driver does not respond")
 
     def close(self) -> None:
         Speechless.closed = True
@@ -173,8 +173,8 @@ def test_a_failure_of_the_thread_outside_a_batch_is_reported(
         lost = here.outcome()
     assert isinstance(lost, EngineLost)
     assert not lost.sick
-    assert "the driver does not answer" in str(lost.error)
-    # Where it came from is in the log.
+    assert "the driver does not respond" in str(lost.error)
+    # The traceback is in the log.
     assert any(record.exc_info for record in caplog.records)
     assert Speechless.closed
 

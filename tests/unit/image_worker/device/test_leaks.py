@@ -1,4 +1,4 @@
-"""When memory that stays in use is a leak."""
+"""When memory that stays in use counts as a leak."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_memory_that_varies_within_the_limit_is_no_leak(base: int, above: list[i
 def test_a_baseline_that_grows_batch_by_batch_is_reported_soon_after_the_limit(base: int, each: int) -> None:
     watch = LeakWatch(LIMIT)
     told = next(n for n in range(10_000) if watch.grown(base + n * each) is not None)
-    # The least of the latest batches lags behind the newest one.
+    # The minimum of the latest batches lags behind the newest batch.
     assert (told - SETTLE + 1) * each > LIMIT
     assert (told - SETTLE) * each <= LIMIT
 

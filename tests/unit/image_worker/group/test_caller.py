@@ -1,4 +1,4 @@
-"""Calls on a thread that can be left behind."""
+"""Calls on a thread that can be abandoned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who lives is told from who is in the group."""
+"""Whether a process is alive follows from the group's members."""
 
 from __future__ import annotations
 

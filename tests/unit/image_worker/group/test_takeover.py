@@ -1,6 +1,6 @@
-"""What brokers answer while leaders change, and what a take-over makes of it.
+"""What brokers answer while leaders change, and how a take-over handles it.
 
-The answers were seen on three brokers of which some died; no broker gives them when told to.
+The answers were observed on three brokers while some of them died; no broker gives them on request.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ TOPIC, GROUP, NUMBER = "requests", "workers", 3
 
 
 class Brokers:
-    """Answers an admin client's questions at once.
+    """Answers an admin client's queries at once.
 
     Args:
         committed: the group's offset, if it has one.
-        bounds: what is said of where the log begins or ends, one answer after the other.
+        bounds: successive answers about where the log begins or ends.
     """
 
     def __init__(self, committed: int, bounds: list[int]) -> None:

@@ -1,4 +1,4 @@
-"""How many models may go through the host's memory at once, and how that is found out."""
+"""How many models may pass through the host's memory at once, and how its size is determined."""
 
 from __future__ import annotations
 

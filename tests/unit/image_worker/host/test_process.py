@@ -1,4 +1,4 @@
-"""What a worker's process does beside its worker."""
+"""What a worker's process does in addition to running its worker."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if sys.argv[1] == "kept":
     keep_buffers()
 def pages():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-# The first round is for what is new to both.
+# The first round warms up what is new to both.
 for _ in range(2):
     before = pages()
     for _ in range(20):

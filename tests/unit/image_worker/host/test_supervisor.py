@@ -1,4 +1,4 @@
-"""Which devices are meant, and when a worker that died is started again."""
+"""Which devices are selected, and when a dead worker is restarted."""
 
 from __future__ import annotations
 

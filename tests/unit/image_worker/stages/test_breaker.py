@@ -1,4 +1,4 @@
-"""Whose fault it is when requests fail: whatever one producer sends, and whatever a deployment breaks."""
+"""Who is at fault when requests fail, whatever one producer sends and whatever a deployment breaks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FAILED, OTHER = Code.GENERATION_FAILED, Code.STORE_REJECTED
 
 
 def fail(breaker: Breaker[Item], cause: Cause, requests: range) -> list[int]:
-    """Those of the requests that end."""
+    """The requests that end, out of those that fail."""
     return [n for n in requests if not breaker.fail(cause, n, (cause, n))]
 
 

@@ -23,7 +23,7 @@ def test_a_clock_that_drifts_a_little_is_trusted(steps: list[float], drift: floa
 def test_after_a_step_in_either_direction_the_clock_must_settle(
     size: float, back: bool, steps: list[float]
 ) -> None:
-    # Made before the step and asked for the first time after it, as by a worker that was just starting.
+    # Created before the step and queried only after it, as by a worker that was just starting.
     guard = ClockGuard(1e9, 99.0)
     wall = 1e9 + 1.0 + (-size if back else size)
     assert not guard.steady(wall, 100.0)

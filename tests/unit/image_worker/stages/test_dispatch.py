@@ -1,4 +1,4 @@
-"""Putting batches on deck: what is marked, what is asked of the store, and what is taken back."""
+"""Putting batches on deck: what is marked, what the store is queried for, and what is withdrawn."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from zimage_stream.telemetry.metrics import Metrics
 
 
 class WatchedStore(DirectoryStore):
-    """Tells when it has been asked for an object, and answers when it may."""
+    """Signals when it is queried for an object, and answers when allowed to."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -64,7 +64,7 @@ class WatchedStore(DirectoryStore):
 
 
 class Group:
-    """Stands in for a session: takes marks, or refuses them once the store has been asked."""
+    """Stands in for a session: commits marks, or refuses them once the store has been queried."""
 
     def __init__(self, store: WatchedStore) -> None:
         self._store = store
@@ -81,7 +81,7 @@ class Group:
 
 
 class Gated(SimulatedEngine):
-    """Begins a batch when it may."""
+    """Starts a batch when allowed to."""
 
     def __init__(self) -> None:
         super().__init__(0.0)
@@ -95,7 +95,7 @@ class Gated(SimulatedEngine):
 
 
 class Here:
-    """A dispatcher with an engine, a store and a group; and what a worker does with their outcomes."""
+    """A dispatcher with an engine, a store and a group, which handles their outcomes as a worker does."""
 
     def __init__(self, folder: Path) -> None:
         self.outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
@@ -148,7 +148,7 @@ class Here:
             self.failed.append(failed.job)
 
     def serve(self, until: Callable[[], object]) -> None:
-        """Turn after turn, as a worker does."""
+        """Run turn after turn, as a worker does."""
         deadline = time.monotonic() + 120
         while not until():
             assert time.monotonic() < deadline
@@ -182,7 +182,7 @@ class Here:
             self.window.move(each, stage)
 
     def settle(self) -> None:
-        """Serve until nothing is left to be done, and nothing comes any more."""
+        """Serve until no work is left and no outcome arrives."""
         self.serve(lambda: not self.window.under_way and not len(self.scheduler))
         quiet_since = time.monotonic()
 
@@ -265,7 +265,7 @@ def test_the_store_is_queried_for_a_whole_batch_at_once(here: Here) -> None:
     batch = [small() for _ in range(8)]
     here.add(*batch)
     here.plan()
-    # None has been answered yet.
+    # No query has been answered yet.
     due = {key for each in batch for key in (each.decoded.object_key, *each.decoded.other_object_keys)}
     assert {here.store.questions.get(timeout=120) for _ in due} == due
 
@@ -339,7 +339,7 @@ def test_nothing_is_marked_alone_while_an_unwanted_batch_still_runs(here: Here) 
 
 def test_no_more_requests_start_than_a_checkpoint_has_marks_for(here: Here) -> None:
     here.gate.may_run.clear()
-    # A device so fast that the deck is deep, and encoders that take for ever.
+    # A device so fast that the deck is deep, and encoders that take forever.
     here.engine.image_s = 1e-9
     here.add(*(small() for _ in range(3 * MAX_MARKS)))
     for _ in range(30):
@@ -364,7 +364,7 @@ def test_a_convicted_request_is_charged_only_for_a_death_while_it_is_decoded(
     assert here.group.marks[convict] == Mark(3, suspect=True, open=True, alone=True)
     assert here.failed == [convict]
     assert convict.request == (request if readable else None)
-    # Its answer cannot go out yet. Should the process die now, whoever comes next can read it all the same.
+    # Its answer cannot be published yet. If the process dies now, the next owner can still decode it.
     here.plan()
     assert here.group.marks[convict] == Mark(3, suspect=True)
 

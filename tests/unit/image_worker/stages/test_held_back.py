@@ -1,4 +1,4 @@
-"""What is held back, for how long, and what is said of it."""
+"""What is held back, for how long, and how it is reported."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def failed(code: Code = Code.GENERATION_FAILED, partition: int = 0, tenant: str 
 
 @dataclass
 class Here:
-    """What is held back here, and who is tried again."""
+    """What is held back, and which jobs are retried."""
 
     read: Callable[[], dict[Code, float]] = dict
     capacity: int = 1 << 20
@@ -37,12 +37,12 @@ class Here:
         self.held_back = HeldBack(self.window, self.capacity, Releases(self.read), self.health)
 
     def flood(self, count: int, code: Code = Code.GENERATION_FAILED, partition: int = 0) -> list[Job]:
-        """Those of so many failures that are held back."""
+        """Those of this many failed jobs that are held back."""
         all_ = [self.enter(failed(code, partition)) for _ in range(count)]
         return [each.job for each in all_ if self.held_back.holds_back(each)]
 
     def enter(self, resolution: Resolution) -> Resolution:
-        """Have its job be in the window."""
+        """Put the resolution's job into the window."""
         job = resolution.job
         job.assignment = self.window.assignments.setdefault(job.record.partition, job.assignment)
         self.window.enter(job)
@@ -54,7 +54,7 @@ class Here:
 
 
 def made() -> Job:
-    """A job whose picture was made and stored just now."""
+    """A job whose image was generated and stored just now."""
     one = job(tenant="other")
     one.timings = Timings(generate_ms=1.0)
     return one
@@ -91,7 +91,7 @@ def test_a_decoded_record_releases_only_requests_that_lacked_a_schema() -> None:
         each.job.record = replace(each.job.record, value=b"\0\0\0\0\7" + each.job.record.offset.to_bytes(8))
     unread = [each.job for each in schema if here.held_back.holds_back(each)]
     assert len(unread) == 60 - LIMIT_PER_SUBJECT
-    # Its picture was there before, so that it says nothing of engine and store.
+    # Its image was stored before, so it shows nothing about engine and store.
     here.again += here.held_back.succeeded(job())
     assert here.again == []
     here.again += here.held_back.record_decoded()

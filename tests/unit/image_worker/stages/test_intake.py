@@ -1,4 +1,4 @@
-"""What a record may ask for: whatever it holds, the engine only ever sees what it can make."""
+"""What a record may request: whatever it holds, the engine only receives what it can generate."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ fields = st.sets(st.sampled_from(sorted(WILD)), max_size=3).flatmap(
 
 
 def tokens_of(prompt: str) -> int:
-    """One for each word, so that a prompt within its characters can have too many."""
+    """Count one token per word, so that a prompt within its character limit can have too many."""
     return 2 * len(prompt.split())
 
 
 def can_be_made(spec: ImageSpec, allow_guidance: bool) -> bool:
-    """The engine's own view of its limits, stated again."""
+    """The engine's limits, stated independently."""
     return (
         all(64 <= side <= 2048 and side % 16 == 0 for side in (spec.width, spec.height))
         and spec.width * spec.height <= MAX_PIXELS
@@ -74,7 +74,7 @@ def can_be_made(spec: ImageSpec, allow_guidance: bool) -> bool:
 
 
 def sent(**asked: Any) -> Job:
-    """A job as it was fetched, not decoded yet."""
+    """A job as fetched, not decoded yet."""
     value = CODEC.encode_request(PromptRequest(**{"prompt": "a heron"} | asked), "requests")
     one = job()
     one.record, one.request = replace(one.record, value=value), None
@@ -94,7 +94,7 @@ def test_an_accepted_request_can_be_generated_and_a_refusal_names_the_field(
         Intake(CODEC, Limits(MAX_PIXELS, guidance), tokens_of).check(one)
     except RequestError as error:
         refused = error
-    # A request that is refused stays with its job: the result names what was sent.
+    # A refused request stays with its job: the result names what was sent.
     assert one.request is not None
     if refused is None:
         assert can_be_made(one.spec, guidance)
@@ -113,7 +113,7 @@ def test_a_valid_request_passes_unchanged(side: int, steps: int, seed: int) -> N
 
 
 class Broken(Codec):
-    """With a mistake in it."""
+    """A schema with a bug in it."""
 
     def decode_request(self, data: bytes | None) -> PromptRequest:
         raise KeyError("type")

@@ -1,4 +1,4 @@
-"""What the outbox does with a job whose terminal event cannot be made."""
+"""What the outbox does with a job whose terminal event cannot be built or published."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from zimage_stream.telemetry.tracing import create_tracer
 
 @dataclass
 class Publication:
-    """A session that only notes what is published. ``refused``: keys of records that no broker takes.
-    ``takes``: bytes of the largest record."""
+    """A session that only records what is published. ``refused``: keys of records that no broker accepts.
+    ``takes``: size of the largest record accepted, in bytes."""
 
     records: list[OutgoingRecord] = field(default_factory=list)
     refused: set[bytes | None] = field(default_factory=set)
@@ -74,13 +74,13 @@ class Publishing:
             self.outbox.add(Resolution(each, code=self.code))
 
     def publish(self) -> list[Job]:
-        """Publish once; returns the jobs whose terminal events are out."""
+        """Publish once. Returns the jobs whose terminal events were published."""
         published = self.outbox.publish(self.session)
         self.withheld += published.withheld
         return list(published.out)
 
     def assert_told(self, bad: Job) -> None:
-        """Alone held back, and not ready for its sake."""
+        """Assert that only this job was withheld, and that the worker reports it as not ready."""
         assert self.withheld == [bad]
         ready, reasons = self.health.ready()
         assert not ready
@@ -131,7 +131,7 @@ def test_a_job_whose_partition_is_gone_is_not_published() -> None:
 
 
 class Unregistered(Codec):
-    """A codec whose registry does not have the results schema, until it has."""
+    """A codec whose registry lacks the results schema until it is added."""
 
     def __init__(self, problem: Exception) -> None:
         super().__init__()

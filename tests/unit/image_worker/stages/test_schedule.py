@@ -1,4 +1,4 @@
-"""The scheduler: everybody's turn comes, in a fair order, and nothing is forgotten or run twice."""
+"""The scheduler: every job gets its turn, in a fair order, and none is forgotten or run twice."""
 
 from __future__ import annotations
 
@@ -167,13 +167,13 @@ class TestExpiry:
 
 
 def entries(scheduler: Scheduler) -> int:
-    """How many there are in all that it keeps."""
+    """Total number of entries that the scheduler keeps."""
     kept = [*vars(scheduler).values(), *(tenant.queue for tenant in scheduler._tenants.values())]
     return sum(len(each) for each in kept if isinstance(each, Sized))
 
 
 class TestMemory:
-    """With something waiting all the time, what has left does not pile up."""
+    """With something always waiting, entries of jobs that have left do not pile up."""
 
     ROUNDS, BOUND = 20_000, 600
 

@@ -1,4 +1,4 @@
-"""What is produced for a job that ended: it always fits into a record, and says what did not."""
+"""The records produced for a job that ended: they always fit, and state what was cut."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def dead(one: Job) -> OutgoingRecord:
-    """Its dead letter, where nobody could read it."""
+    """The dead letter of a record that could not be decoded."""
     one.request = None
     resolution = Resolution(one, code=Code.UNDECODABLE, cause=WireError("it is no Avro " * 1_000))
     (letter,) = records_of(resolution, TopicSettings(), Codec(), Identity("m", "", "slot" * 90), AT)
@@ -89,7 +89,7 @@ def test_a_record_that_fits_is_kept_byte_for_byte() -> None:
 
 _REASONS: list[Header] = [(name, b"why") for name in REASONS]
 _CUTS_BYTES = 512
-"""What the letter may keep free for saying what is left out."""
+"""Bytes that a letter may keep free for stating what was left out."""
 
 
 @given(
@@ -107,7 +107,7 @@ def test_nothing_that_would_have_fitted_is_left_out(
     room = limit - size_of(_REASONS) - _CUTS_BYTES
     carried = letter.value or b""
     head = carried if letter.value == value and len(carried) <= HEAD_BYTES else carried[:HEAD_BYTES]
-    # First the head of the value, which is all of one that is small.
+    # First the head of the value, which is all of a small value.
     if value is not None and letter.value != value:
         assert len(value) > min(room, HEAD_BYTES)
         assert len(carried) == min(HEAD_BYTES, room // 2)

@@ -1,4 +1,4 @@
-"""The checkpoint: what is committed is what is read back, and nothing resolved is done again."""
+"""The checkpoint: what is committed is read back unchanged, and nothing resolved is done again."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class TestEncoding:
     @given(st.integers(0, 2**MAX_SPAN - 1), st.lists(marks, min_size=MAX_MARKS, max_size=MAX_MARKS))
     @settings(max_examples=30)
     def test_a_full_span_with_all_marks_fits(self, resolved: int, noted: list[Mark]) -> None:
-        # Marks as far apart as can be take the most room.
+        # Marks that are as far apart as possible take the most room.
         step = MAX_SPAN // MAX_MARKS
         placed = {step * i: mark for i, mark in enumerate(noted)}
         text = Checkpoint(2**62, resolved, {2**62 + o: m for o, m in placed.items()}, 2**32 - 1).encode()
@@ -84,7 +84,7 @@ class TestEncoding:
         noted = random.sample(unresolved, min(MAX_MARKS, len(unresolved)))
         after = ledger.after(resolved, {offset: Mark(3, suspect=True, open=True) for offset in noted})
         assert Checkpoint.decode(after.encode(), after.base) == after
-        # Whoever takes it over knows as well when to stop.
+        # The next owner stops at the same point.
         assert Ledger(after).full or Checkpoint.decode(Ledger(after).checkpoint.encode(), after.base) == after
 
     def test_a_gap_above_many_single_requests_fits(self) -> None:
@@ -110,7 +110,7 @@ class TestEncoding:
     @given(checkpoints(), st.data())
     def test_a_damaged_checkpoint_is_refused(self, checkpoint: Checkpoint, data: st.DataObject) -> None:
         text = checkpoint.encode()
-        # The last character holds padding bits that mean nothing; any other stands for the content.
+        # The last character has padding bits that mean nothing; any other one carries content.
         at = data.draw(st.integers(0, len(text) - 2))
         other = data.draw(st.sampled_from("ABCdef019+/").filter(lambda c: c != text[at]))
         with pytest.raises(ValueError, match=r"^it"):
@@ -175,9 +175,9 @@ class TestTakeOver:
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """A partition with gaps, served in any order, taken over after crashes at any point.
+    """A partition with gaps, served in any order, and taken over after crashes at any point.
 
-    The model is two sets. What the ledger says must agree with them whatever happens.
+    The model is two sets; the ledger must agree with them at all times.
     """
 
     def __init__(self) -> None:

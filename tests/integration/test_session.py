@@ -198,7 +198,7 @@ def leave_marks_open(session: Session, kafka: KafkaAddress, topics: TopicSetting
 
 def marks_of(session: Session) -> set[Mark]:
     """The marks of the first request in each partition."""
-    return {held.ledger.commit_marks(0) for held in session.window.assignments.values()}
+    return {held.ledger.mark(0) for held in session.window.assignments.values()}
 
 
 def produce(kafka: KafkaAddress, topics: TopicSettings, partitions: Collection[int]) -> None:
@@ -224,7 +224,7 @@ class TestWhatAnotherProcessLeftOpen:
             return bool(polled(session)) and polled(session) | polled(again) == ALL
 
         until(shared, 30, "both have partitions")
-        marks = {held.ledger.commit_marks(0) for held in session.window.assignments.values()}
+        marks = {held.ledger.mark(0) for held in session.window.assignments.values()}
         assert marks == {Mark(1)}
         again.abandon()
         session.abandon()

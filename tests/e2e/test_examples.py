@@ -1,4 +1,4 @@
-"""Every example as its README runs it: with a registry and without, answered by a real worker."""
+"""Every example as its README runs it, with and without a registry, answered by a real worker."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def registry_url(request: pytest.FixtureRequest) -> str | None:
 def served(
     make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress, registry_url: str | None
 ) -> Arena:
-    """A worker that answers at once, in the framing of the parameter."""
+    """A worker that answers at once, in the framing given by the parameter."""
     arena = make_arena(kafka, minio, registry={"url": registry_url, "auto_register": True})
     arena.fleet.start("worker", ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
     return arena
 
 
 def run(name: str, arena: Arena, *words: str) -> list[str]:
-    """Its lines on stdout; it must not need to be told of our package."""
+    """Lines of the program's stdout; it must not need our package on its path."""
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / name), *words],
         env=os.environ | {"ZIMAGE_KAFKA__BOOTSTRAP_SERVERS": arena.settings.kafka.bootstrap_servers},
@@ -65,7 +65,7 @@ def run(name: str, arena: Arena, *words: str) -> list[str]:
 
 
 def subscribe(arena: Arena, registry_url: str | None) -> list[dict[str, Any]]:
-    """Two results, as the bare subscriber reads them."""
+    """Two results, as read by the bare subscriber."""
     topic = arena.settings.topics.results
     words = ("--topic", topic, "--group", topic, "--count", "2")
     lines = run("bare_subscriber.py", arena, *words, *with_registry(registry_url))
@@ -91,7 +91,7 @@ def test_the_bare_producer_and_subscriber_need_none_of_our_packages(
     results = subscribe(served, registry_url)
     assert {result["request_id"] for result in results} == set(ids)
     assert {(result["status"], result["tenant"]) for result in results} == {("SUCCEEDED", "shop")}
-    # The group has been told that it has them.
+    # The group knows that it has them.
     group = {"group.id": topics.results, "bootstrap.servers": served.settings.kafka.bootstrap_servers}
     consumer = Consumer(group)
     partitions = [TopicPartition(topics.results, number) for number in range(RESULT_PARTITIONS)]
@@ -178,7 +178,7 @@ def test_the_service_answers(service: str) -> None:
     status, asked = call(service, {"prompt": PROMPTS[0], "width": 64, "height": 64})
     assert status == 202
     address = f"{service}/{asked['request_id']}"
-    until(lambda: call(address)[0] == 200, 30, "the picture is there")
+    until(lambda: call(address)[0] == 200, 30, "the image is there")
     status, found = call(address)
     assert found["status"] == "SUCCEEDED"
     assert found["image"].startswith("s3://")

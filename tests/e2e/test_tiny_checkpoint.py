@@ -1,4 +1,4 @@
-"""The packaged checkpoint draws what it is asked for, through the engine that a worker uses."""
+"""The packaged checkpoint draws what it is prompted for, through the engine that a worker uses."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Judges a run from outside: reads the topics and the store with the public libraries alone.
+"""Judges a run from outside: reads the topics and the store with public libraries alone.
 
-It imports nothing of the product, and believes neither its logs nor its metrics.
+It imports nothing of the product, and trusts neither its logs nor its metrics.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ LetterPosition = tuple[int, int]
 
 @dataclass(frozen=True)
 class Report:
-    """What the topics and the store hold.
+    """The contents of the topics and the store.
 
     Attributes:
-        results: by the request's place, in order of arrival; more than one is a duplicate.
-        dead: headers of the dead letters by the place they name.
-        mismatched: uris of objects that are not what their result states.
+        results: by position of the request, in order of arrival; more than one is a duplicate.
+        dead: headers of the dead letters, by the position they name.
+        mismatched: uris of objects that differ from what their result states.
     """
 
     results: dict[LetterPosition, list[dict[str, Any]]]
@@ -49,7 +49,7 @@ class Report:
         return accepted - self.results.keys() - self.dead.keys()
 
     def foreign(self, accepted: set[LetterPosition]) -> set[LetterPosition]:
-        """Terminal events of records that nobody sent."""
+        """Terminal events of records that were never sent."""
         return (self.results.keys() | self.dead.keys()) - accepted
 
     def statuses(self) -> Counter[str]:
@@ -60,8 +60,8 @@ class Report:
 
 
 class Watcher:
-    """Sees terminal events as they come and reads none twice, for those who wait for many. It may be a moment
-    behind, and judges nothing."""
+    """Follows terminal events, reading each once, for tests that wait for many. It may be a moment behind,
+    and judges nothing."""
 
     def __init__(self, kafka: dict[str, Any], results_topic: str, dead_letters_topic: str) -> None:
         self._seen: set[LetterPosition] = set()
@@ -76,7 +76,7 @@ class Watcher:
         )
 
     def seen(self) -> Set[LetterPosition]:
-        """Places of the records whose terminal events it has seen by now."""
+        """Positions of the records whose terminal events it has seen so far."""
         for message in self._consumer.consume(1_000, 0.1):
             if message.error() is None:
                 dead = message.topic() == self._dead_letters_topic
@@ -91,7 +91,7 @@ def check(kafka: dict[str, Any], results_topic: str, dead_letters_topic: str, st
     """Read both topics to their ends, read_committed, and every object that a result names.
 
     Args:
-        kafka: librdkafka settings that reach the brokers.
+        kafka: librdkafka settings to connect to the brokers.
     """
     results: dict[LetterPosition, list[dict[str, Any]]] = defaultdict(list)
     for message in _read(kafka, results_topic):
@@ -147,12 +147,12 @@ def _headers(message: Message) -> dict[str, str]:
 
 
 def _place(headers: dict[str, str]) -> LetterPosition:
-    """The one that a dead letter names."""
+    """The position that a dead letter names."""
     return int(headers["__connect.errors.partition"]), int(headers["__connect.errors.offset"])
 
 
 def _read(kafka: dict[str, Any], topic: str) -> list[Message]:
-    """All that is in the topic."""
+    """All records in the topic."""
     consumer = _reader(kafka)
     out: list[Message] = []
     try:

@@ -1,4 +1,4 @@
-"""The parts of the services' machinery that need no service."""
+"""The parts of the services' code that need no running service."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_failed_build_leaves_nothing_behind_and_is_retried(empty_cache: Path) 
 
     with pytest.raises(ServiceMissingError, match="no such tool"):
         cache.cached("thing-1", fail)
-    # What a process leaves that is killed while it builds.
+    # What a process that is killed during a build leaves behind.
     left_over = empty_cache / ".thing-1.building-killed"
     left_over.mkdir()
 

@@ -1,4 +1,4 @@
-"""What changes under a client while it lives: answers without a place, forks, partitions that are added."""
+"""What changes around a running client: acknowledgements without an offset, forks, added partitions."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_an_acknowledgement_without_an_offset_is_reported_and_harms_no_later_req
             lost = client.submit_nowait(star)
             with pytest.raises(SubmitError, match="did not say where"):
                 lost.result(TIMEOUT_S)
-            # Its result comes all the same, as the error says.
+            # Its result arrives nevertheless, as the error says.
             result = failed(star, Source(topic=topics.requests, partition=0, offset=7))
             producer = Producer({"bootstrap.servers": cluster.bootstrap_servers})
             producer.produce(topics.results, Codec().encode_result(result, topics.results), partition=0)
@@ -118,6 +118,6 @@ def test_results_in_newly_added_partitions_are_read(
         assert [result.result(TIMEOUT_S).request_id for result in results] == [
             request.request_id for request in requests
         ]
-        # Also by whoever comes later, from where this client began.
+        # A later client reads them too, from where this client began.
         asked = [request.request_id for request in requests]
         assert {found.request_id for found in client.results(asked, timeout=TIMEOUT_S)} == set(asked)

@@ -1,4 +1,4 @@
-"""``zimage dead-letters`` on a real broker: what was dead is found, understood, mended and sent once."""
+"""``zimage dead-letters`` on a real broker: dead letters are found, understood, fixed and sent once."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OWN: list[Header] = [("mine", b"\xff\x00"), ("mine", b"twice"), ("nothing", None
 
 
 class Undertaker:
-    """Puts dead letters where the worker would."""
+    """Writes dead letters as the worker does."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -81,7 +81,7 @@ def undertaker(settings: Settings) -> Undertaker:
 
 
 def sent(settings: Settings) -> list[Record]:
-    """What the requests topic holds, in the order of its keys."""
+    """The values in the requests topic, in the order of their keys."""
     with TopicReader(settings.kafka, settings.topics.requests) as reader:
         reader.start()
         return sorted(reader.read_to_end(), key=lambda record: str(record.key))
@@ -190,9 +190,9 @@ def test_a_replay_sends_the_unchanged_record_and_happens_once(
 
 
 def largest_that_is_taken(settings: Settings) -> bytes:
-    """Send a record that the requests topic just takes; returns its value.
+    """Send a record of the largest size that the requests topic accepts. Returns its value.
 
-    Bytes of chance are not made smaller by compression; the brokers' own codec adds a few to each block.
+    Random bytes do not shrink in compression; the brokers' own codec adds a few bytes to each block.
     """
     producer = Producer(producer_config(settings.kafka))
     headers: list[tuple[str, str | bytes | None]] = list(OWN)
@@ -210,7 +210,7 @@ def largest_that_is_taken(settings: Settings) -> bytes:
         assert producer.flush(120) == 0
         if refused.pop() is None:
             return value
-    raise AssertionError("the topic takes none of them")
+    raise AssertionError("the topic accepts none of them")
 
 
 @pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once"])
@@ -239,7 +239,7 @@ def test_a_letter_without_room_for_the_headers_of_a_replay_stops_no_other(
 
 
 def remake(settings: Settings, topic: str) -> None:
-    """Delete a topic and make it again."""
+    """Delete a topic and create it again."""
     admin = AdminClient({"bootstrap.servers": settings.kafka.bootstrap_servers})
     admin.delete_topics([topic])[topic].result(120)
     until(lambda: topic not in admin.list_topics(timeout=120).topics, 30, "the topic is gone")
@@ -356,7 +356,7 @@ class TestReleasing:
         found = read_releases(settings)
         assert found.keys() == {Code.UNKNOWN_SCHEMA}
         assert before + 600 <= found[Code.UNKNOWN_SCHEMA] <= time.time() + 600
-        # A note that is none stops nobody.
+        # An invalid note has no effect.
         producer = Producer(producer_config(settings.kafka))
         for key, value in ((b"GENERATION_FAILED", b"{}"), (b"\xff", b"{"), (None, None)):
             producer.produce(released_topic(settings.topics).name, value, key or b"none")
@@ -377,7 +377,7 @@ class TestALetterWithoutAllOfItsRecord:
     VALUE = GARBAGE * 100
 
     def bury(self, settings: Settings, undertaker: Undertaker, value: bytes = VALUE) -> None:
-        """A record in the requests topic, and its dead letter with the first bytes of it."""
+        """Send a record to the requests topic, and write a dead letter with its first bytes."""
         producer = Producer(producer_config(settings.kafka))
         own: list[tuple[str, str | bytes | None]] = list(OWN)
         topic = settings.topics.requests

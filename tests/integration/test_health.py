@@ -1,4 +1,4 @@
-"""What a worker on real services says of itself: logs, health and metrics."""
+"""A worker's logs, health and metrics on real services."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_metrics_count_the_requests_served(arena: Arena, worker: WorkerProcess) 
     until(lambda: samples(worker)["zimage_results_total", "FAILED"] == 1, 10, "all are counted")
 
     def settled() -> bool:
-        # Gauges are sampled once a second, so a sample may be from before the last request was resolved.
+        # Gauges are sampled once a second, so a sample may be older than the last resolved request.
         found = samples(worker)
         return found["zimage_partitions", ""] == 12 and found["zimage_window_requests", ""] == 0
 
@@ -138,7 +138,7 @@ def test_no_result_is_published_before_its_image_is_stored(
     faults = {"ZIMAGE_ENGINE__SIMULATED_FAULTS": '{"slow": "slow:6"}'}
     worker = arena.fleet.start("worker", **faults).wait_ready()
     arena.send([PromptRequest(prompt="slow", width=64, height=64)])
-    # It was looked up and is being made.
+    # It was looked up and is being generated.
     worker.wait_begun()
     time.sleep(0.5)
     own_minio.kill()
@@ -175,7 +175,7 @@ def test_reports_about_a_partition_move_with_it_to_its_next_owner(
     for place in places:
         producer.produce(topic, b"deleted before it is served", partition=place.partition)
     assert producer.flush(120) == 0
-    # The group has begun, and retention was faster.
+    # The group has committed an offset, and retention has passed it.
     group = Consumer(config | {"group.id": arena.settings.worker.group_id})
     group.commit(offsets=places, asynchronous=False)
     group.close()

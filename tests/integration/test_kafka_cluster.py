@@ -125,12 +125,12 @@ def _leader(cluster: KafkaCluster, topic: str) -> Broker | None:
     try:
         return cluster.leader(topic, 0)
     except ServiceError:
-        # The client may have asked the one that has just failed.
+        # The client may have queried the broker that has just failed.
         return None
 
 
 def _publish(cluster: KafkaCluster, topic: str, value: bytes, timeout_ms: int = 60_000) -> int | None:
-    """The code of the error; ``None`` where the record was taken."""
+    """Error code of the delivery; ``None`` if the record was accepted."""
     told: list[int | None] = []
     producer = Producer(producer_config(cluster.settings) | {"message.timeout.ms": timeout_ms})
     producer.produce(topic, value, on_delivery=lambda error, _: told.append(error.code() if error else None))
@@ -143,7 +143,7 @@ def _values(cluster: KafkaCluster, topic: str) -> list[bytes]:
 
 
 def _messages(cluster: KafkaCluster, topic: str) -> list[Message]:
-    """All that is there."""
+    """All records in the topic."""
     consumer = Consumer(reader_config(cluster.settings) | {"enable.partition.eof": True})
     numbers = cluster.address.metadata(topic).topics[topic].partitions
     consumer.assign([TopicPartition(topic, number, 0) for number in numbers])

@@ -19,12 +19,12 @@ from zimage_stream.events.codec import Codec
 
 
 def lying(*offsets: int) -> Batch:
-    """A batch whose records say these offsets, from its first on."""
+    """A batch whose records claim these offsets, relative to its first."""
     return Batch([WireRecord(b"no request", offset=offset) for offset in offsets])
 
 
 class Upstream:
-    """Batches from the hands of two producers, in one partition."""
+    """Two producers of handmade batches, writing to one partition."""
 
     def __init__(self, arena: Arena, producer: WireProducer) -> None:
         self._arena = arena
@@ -33,7 +33,7 @@ class Upstream:
         self._count = 0
 
     def ordinary(self, count: int = 1) -> None:
-        """Requests, each in a batch of its own; all of them are to be answered."""
+        """Send requests, each in a batch of its own; all of them must be answered."""
         for _ in range(count):
             name = f"request-{self._count}"
             self._count += 1
@@ -42,7 +42,7 @@ class Upstream:
             self._arena.accepted[0, offset] = name
 
     def send(self, batch: Batch) -> None:
-        """The broker may refuse it."""
+        """Send a batch that the broker may refuse."""
         with suppress(RefusedError):
             self._producer.send(self._topic, batch)
 

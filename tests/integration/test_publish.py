@@ -1,4 +1,4 @@
-"""The two guarantees behind one call, on a real broker."""
+"""Both delivery guarantees behind one interface, on a real broker."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MakePublisher = Callable[[Consumer], Publisher]
 
 @pytest.fixture
 def consumer(kafka: KafkaAddress, topics: TopicSettings) -> Iterator[Consumer]:
-    """Of a group of its own, which it has not joined."""
+    """A consumer with a group of its own, which it has not joined."""
     consumer = Consumer(worker_consumer_config(kafka.settings, topics.requests, "slot"))
     yield consumer
     consumer.close()
@@ -75,7 +75,7 @@ def test_a_commit_is_read_back(publisher: Publisher, consumer: Consumer, topics:
 def test_a_consumer_outside_the_group_commits_nothing(
     publisher: Publisher, consumer: Consumer, topics: TopicSettings
 ) -> None:
-    # The group is empty, and a broker would take this from anybody.
+    # The group is empty, and a broker would accept this from any client.
     with pytest.raises(CommitRefusedError, match="not in the group"):
         publisher.commit([TopicPartition(topics.requests, 0, 5, "checkpoint")])
     result = OutgoingRecord(topics.results, b"key", b"value", [])
@@ -112,7 +112,7 @@ def test_a_refused_record_is_reported_and_the_next_publication_succeeds(
     publisher: Publisher, consumer: Consumer, topics: TopicSettings
 ) -> None:
     join(consumer, topics)
-    # Within the client's own limit and past that of the requests topic.
+    # Within the client's own limit, but above that of the requests topic.
     large = OutgoingRecord(topics.requests, b"key", os.urandom(3 << 20), [])
     with pytest.raises(RefusedRecordError):
         publisher.publish([large], [TopicPartition(topics.requests, 0, 5, "never")])

@@ -1,4 +1,4 @@
-"""Every error that a broker may answer to every request of a publication.
+"""Every error that a broker may return for every request of a publication.
 
 Whatever it is, a publication ends in one of three ways: it is out; nothing of it is out and the same
 publisher goes on; or nobody knows, and a new publisher of the same slot goes on.
@@ -28,7 +28,7 @@ TOPIC = "zimage.requests"
 RESULT = OutgoingRecord("zimage.results", b"key", b"value", [])
 ONCE, FOR_A_WHILE = 1, 4
 TRIES = 4
-"""One that meets the error and one that goes through; the others are for a machine that stands still."""
+"""One try that meets the error and one that succeeds; the others are for a machine that stalls."""
 GOES_ON_S = 120.0
 JOIN_S = 120.0
 
@@ -70,7 +70,8 @@ REQUESTS = (
 
 @pytest.fixture
 def cluster() -> Iterator[MockCluster]:
-    """The test's own, so that errors it orders meet none of another's clients and its ids none of theirs."""
+    """A cluster for this test alone, so that its errors and transactional ids meet no other test's
+    clients."""
     with MockCluster() as cluster:
         for topic in (TOPIC, RESULT.topic):
             cluster.create_topic(topic)
@@ -91,7 +92,7 @@ def joining(kafka: KafkaSettings) -> Iterator[Consumer]:
 
 
 def stay_in_the_group(consumer: Consumer) -> None:
-    """Poll, which whoever is new or was put out needs to get in: as on a machine that stood still."""
+    """Poll until the consumer is in the group, as a new or removed member must."""
     deadline = time.monotonic() + JOIN_S
     consumer.poll(0)
     while not (consumer.memberid() and consumer.assignment()):
@@ -120,12 +121,12 @@ def test_a_publication_has_one_of_three_outcomes(
         return time.monotonic() > deadline
 
     slot = f"{request_.name}-{code}-{times}"
-    # As a worker does: the slot is taken while the group is still to be joined.
+    # As a worker does: the slot is claimed before the group is joined.
     ours = publisher(kafka, slot, joining, late)
     stay_in_the_group(joining)
     offsets = [TopicPartition(TOPIC, 0, 1, "checkpoint")]
     cluster.answer(request_, [CODES[code]] * times)
-    # Their words alone: an error's frames would keep a producer that was given up.
+    # Only their messages: an error's traceback would keep an abandoned producer alive.
     said: list[str] = []
     while True:
         try:

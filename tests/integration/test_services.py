@@ -1,4 +1,4 @@
-"""The services keep what they promise to the tests that lean on them."""
+"""The services keep the promises that tests rely on."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Services(NamedTuple):
 
 @pytest.fixture(scope="module")
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
-    """All three, native; every test leaves them running."""
+    """All three services, native; every test leaves them running."""
     folder = tmp_path_factory.mktemp("services")
     all_three = Services(Kafka(folder / "kafka"), Minio(folder / "minio"), Registry(folder / "registry"))
     launch_all(all_three)
@@ -138,7 +138,7 @@ def test_a_service_started_by_a_thread_outlives_it(tmp_path: Path) -> None:
         minio.probe()
         minio.pause()
     finally:
-        # One that is paused ends in order, too.
+        # A paused service also stops cleanly.
         minio.stop()
     with pytest.raises(ServiceError, match="MinIO does not run"):
         _ = minio.pid
@@ -267,13 +267,13 @@ def _values(kafka: Kafka, topic: str, count: int) -> list[bytes | None]:
 
 
 def _processes_of(session: int) -> list[int]:
-    """The processes of a session, which every service has for itself and what it may have started."""
+    """The processes of a session: every service has one, with all that it has started."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
-            # The name, in parentheses, may hold spaces; session is the fourth field after it.
+            # The name, in parentheses, may contain spaces; the session is the fourth field after it.
             fields = (entry / "stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
@@ -300,7 +300,7 @@ def _listening(pid: int) -> set[tuple[ipaddress.IPv4Address | ipaddress.IPv6Addr
 
 
 def _host(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """/proc has addresses as hexadecimal words in the machine's byte order."""
+    """/proc lists addresses as hexadecimal words in the machine's byte order."""
     words = [int(text[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(text), 8)]
     address = ipaddress.ip_address(b"".join(words))
     return getattr(address, "ipv4_mapped", None) or address

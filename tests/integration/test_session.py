@@ -1,4 +1,4 @@
-"""A membership in the group, on a real broker, where taking partitions over goes wrong."""
+"""A membership in the group on a real broker, when taking over partitions goes wrong."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def polled(session: Session) -> set[int]:
 
 
 def poll_for(session: Session, seconds: float) -> set[int]:
-    """What it holds after that time."""
+    """The partitions it holds after this many seconds."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         polled(session)
@@ -104,7 +104,7 @@ def test_an_abandoned_transaction_holds_up_only_its_own_partitions(
     dead.init_transactions(120)
     dead.begin_transaction()
     offsets = [TopicPartition(topics.requests, number, 0) for number in (1, 2)]
-    # As a tool's commit, which a group without members takes.
+    # As a tool commits, which a group without members accepts.
     tool = Consumer(worker_consumer_config(kafka.settings, topics.requests, "dead"))
     dead.send_offsets_to_transaction(offsets, tool.consumer_group_metadata(), 30)
 
@@ -180,7 +180,7 @@ def poll_until(session: Session, condition: Callable[[], object], what: str) -> 
 
 
 def leave_marks_open(session: Session, kafka: KafkaAddress, topics: TopicSettings) -> None:
-    """Take the partitions, with a request of each running alone, and end without a word."""
+    """Take over the partitions, with one request of each running alone, then end like a dead process."""
     session.join()
     poll_until(session, lambda: session.window.assignments.keys() == ALL, "it holds all partitions")
     session.claim()
@@ -216,7 +216,7 @@ class TestWhatAnotherProcessLeftOpen:
         leave_marks_open(make_session(slot="other", owner=theirs), kafka, topics)
         session, again = make_session(), make_session(slot="other", owner=theirs)
         session.join()
-        # The other one needs its time to come back; until then nothing that it held is judged.
+        # The other process gets its time to return; until then nothing that it held is judged.
         poll_for(session, 1.0)
         again.join()
 
@@ -279,7 +279,7 @@ def test_a_marker_at_the_end_of_the_log_is_committed_as_passed(
             held = session.window.assignments[record.partition]
             held.ledger.observe(0)
             delivered.append(record.offset)
-            # What it comes to does not matter here.
+            # The result of that does not matter here.
             session.publish([], {0: held.ledger.after([0])})
         return bool(delivered) and committed(kafka, topics) == 2
 
@@ -317,7 +317,7 @@ class TestALogThatWentBack:
                 return False
             return True
 
-        until(made, 30, "the topic is made again")
+        until(made, 30, "the topic is created again")
         poll_until(session, lambda: not session.window.assignments, "nothing of it is held")
         ready, reasons = session.health.ready()
         assert not ready
@@ -341,7 +341,7 @@ class TestALogThatWentBack:
         session.close()
         assert not any("partition 0" in reason for reason in session.health.ready()[1])
 
-        # The log has grown since, and nothing else would tell whoever comes next.
+        # The log has grown since, so only the checkpoint can tell the next owner.
         produce(kafka, topics, [0] * 5)
         session = make_session()
         session.join()
@@ -351,7 +351,7 @@ class TestALogThatWentBack:
 
 
 def take(session: Session) -> int | None:
-    """What a worker does with what comes, without serving it. Returns the offset taken."""
+    """Observe records as a worker does, without serving them. Returns the offset observed."""
     record = session.poll(0.1)
     session.claim()
     if record is None:
@@ -365,7 +365,7 @@ def stands_still(session: Session) -> list[str]:
 
 
 UNOPENED = {"compression.type": "producer"}
-"""The brokers keep batches as they came."""
+"""Topic settings with which the brokers keep batches as they receive them."""
 
 
 class TestABatchThatCannotBeRead:

@@ -1,4 +1,4 @@
-"""Who may end whose transactions, on a real broker: a worker its own former life's, and nobody else's."""
+"""Which transactions a worker may end, on a real broker: those of its own former life, and no others."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def settings_of(kafka: KafkaAddress, topics: TopicSettings) -> Callable[[str], S
 
 @pytest.fixture
 def join(settings_of: Callable[[str], Settings]) -> Iterator[Callable[[str, str], Session]]:
-    """Joins this group in this slot."""
+    """A session that joins this group in this slot."""
     joined: list[Session] = []
 
     def make(group: str, slot: str) -> Session:
@@ -88,7 +88,7 @@ def test_a_transaction_left_open_under_the_former_id_of_a_slot_ends_by_itself(
     kafka: KafkaAddress, topics: TopicSettings, join: Callable[[str, str], Session]
 ) -> None:
     group = topics.requests
-    # As the version before named it, here with the shortest time-out, since only the broker ends it.
+    # As the previous version named it, here with the shortest timeout, since only the broker ends it.
     config = transactional_config(kafka.settings, f"zimage-{group}-slot")
     former = Producer({**config, "transaction.timeout.ms": 1_000})
     former.init_transactions(120)

@@ -74,7 +74,7 @@ def test_unresolved_requests_are_counted_from_the_checkpoints(zimage: Run, setti
     line = zimage("status", "d").stdout
     assert "a worker died with it" in line
     assert "held by nobody" in line
-    # Resolved, says the checkpoint, and nobody has its result.
+    # The checkpoint counts it as resolved, but its result is missing.
     gone = zimage("status", "c")
     assert (gone.returncode, gone.stdout) == (1, "")
 
@@ -192,7 +192,7 @@ def test_a_worker_that_died_in_the_middle_of_a_commit_does_not_hold_up_the_answe
 
 
 def test_a_group_offset_past_the_end_of_the_log_is_reported(zimage: Run, settings: Settings) -> None:
-    # As after the topic was deleted and made again under running workers.
+    # As after the topic was deleted and created again under running workers.
     submit(settings, *"ab", partition=2)
     commit(settings, 2, Checkpoint(50))
     people = zimage("status").stdout

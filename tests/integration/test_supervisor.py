@@ -1,4 +1,4 @@
-"""``zimage worker`` with several workers: one death touches nobody else, and none outlives it."""
+"""``zimage worker`` with several workers: one death affects no other, and none outlives the supervisor."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_one_port_serves_the_metrics_of_all_workers(arena: Arena, supervised: Su
     arena.wait_answered(60)
 
     def results() -> dict[str, float]:
-        """Results that each worker has published."""
+        """Number of results that each worker has published."""
         return {
             sample.labels["device"]: sample.value
             for family in text_string_to_metric_families(supervised.get("/metrics"))
@@ -98,7 +98,7 @@ def test_a_worker_that_leaks_is_replaced_and_no_request_is_charged(arena: Arena,
 def test_models_that_do_not_fit_into_memory_together_load_one_at_a_time(arena: Arena, tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(CHECKPOINT, model, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
-    # A file with a hole: as large as no memory, and nothing on the disk. The pipeline does not read it.
+    # A sparse file: larger than any memory, and nothing on the disk. The pipeline does not read it.
     with (model / "large.safetensors").open("wb") as hole:
         hole.truncate(1 << 42)
     real = {"ZIMAGE_ENGINE__KIND": "zimage", "ZIMAGE_ENGINE__MODEL": str(model)}
@@ -123,14 +123,14 @@ def test_workers_end_when_their_supervisor_is_killed(supervised: Supervised) -> 
 def test_a_record_that_hangs_every_worker_that_decodes_it_ends_as_a_dead_letter(
     make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress, tmp_path: Path
 ) -> None:
-    # One partition, so that everybody else's requests are behind it.
+    # One partition, so that all other requests are behind it.
     arena = make_arena(kafka, minio, partitions=1, worker={"max_attempts": 1})
     (bad, *others) = [PromptRequest(prompt=prompt) for prompt in ("hang", "before", "between", "after")]
     arena.send([others[0], bad, *others[1:]])
     with Supervised(arena, tmp_path / "supervisor.log", None, 1, "tests.fleet.hanging") as running:
         report = arena.wait_answered(180)
         words = running.words()
-        # Two before any mark; one under its mark, alone; one to tell its author, which nobody can.
+        # Two before any mark; one alone under its mark; one to answer its author, which is impossible.
         assert words.count("ignores SIGTERM; killing it") == 4
         assert len(running.started()) == 5
         assert running.stop() == 0

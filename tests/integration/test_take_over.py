@@ -1,4 +1,4 @@
-"""What a worker finds when it takes a partition over, on real services."""
+"""What a worker finds when it takes over a partition, on real services."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def picture(prompt: str = "a picture") -> PromptRequest:
 
 
 def commit(arena: Arena, checkpoint: Checkpoint) -> None:
-    """Leave a checkpoint in partition 0, as a worker that is gone."""
+    """Leave a checkpoint in partition 0, as a former worker would."""
     settings = arena.settings
     tool = Consumer(client_config(settings.kafka) | {"group.id": settings.worker.group_id})
     place = TopicPartition(settings.topics.requests, 0, checkpoint.base, checkpoint.encode())
@@ -54,7 +54,7 @@ def test_records_decoded_one_at_a_time_do_not_wait_for_each_others_images(
     worker = arena.fleet.start(SLOT, ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
     arena.assert_exactly_once(arena.wait_answered(60))
     values = samples(worker)
-    # Each was decoded under a mark of its own; and then they ran together.
+    # Each was decoded under a mark of its own, and then they ran together.
     assert values["zimage_marks_total", ""] >= count
     assert values["zimage_batch_size_count", ""] < count / 2
 

@@ -1,4 +1,4 @@
-"""Metrics under load, spans as a collector gets them, and prompts in logs only where they are wanted."""
+"""Metrics under load, spans as a collector receives them, and prompts in logs only where enabled."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def by_label(worker: WorkerProcess, metric: str) -> dict[str, float]:
 
 
 def test_a_thousand_tenants_make_fifty_series(arena: Arena) -> None:
-    # So slow that none is resolved while we look.
+    # So slow that none is resolved during the test.
     worker = arena.fleet.start(
         "worker", ZIMAGE_ENGINE__SIMULATED_MS="10000000", ZIMAGE_TELEMETRY__TENANT_LABEL="true"
     ).wait_ready()
@@ -47,7 +47,7 @@ def test_a_thousand_tenants_make_fifty_series(arena: Arena) -> None:
 
 
 class Collector:
-    """Takes spans as an OpenTelemetry collector does."""
+    """Receives spans as an OpenTelemetry collector does."""
 
     def __init__(self) -> None:
         self.spans: list[Span] = []

@@ -1,4 +1,4 @@
-"""One worker on real services: whatever is sent, each record gets its one terminal event."""
+"""One worker on real services: whatever is sent, each record gets exactly one terminal event."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def picture(prompt: str = "a picture", **fields: Any) -> PromptRequest:
 def publish(
     arena: Arena, value: bytes | None, headers: list[tuple[str, str | bytes | None]] | None = None
 ) -> None:
-    """Put a record on the requests topic as somebody would who does not use the client."""
+    """Send a record to the requests topic without using the client."""
     producer = Producer(client_config(arena.settings.kafka) | {"message.max.bytes": 4 << 20})
 
     def delivered(error: object, message: Any) -> None:
@@ -53,7 +53,7 @@ def publish(
 
 
 def publish_request(arena: Arena, request: PromptRequest) -> None:
-    """Put a request there without the client's own checks."""
+    """Send a request without the client's checks."""
     publish(arena, Codec().encode_request(request, arena.settings.topics.requests))
 
 
@@ -169,7 +169,7 @@ class TestAnEngineThatFails:
         report = arena.wait_answered(40)
         arena.assert_exactly_once(report)
         assert report.statuses() == {"SUCCEEDED": 40}
-        # 8 taught 4, and 4 taught 2: what came after fitted at once.
+        # 8 led to 4, and 4 to 2: everything after that fitted at once.
         assert samples(worker)["zimage_out_of_memory_total", ""] <= 2
         assert {result["attempts"] for result in report.by_request().values()} == {1}
 
@@ -206,7 +206,7 @@ class TestAnEngineThatFails:
 
 
 def test_a_sick_engine_gives_its_requests_back(arena: Arena) -> None:
-    # The known-good picture fails too, so that the fault is the device's.
+    # The known-good image fails too, so the device is at fault.
     faults = json.dumps({"": "raise"})
     sick = arena.fleet.start("sick", ZIMAGE_ENGINE__SIMULATED_FAULTS=faults).wait_ready()
     arena.send([picture(f"{i}") for i in range(20)])
@@ -220,7 +220,7 @@ def test_a_sick_engine_gives_its_requests_back(arena: Arena) -> None:
 
 
 def flood(arena: Arena, count: int) -> None:
-    """So many records of a schema that nobody knows, by one producer, into one partition."""
+    """Send this many records of an unknown schema, from one producer, into one partition."""
     producer = Producer(client_config(arena.settings.kafka))
 
     def delivered(error: object, message: Any) -> None:
@@ -235,7 +235,7 @@ def flood(arena: Arena, count: int) -> None:
 
 
 def release(arena: Arena) -> None:
-    """What an operator does at night, on any machine."""
+    """Run the command that an operator runs, on any machine."""
     words = ["dead-letters", "release", "--code", "unknown_schema"]
     done = subprocess.run(
         [sys.executable, "-m", "zimage_stream", *words],
@@ -274,7 +274,7 @@ class TestRequestsThatMayFailThroughTheDeployment:
             lambda: any("held back" in reason for reason in worker.ready()[1]), 60, "the flood is held back"
         )
         arena.send([picture(f"{i}", tenant=f"tenant-{i}") for i in range(40)])
-        # Others succeed, so that the fault is not the deployment's, and the flood ends too.
+        # Others succeed, so the deployment is not at fault, and the flood ends too.
         report = arena.wait_answered(60)
         assert report.statuses() == {"SUCCEEDED": 40}
         assert len(report.dead) == 1_500
@@ -351,7 +351,7 @@ def test_a_missing_bucket_is_reported_at_start(arena: Arena, tmp_path: Path) -> 
 
 
 def read(arena: Arena, topic: str) -> Iterator[Any]:
-    """Every record of a topic that is there now."""
+    """All records that are in a topic now."""
     consumer = Consumer(
         client_config(arena.settings.kafka)
         | {"group.id": "test", "enable.partition.eof": "true", "isolation.level": "read_committed"}

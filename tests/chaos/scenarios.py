@@ -180,10 +180,10 @@ def store_misbehaves(stage: Stage, scale: float) -> None:
                 stage.pause(TRANSFER_TIMEOUT_S + 5 if scale >= 2 and trouble is Trouble.STALLED else 1.2)
                 # A stalled exchange counts once it is served.
                 if trouble is not Trouble.STALLED:
-                    until(lambda trouble=trouble: store.played[trouble], 30, f"{trouble} has hit somebody")  # type: ignore[misc]
+                    until(lambda trouble=trouble: store.played[trouble], 30, f"{trouble} has hit a request")  # type: ignore[misc]
             # One fault, however many requests it has hit.
             stage.fault()
-            until(lambda trouble=trouble: store.played[trouble], 30, f"{trouble} has hit somebody")  # type: ignore[misc]
+            until(lambda trouble=trouble: store.played[trouble], 30, f"{trouble} has hit a request")  # type: ignore[misc]
     until(lambda: store.played[Trouble.REFUSED], 30, "an object has been refused")
 
 

@@ -176,7 +176,7 @@ def judge(plan: dict[str, Any], first: list[Event], second: list[Event]) -> Repo
         _judge_one(report, place, line, results[place], dead[place])
     for place in (results.keys() | dead.keys()) - accepted.keys():
         if results[place] or dead[place]:
-            report.note("answers to what nobody sent", place)
+            report.note("answers to records that were never sent", place)
     _judge_objects(report, plan, [event for found in results.values() for event in found])
     _judge_group(report, plan, accepted)
     return report
@@ -206,7 +206,7 @@ def _judge_cut(
         if own:
             went_back.add(place[0])
     for partition in went_back - stopped:
-        report.note("partitions whose offsets went back and nobody said so", partition)
+        report.note("partitions whose offsets went back unreported", partition)
     answered = {event.place for event in left}
     due = [
         line

@@ -1,6 +1,6 @@
 """librdkafka's mock cluster, with errors on demand.
 
-The Python client offers the cluster and not the errors; the library that it brings has functions for both.
+The Python client exposes the cluster but not the errors; the library that it ships has functions for both.
 """
 
 from __future__ import annotations

@@ -149,12 +149,12 @@ def test_the_bytes_can_be_exported_fixed_and_sent(
     env = {"ZIMAGE_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers}
     env["ZIMAGE_TOPICS__DEAD_LETTERS"] = settings.topics.dead_letters
     assert subprocess.run(words, env=env, capture_output=True, check=True).stdout == GARBAGE
-    file = tmp_path_factory.mktemp("mended") / "value"
-    file.write_bytes(b"mended")
+    file = tmp_path_factory.mktemp("fixed") / "value"
+    file.write_bytes(b"fixed")
     assert zimage("dead-letters", "replay", "--at", "0:0", "--set", "width=64").returncode == 1
     assert zimage("dead-letters", "replay", "--at", "0:0", "--value", str(file)).returncode == 0
     (record,) = sent(settings)
-    assert (record.key, record.value) == (b"k", b"mended")
+    assert (record.key, record.value) == (b"k", b"fixed")
 
 
 def test_a_replay_sends_the_unchanged_record_and_happens_once(
@@ -287,8 +287,8 @@ def test_fields_are_changed_and_an_expiry_is_cleared(
     assert "width: got 66" in refused.stderr
     for words in (("--set", "width=wide"), ("--set", "size=1"), ("--set", "width")):
         assert zimage("dead-letters", "replay", "--id", "a", *words).returncode == 2
-    mend = ("--set", "width=64", "--set", 'attributes={"by": "me"}')
-    assert zimage("dead-letters", "replay", "--id", "a", *mend).returncode == 0
+    change = ("--set", "width=64", "--set", 'attributes={"by": "me"}')
+    assert zimage("dead-letters", "replay", "--id", "a", *change).returncode == 0
     assert zimage("dead-letters", "replay", "--id", "b", "--keep-expiry", "--set", "width=64").returncode == 0
     a, b = (Codec().decode_request(record.value) for record in sent(settings))
     assert (a.width, a.expires_at, a.attributes, a.prompt) == (64, None, {"by": "me"}, "雾中的灯塔")

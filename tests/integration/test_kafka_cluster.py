@@ -1,6 +1,6 @@
-"""The cluster of three brokers does what scenarios ask of it, and tells who is who.
+"""The cluster of three brokers does what scenarios require, and identifies leaders and coordinators.
 
-Marked slow: the scenarios that lean on it are those of ``make chaos``.
+Marked slow: the scenarios that rely on it are those of ``make chaos``.
 """
 
 from __future__ import annotations

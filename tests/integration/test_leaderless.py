@@ -68,7 +68,7 @@ def test_a_partition_without_a_leader_is_reported_and_the_others_are_shown(own_c
     # The first query about a group creates Kafka's own topic of offsets.
     until(lambda: status(own_cluster, topics)[0] == 0, 120, "all can be seen")
     own_cluster.broker(3).kill()
-    until(lambda: own_cluster.leader(topics.requests, 1) is None, 60, "nobody leads the partition")
+    until(lambda: own_cluster.leader(topics.requests, 1) is None, 60, "the partition has no leader")
     code, found, said = status(own_cluster, topics)
     assert code == 1, said
     assert found["leaderless"] == {topics.requests: [1], topics.results: [0]}

@@ -1,6 +1,6 @@
-"""Records that say a place where they do not lie cost nobody's request, and none is served twice.
+"""Records that claim a wrong offset cost no request, and no request is served twice.
 
-The brokers see to that, in a topic that has a codec of its own.
+The brokers ensure that, in a topic with a compression codec of its own.
 """
 
 from __future__ import annotations

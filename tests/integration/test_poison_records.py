@@ -165,7 +165,7 @@ def test_requests_with_an_unusable_schema_end_and_others_are_served(
 
         until(lambda: len(codes()) == 3 and list(read(arena, topics.results)), 90, "all but one are answered")
         assert codes() == {1: "UNKNOWN_SCHEMA", 2: "UNDECODABLE", 3: "UNDECODABLE"}
-        until(lambda: worker.ready() == (True, []), 60, "it can serve, and says so")
+        until(lambda: worker.ready() == (True, []), 60, "it can serve and reports ready")
         # Once the schema is fixed, the request is served.
         registry.put(4, '"int"')
         until(lambda: codes().get(0) == "UNDECODABLE", 60, "the one that waited is answered")

@@ -1,7 +1,7 @@
 """Every error that a broker may return for every request of a publication.
 
-Whatever it is, a publication ends in one of three ways: it is out; nothing of it is out and the same
-publisher goes on; or nobody knows, and a new publisher of the same slot goes on.
+Whatever the error, a publication has one of three outcomes: it is published; nothing of it is published and
+the same publisher continues; or the outcome is unknown, and a new publisher of the same slot continues.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def test_one_port_serves_the_metrics_of_all_workers(arena: Arena, supervised: Su
     until(lambda: sum(results().values()) == 40, 20, "all are counted")
     assert results().keys() == {"cpu:0", "cpu:1"}
     os.kill(supervised.started()[0], signal.SIGKILL)
-    until(lambda: "cpu:0: the worker does not run" in supervised.get("/readyz"), 20, "its death is told")
+    until(lambda: "cpu:0: the worker does not run" in supervised.get("/readyz"), 20, "its death is reported")
     assert 'zimage_worker_up{device="cpu:1"} 1.0' in supervised.get("/metrics")
     until(lambda: '"ready": true' in supervised.get("/readyz"), 40, "it is back")
 
@@ -71,7 +71,7 @@ def test_a_crash_loop_is_reported_with_the_last_lines(arena: Arena, tmp_path: Pa
         until(lambda: "is in a crash loop" in running.words(), 60, "the verdict")
         verdict = next(line for line in running.words().splitlines() if "is in a crash loop" in line)
         assert "there is no bucket 'nowhere'" in verdict
-        until(lambda: "it died 4 times within 300 s" in running.get("/readyz"), 20, "its health says so")
+        until(lambda: "it died 4 times within 300 s" in running.get("/readyz"), 20, "its health reports it")
         assert running.stop() in (0, 1)
 
 

@@ -25,7 +25,7 @@ print(pages() - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_freed_buffers_are_kept_for_the_next_image() -> None:
     new, kept = (
         int(subprocess.run([sys.executable, "-c", PROGRAM, how], check=True, capture_output=True).stdout)

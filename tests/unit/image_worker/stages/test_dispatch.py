@@ -331,10 +331,10 @@ def test_nothing_is_marked_alone_while_an_unwanted_batch_still_runs(here: Here) 
     here.add(small(partition=1))
     here.serve(here.gate.runs.is_set)
     here.lose(1)
-    beside = small()
-    here.add(beside)
+    other = small()
+    here.add(other)
     here.plan()
-    assert here.group.marks[beside] == Mark(open=True)
+    assert here.group.marks[other] == Mark(open=True)
 
 
 def test_no_more_requests_start_than_a_checkpoint_has_marks_for(here: Here) -> None:

@@ -24,7 +24,7 @@ from tests.chaos.poison import (
 )
 from tests.chaos.scenarios import Scenario
 from tests.chaos.stage import ANSWERED_WITHIN_S, Stage
-from tests.chaos.workloads import picture
+from tests.chaos.workloads import image_request
 from tests.fleet.arena import client_config
 from tests.fleet.topics import take_anything
 from tests.fleet.wire import RawProducer
@@ -62,7 +62,7 @@ def hostile_records(stage: Stage, scale: float) -> None:
         if long:
             # Schemas that are unavailable: such requests end after a minute.
             for schema_id in (FAILING_ID, DRIPPING_ID):
-                stage.send_bytes(framed(schema_id, picture()), UNKNOWN)
+                stage.send_bytes(framed(schema_id, image_request()), UNKNOWN)
             stage.flush()
         stage.wait_served(range(stage.partitions), ANSWERED_WITHIN_S)
         assert [worker.pid for worker in stage.crew] == lives, "a worker died of a record"
@@ -97,13 +97,13 @@ def _send(stage: Stage, count: int) -> None:
             stage.accept(partition, offset, _line(poison, f"{poison} (seed {seed}, number {number})"))
             stage.fault()
             if number % ORDINARY_EVERY == 0:
-                ordinary = picture(f"ordinary {number}", tenant=f"tenant-{number % 7}")
+                ordinary = image_request(f"ordinary {number}", tenant=f"tenant-{number % 7}")
                 known = {"request_id": ordinary.request_id, "tenant": ordinary.tenant, "attributes": {}}
                 stage.send_bytes(framed(PLAIN_ID, ordinary), MADE, known)
             if number % ABORTED_EVERY == 0:
                 aborting.begin_transaction()
                 aborting.produce(topic, poison.value, partition=partition)
-                aborting.produce(topic, request_bytes(picture("aborted")), partition=partition)
+                aborting.produce(topic, request_bytes(image_request("aborted")), partition=partition)
                 aborting.flush(120)
                 aborting.abort_transaction(120)
 

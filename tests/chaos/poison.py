@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tests.chaos.workloads import picture
+from tests.chaos.workloads import image_request
 from tests.fleet.wire import RawHeader
 from zimage_stream import PromptRequest
 from zimage_stream.events.codec import Codec
@@ -163,7 +163,7 @@ def framed(schema_id: int, request: PromptRequest) -> bytes:
 
 
 def _valid(rng: random.Random, **fields: Any) -> PromptRequest:
-    return picture(f"hostile {rng.random()}", request_id=f"h-{rng.getrandbits(64):x}", **fields)
+    return image_request(f"hostile {rng.random()}", request_id=f"h-{rng.getrandbits(64):x}", **fields)
 
 
 def timestamps(rng: random.Random) -> Poison:

@@ -20,7 +20,7 @@ from confluent_kafka.admin._resource import ResourceType
 
 from tests.chaos.misbehaving import PASSING, Trouble, open_misbehaving
 from tests.chaos.stage import Stage
-from tests.chaos.workloads import picture
+from tests.chaos.workloads import image_request
 from tests.fleet.arena import client_config
 from tests.fleet.workers import until
 from zimage_consumers.image_worker.failpoints import POINTS, VARIABLE
@@ -94,7 +94,7 @@ def frozen_past_the_session(stage: Stage, scale: float) -> None:
         stage.pause(0.5, 1.5)
         # Each worker has work for some seconds when one of them freezes.
         for number in range(300):
-            stage.send(picture(f"queued {number}"))
+            stage.send(image_request(f"queued {number}"))
         stage.pause(0.5)
         frozen.signal(signal.SIGSTOP)
         stage.fault()
@@ -174,7 +174,7 @@ def store_misbehaves(stage: Stage, scale: float) -> None:
             with store.playing(trouble):
                 # Refused with and without trouble, as long as no other request would be affected.
                 for _ in range(3):
-                    stage.send(picture(tenant="refused"), ("FAILED/STORE_REJECTED",))
+                    stage.send(image_request(tenant="refused"), ("FAILED/STORE_REJECTED",))
                 # In the long form a stall outlasts the clients' patience: exchanges that they gave up and
                 # repeated are served late.
                 stage.pause(TRANSFER_TIMEOUT_S + 5 if scale >= 2 and trouble is Trouble.STALLED else 1.2)
@@ -222,12 +222,12 @@ def poison(stage: Stage, scale: float) -> None:
             stage.send_bytes(value, undecodable)
             stage.fault()
         for wrong in ({"steps": 0}, {"width": 65}, {"guidance_scale": 3.0}, {"tenant": ".."}):
-            stage.send(picture(**wrong), ("FAILED/INVALID_REQUEST",))
+            stage.send(image_request(**wrong), ("FAILED/INVALID_REQUEST",))
             stage.fault()
         ends = {"raising": "GENERATION_FAILED", "huge": "OUT_OF_MEMORY"}
         for prompt in POISON:
             code = ends.get(prompt, "WORKER_CRASHED")
-            stage.send(picture(f"{prompt} {number}"), (f"FAILED/{code}",))
+            stage.send(image_request(f"{prompt} {number}"), (f"FAILED/{code}",))
             stage.flush()
             stage.fault()
         stage.pause(10)
@@ -303,10 +303,10 @@ def sizes_at_the_limits(stage: Stage, scale: float) -> None:
     stage.start_workers()
     for number in range(round(4 * scale)):
         attributes = {f"{n:02}{'k' * 60}": "v" * 190 for n in range(32)}
-        stage.send(picture("𠀋" * 1_999 + str(number % 10), attributes=attributes))
+        stage.send(image_request("𠀋" * 1_999 + str(number % 10), attributes=attributes))
         # Nearly the largest record of the topic, and not decodable.
         stage.send_bytes(b"\xff" * ((1 << 20) - 1_000), ("dead/UNDECODABLE",))
-        stage.send(picture(attributes={"large": "x" * (9 << 10)}), ("FAILED/INVALID_REQUEST",))
+        stage.send(image_request(attributes={"large": "x" * (9 << 10)}), ("FAILED/INVALID_REQUEST",))
         stage.fault()
         stage.pause(1)
 
@@ -344,7 +344,7 @@ def clock_stepped(stage: Stage, scale: float) -> None:
     for _ in range(round(2 * scale)):
         for shift in ("3600", "0", "-3600", "0"):
             for _ in range(20):
-                stage.send(picture(expires_at=datetime.now(UTC) + timedelta(minutes=5)))
+                stage.send(image_request(expires_at=datetime.now(UTC) + timedelta(minutes=5)))
             # Replaced atomically, so that no reader sees it half written.
             later = clock.with_suffix(".next")
             later.write_text(shift)
@@ -382,7 +382,7 @@ def _refused(stage: Stage, topic: str, times: int) -> None:
         stage.pause(1)
         _set_largest(stage, topic, "200")
         for _ in range(5):
-            stage.send(picture(steps=0), ("FAILED/INVALID_REQUEST",))
+            stage.send(image_request(steps=0), ("FAILED/INVALID_REQUEST",))
         stage.pause(3)
         _set_largest(stage, topic, str(2 << 20))
         stage.fault()

@@ -11,7 +11,7 @@ from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 
-from tests.chaos.test_workers_die import pictures
+from tests.chaos.test_workers_die import image_requests
 from tests.fleet.arena import Arena
 from tests.fleet.supervised import Supervised, alive
 from tests.fleet.workers import WorkerProcess, until
@@ -29,7 +29,7 @@ def test_one_sick_device_of_three_leaves_at_once_and_the_others_finish(arena: Ar
     for worker in (sick, *healthy):
         worker.wait_ready()
     until(lambda: all(worker.partitions() for worker in (sick, *healthy)), 30, "all hold partitions")
-    arena.send(pictures(300))
+    arena.send(image_requests(300))
 
     assert sick.wait(30) == 70
     report = arena.wait_answered(90)
@@ -55,7 +55,7 @@ def test_the_other_worker_continues_while_the_group_waits_for_a_dead_member_and_
     for worker in (dying, other):
         worker.wait_ready()
     until(lambda: dying.partitions() and other.partitions(), 30, "both hold partitions")
-    arena.send(pictures(600))
+    arena.send(image_requests(600))
 
     dying.wait(60)
     died = time.time()
@@ -99,7 +99,7 @@ def test_a_worker_that_is_killed_loses_its_context_or_hangs_is_replaced_and_the_
     with Supervised(arena, tmp_path / "supervisor.log", playing, workers=3) as running:
         running.wait_with_work(3)
         victim, *others = running.started()
-        arena.send(pictures(150))
+        arena.send(image_requests(150))
         arena.wait_answered(60, share=0.1)
         os.kill(victim, signal.SIGKILL)
         # Run to the end: a request that is alone on the device when its process is killed is charged.
@@ -109,7 +109,7 @@ def test_a_worker_that_is_killed_loses_its_context_or_hangs_is_replaced_and_the_
         assert all(alive(pid) for pid in others)
 
         guilty = [PromptRequest(prompt=p, width=256, height=256) for p in ("cursed", "endless")]
-        arena.send([*pictures(100, "before"), *guilty, *pictures(100, "after")])
+        arena.send([*image_requests(100, "before"), *guilty, *image_requests(100, "after")])
         report = arena.wait_answered(240)
         arena.assert_exactly_once(report)
         results = report.by_request()

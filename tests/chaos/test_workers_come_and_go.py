@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 
-from tests.chaos.test_workers_die import pictures
+from tests.chaos.test_workers_die import image_requests
 from tests.fleet.arena import Arena
 from tests.fleet.workers import until
 from tests.services.addresses import KafkaAddress, MinioAddress
@@ -19,7 +19,7 @@ def test_joining_and_leaving_under_load_repeats_no_work(
     arena = make_arena(kafka, minio, engine={"max_batch": 1})
     first = arena.fleet.start("first").wait_ready()
     until(lambda: first.partitions() == 12, 30, "the first has all partitions")
-    arena.send(pictures(1_000))
+    arena.send(image_requests(1_000))
     arena.wait_answered(60, share=0.1)
     second = arena.fleet.start("second").wait_ready()
     until(lambda: second.partitions() == 6, 30, "the second has its half")
@@ -48,7 +48,7 @@ def test_an_image_begun_under_a_lost_membership_is_not_published_next_to_the_new
         kafka, minio, kafka={"extra": extra}, engine={"simulated_faults": faults, "simulated_ms": 0}
     )
     only = arena.fleet.start("only").wait_ready()
-    arena.send(pictures(1, "slow"))
+    arena.send(image_requests(1, "slow"))
     only.wait_begun()
     time.sleep(0.5)
     only.signal(signal.SIGSTOP)
@@ -65,7 +65,7 @@ def test_an_image_begun_under_a_lost_membership_is_not_published_next_to_the_new
 def test_sigterm_under_load_ends_in_time_and_leaves_no_open_mark(arena: Arena) -> None:
     # A minute's work, so that most of it is left when the worker is stopped, however slow the machine.
     first = arena.fleet.start("first", ZIMAGE_ENGINE__SIMULATED_MS="1600").wait_ready()
-    arena.send(pictures(700))
+    arena.send(image_requests(700))
     arena.wait_answered(60, share=0.1)
     told = time.monotonic()
     first.signal(signal.SIGTERM)
@@ -85,7 +85,7 @@ def test_only_work_cut_by_the_drain_deadline_is_repeated(arena: Arena) -> None:
     # One image takes 2 s and the drain time is half a second: what is on the engine is cut.
     slow = {"ZIMAGE_ENGINE__SIMULATED_MS": "32000", "ZIMAGE_WORKER__DRAIN_TIMEOUT_S": "0.5"}
     first = arena.fleet.start("first", **slow).wait_ready()
-    arena.send([*pictures(20)])
+    arena.send([*image_requests(20)])
     until(lambda: len(arena.seen()) >= 8, 60, "a batch is answered")
     first.signal(signal.SIGTERM)
     assert first.wait(20) == 0
@@ -104,7 +104,7 @@ def test_only_work_cut_by_the_drain_deadline_is_repeated(arena: Arena) -> None:
 def test_work_running_at_a_sigterm_is_finished_before_the_worker_leaves(arena: Arena) -> None:
     faults = {"ZIMAGE_ENGINE__SIMULATED_FAULTS": '{"slow": "slow:5"}'}
     worker = arena.fleet.start("worker", **faults).wait_ready()
-    arena.send(pictures(1, "slow"))
+    arena.send(image_requests(1, "slow"))
     worker.wait_begun()
     time.sleep(0.5)
     worker.signal(signal.SIGTERM)
@@ -117,7 +117,7 @@ def test_work_running_at_a_sigterm_is_finished_before_the_worker_leaves(arena: A
 
 def test_a_second_sigterm_ends_the_worker_at_once(arena: Arena) -> None:
     worker = arena.fleet.start("first", ZIMAGE_ENGINE__SIMULATED_MS="160000").wait_ready()
-    arena.send(pictures(4))
+    arena.send(image_requests(4))
     worker.wait_begun()
     time.sleep(0.5)
     worker.signal(signal.SIGTERM)
@@ -131,7 +131,7 @@ def test_two_processes_in_one_slot_do_not_fence_each_other_forever(arena: Arena)
     # As a second machine would be that was given the same slot name.
     arena.fleet.start("twin", slot="slot")
     for round_ in range(400):
-        arena.send(pictures(10, f"round {round_}"))
+        arena.send(image_requests(10, f"round {round_}"))
         time.sleep(0.5)
         ended = [worker for worker in arena.fleet.workers if worker.exit_code() is not None]
         if ended:

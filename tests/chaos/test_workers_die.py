@@ -9,7 +9,7 @@ from tests.fleet.workers import until
 from zimage_stream import PromptRequest
 
 
-def pictures(count: int, prompt: str = "picture", **fields: object) -> list[PromptRequest]:
+def image_requests(count: int, prompt: str = "picture", **fields: object) -> list[PromptRequest]:
     """Requests that take 20 ms each at 256x256, and 320 ms at full size."""
     return [PromptRequest(prompt=f"{prompt} {i}", width=256, height=256, **fields) for i in range(count)]  # type: ignore[arg-type]
 
@@ -17,7 +17,7 @@ def pictures(count: int, prompt: str = "picture", **fields: object) -> list[Prom
 def test_a_prompt_that_kills_the_process_harms_no_other_request(arena: Arena) -> None:
     faults = {"ZIMAGE_ENGINE__SIMULATED_FAULTS": json.dumps({"poison": "kill"})}
     worker = arena.fleet.start("victim", **faults).wait_ready()
-    before, after = pictures(40, "before"), pictures(40, "after")
+    before, after = image_requests(40, "before"), image_requests(40, "after")
     poison = PromptRequest(prompt="poison", width=256, height=256)
     arena.send([*before, poison, *after])
 

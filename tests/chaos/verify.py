@@ -258,16 +258,16 @@ def _judge_objects(report: Report, plan: dict[str, Any], results: list[Event]) -
     for event in results:
         image = event.body["image"]
         if (event.status == "SUCCEEDED") != (image is not None):
-            report.note("results without the picture they vouch for", event.place)
+            report.note("results without their image", event.place)
         if image is None:
             continue
         try:
             data = get(image["key"])
         except Exception as error:
-            report.note("pictures missing", f"{image['uri']}: {error}")
+            report.note("images missing", f"{image['uri']}: {error}")
             continue
         if (len(data), hashlib.sha256(data).hexdigest()) != (image["size_bytes"], image["sha256"]):
-            report.note("pictures that are not what their result states", image["uri"])
+            report.note("images that differ from their result", image["uri"])
 
 
 def _getter(store: dict[str, Any]) -> Any:

@@ -15,7 +15,7 @@ RATE = 30.0
 Workload = Callable[[Stage, random.Random], None]
 
 
-def picture(prompt: str = "a heron", **fields: object) -> PromptRequest:
+def image_request(prompt: str = "a heron", **fields: object) -> PromptRequest:
     """A request that takes a simulated engine 20 ms, where its reference takes 320 ms."""
     return PromptRequest(**{"prompt": prompt, "width": 256, "height": 256} | fields)  # type: ignore[arg-type]
 
@@ -24,9 +24,9 @@ def steady(stage: Stage, rng: random.Random) -> None:
     """One request after another, at an even rate; every tenth is invalid."""
     for number in paced(stage):
         if number % 10 == 9:
-            stage.send(picture(f"heron {number}", steps=0), ("FAILED/INVALID_REQUEST",))
+            stage.send(image_request(f"heron {number}", steps=0), ("FAILED/INVALID_REQUEST",))
         else:
-            stage.send(picture(f"heron {number}", attributes={"n": str(number)}))
+            stage.send(image_request(f"heron {number}", attributes={"n": str(number)}))
 
 
 def burst(stage: Stage, rng: random.Random) -> None:
@@ -34,7 +34,7 @@ def burst(stage: Stage, rng: random.Random) -> None:
     for number in paced(stage):
         if number % 210 == 0:
             for each in range(210):
-                stage.send(picture(f"heron {number + each}"))
+                stage.send(image_request(f"heron {number + each}"))
 
 
 def tenants(stage: Stage, rng: random.Random) -> None:
@@ -43,14 +43,14 @@ def tenants(stage: Stage, rng: random.Random) -> None:
         rank = min(49, int(rng.paretovariate(0.8)))
         side = 64 * (1 + rank % 5)
         tenant = f"tenant-{rank}"
-        stage.send(picture(f"heron {number}", tenant=tenant, width=side, priority=rng.randint(-3, 3)))
+        stage.send(image_request(f"heron {number}", tenant=tenant, width=side, priority=rng.randint(-3, 3)))
 
 
 def duplicates(stage: Stage, rng: random.Random) -> None:
     """Every third request is sent again, and every ninth with other parameters under the same id."""
     for number in paced(stage):
-        one = picture(f"heron {number}", request_id=f"r-{number}", seed=1)
-        other = picture("something else", request_id=f"r-{number}", seed=2)
+        one = image_request(f"heron {number}", request_id=f"r-{number}", seed=1)
+        other = image_request("something else", request_id=f"r-{number}", seed=2)
         conflicts = (*SUCCEEDED, "FAILED/ID_CONFLICT")
         stage.send(one, conflicts if number % 9 == 0 else SUCCEEDED)
         if number % 3 == 0:

@@ -13,7 +13,7 @@ import pytest
 from tests.fleet.arena import Arena
 from tests.fleet.batches import Batch, RefusedError, WireProducer, WireRecord
 from tests.fleet.workers import until
-from tests.integration.test_worker import picture
+from tests.integration.test_worker import image_request
 from tests.services import KafkaAddress, MinioAddress
 from zimage_stream.events.codec import Codec
 
@@ -37,7 +37,7 @@ class Upstream:
         for _ in range(count):
             name = f"request-{self._count}"
             self._count += 1
-            value = Codec().encode_request(picture(request_id=name), "t")
+            value = Codec().encode_request(image_request(request_id=name), "t")
             offset = self._producer.send(self._topic, Batch([WireRecord(value)]))
             self._arena.accepted[0, offset] = name
 

@@ -14,7 +14,7 @@ from tests.fleet.arena import Arena
 from tests.fleet.topics import EVER, take_anything
 from tests.fleet.wire import RawProducer
 from tests.fleet.workers import until
-from tests.integration.test_worker import picture, read
+from tests.integration.test_worker import image_request, read
 from tests.services import KafkaAddress, MinioAddress
 from tests.unit.events.registries import AnyRegistry
 from zimage_consumers.dead_letters.letter import DeadLetter, Decoder
@@ -25,7 +25,7 @@ from zimage_stream.settings import environment_of
 
 
 def request(request_id: str) -> bytes:
-    return Codec().encode_request(picture(request_id=request_id), "t")
+    return Codec().encode_request(image_request(request_id=request_id), "t")
 
 
 def zimage(arena: Arena, *words: str, code: int = 0) -> str:

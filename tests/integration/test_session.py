@@ -189,16 +189,16 @@ def leave_marks_open(session: Session, kafka: KafkaAddress, topics: TopicSetting
     while len(jobs) < len(ALL):
         record = session.poll(1.0)
         if record is not None:
-            held = session.window.assignments[record.partition]
-            assert held.ledger.observe(0) is OffsetStatus.NEW
-            jobs.append(Job(record, held, attempts=1))
+            assignment = session.window.assignments[record.partition]
+            assert assignment.ledger.observe(0) is OffsetStatus.NEW
+            jobs.append(Job(record, assignment, attempts=1))
     session.commit_marks({job: Mark(job.attempts, open=True, alone=True) for job in jobs})
     session.abandon()
 
 
 def marks_of(session: Session) -> set[Mark]:
     """The marks of the first request in each partition."""
-    return {held.ledger.mark(0) for held in session.window.assignments.values()}
+    return {each.ledger.mark(0) for each in session.window.assignments.values()}
 
 
 def produce(kafka: KafkaAddress, topics: TopicSettings, partitions: Collection[int]) -> None:
@@ -224,7 +224,7 @@ class TestWhatAnotherProcessLeftOpen:
             return bool(polled(session)) and polled(session) | polled(again) == ALL
 
         until(shared, 30, "both have partitions")
-        marks = {held.ledger.mark(0) for held in session.window.assignments.values()}
+        marks = {each.ledger.mark(0) for each in session.window.assignments.values()}
         assert marks == {Mark(1)}
         again.abandon()
         session.abandon()
@@ -276,11 +276,11 @@ def test_a_marker_at_the_end_of_the_log_is_committed_as_passed(
         record = session.poll(0.1)
         session.claim()
         if record is not None:
-            held = session.window.assignments[record.partition]
-            held.ledger.observe(0)
+            assignment = session.window.assignments[record.partition]
+            assignment.ledger.observe(0)
             delivered.append(record.offset)
             # The result of that does not matter here.
-            session.publish([], {0: held.ledger.after([0])})
+            session.publish([], {0: assignment.ledger.after([0])})
         return bool(delivered) and committed(kafka, topics) == 2
 
     # Offset 0 is the request, offset 1 the transaction's marker.
@@ -335,7 +335,7 @@ class TestALogThatWentBack:
         session = make_session()
         session.join()
         poll_until(session, lambda: session.window.assignments.keys() == ALL, "it holds all partitions")
-        assert [number for number, held in session.window.assignments.items() if held.stopped] == [0]
+        assert [number for number, each in session.window.assignments.items() if each.stopped] == [0]
         assert any("partition 0 is stopped" in reason for reason in session.health.ready()[1])
         session.claim()
         session.close()
@@ -346,7 +346,7 @@ class TestALogThatWentBack:
         session = make_session()
         session.join()
         poll_until(session, lambda: session.window.assignments.keys() == ALL, "it holds all partitions again")
-        assert [number for number, held in session.window.assignments.items() if held.stopped] == [0]
+        assert [number for number, each in session.window.assignments.items() if each.stopped] == [0]
         session.close()
 
 
@@ -457,13 +457,13 @@ class TestABatchThatCannotBeRead:
     ) -> None:
         monkeypatch.setattr(stalls, "STALLED_AFTER_S", 0.5)
         answers: list[int] = []
-        hear = stalls.Stalls._hear
+        hear = stalls.Stalls._process_answer
 
         def heard(watch: stalls.Stalls, number: int, *rest: Any) -> None:
             answers.append(number)
             hear(watch, number, *rest)
 
-        monkeypatch.setattr(stalls.Stalls, "_hear", heard)
+        monkeypatch.setattr(stalls.Stalls, "_process_answer", heard)
         producer = Producer(transactional_config(kafka.settings, f"{topics.requests}-upstream"))
         producer.init_transactions(120)
         producer.begin_transaction()

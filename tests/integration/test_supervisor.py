@@ -27,13 +27,13 @@ def supervised(arena: Arena, tmp_path: Path) -> Iterator[Supervised]:
         yield running.wait_with_work()
 
 
-def pictures(count: int) -> list[PromptRequest]:
+def image_requests(count: int) -> list[PromptRequest]:
     return [PromptRequest(prompt=f"picture {i}", width=256, height=256) for i in range(count)]
 
 
 def test_a_killed_worker_is_restarted_and_the_other_continues(arena: Arena, supervised: Supervised) -> None:
     first, second = supervised.started()
-    arena.send(pictures(200))
+    arena.send(image_requests(200))
     os.kill(first, signal.SIGKILL)
     until(lambda: len(supervised.started()) == 3, 20, "the killed one is started again")
     report = arena.wait_answered(60)
@@ -46,7 +46,7 @@ def test_a_killed_worker_is_restarted_and_the_other_continues(arena: Arena, supe
 
 def test_one_port_serves_the_metrics_of_all_workers(arena: Arena, supervised: Supervised) -> None:
     until(lambda: supervised.get("/readyz") == '{"ready": true, "reasons": []}\n', 30, "all are ready")
-    arena.send(pictures(40))
+    arena.send(image_requests(40))
     arena.wait_answered(60)
 
     def results() -> dict[str, float]:
@@ -83,7 +83,7 @@ def test_a_worker_that_leaks_is_replaced_and_no_request_is_charged(arena: Arena,
     }
     with Supervised(arena, tmp_path / "supervisor.log", leaking) as running:
         running.wait_with_work()
-        arena.send(pictures(160))
+        arena.send(image_requests(160))
         report = arena.wait_answered(90)
         arena.assert_exactly_once(report)
         assert report.statuses() == {"SUCCEEDED": 160}

@@ -20,7 +20,7 @@ from zimage_stream.events.codec import Codec
 SLOT = "worker"
 
 
-def picture(prompt: str = "a picture") -> PromptRequest:
+def image_request(prompt: str = "a picture") -> PromptRequest:
     return PromptRequest(prompt=prompt, width=64, height=64)
 
 
@@ -50,7 +50,7 @@ def test_records_decoded_one_at_a_time_do_not_wait_for_each_others_images(
     commit(arena, Checkpoint(0, owner=draw_nonce(SLOT), deaths=UNMARKED_DEATHS_LIMIT - 1))
     count = 40
     assert count < RECORDS_PER_TURN
-    arena.send([picture() for _ in range(count)])
+    arena.send([image_request() for _ in range(count)])
     worker = arena.fleet.start(SLOT, ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
     arena.assert_exactly_once(arena.wait_answered(60))
     values = samples(worker)
@@ -67,7 +67,7 @@ def test_a_log_emptied_behind_a_transaction_marker_is_still_served(
     upstream = Producer(client_config(arena.settings.kafka) | {"transactional.id": f"{topic}-upstream"})
     upstream.init_transactions(120)
     upstream.begin_transaction()
-    upstream.produce(topic, Codec().encode_request(picture(), topic), partition=0)
+    upstream.produce(topic, Codec().encode_request(image_request(), topic), partition=0)
     upstream.commit_transaction(120)
     arena.accepted[0, 0] = "the first"
     worker = arena.fleet.start(SLOT, ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
@@ -79,6 +79,6 @@ def test_a_log_emptied_behind_a_transaction_marker_is_still_served(
         deleted.result(120)
 
     worker.start().wait_ready()
-    arena.send([picture("after the log was emptied")])
+    arena.send([image_request("after the log was emptied")])
     report = arena.wait_answered(30)
     arena.assert_exactly_once(report)

@@ -32,7 +32,7 @@ from zimage_stream.settings import environment_of
 SIDE = 64
 
 
-def picture(prompt: str = "a picture", **fields: Any) -> PromptRequest:
+def image_request(prompt: str = "a picture", **fields: Any) -> PromptRequest:
     return PromptRequest(prompt=prompt, width=SIDE, height=SIDE, **fields)
 
 
@@ -64,7 +64,9 @@ def worker(arena: Arena) -> WorkerProcess:
 
 class TestASuccessfulRequest:
     def test_is_answered_with_the_image_it_requested(self, arena: Arena, worker: WorkerProcess) -> None:
-        request = picture("一只红色的狐狸", tenant="studio", seed=7, batch_id="b1", attributes={"sku": "A-1"})
+        request = image_request(
+            "一只红色的狐狸", tenant="studio", seed=7, batch_id="b1", attributes={"sku": "A-1"}
+        )
         with PromptClient(arena.settings) as client:
             client.submit(request, headers={"traceparent": "00-" + "a" * 32 + "-" + "b" * 16 + "-01"})
             result = client.wait(request.request_id, timeout=120)
@@ -85,7 +87,7 @@ class TestASuccessfulRequest:
     def test_carries_its_trace_to_the_result(self, arena: Arena, worker: WorkerProcess) -> None:
         trace = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
         with PromptClient(arena.settings) as client:
-            client.wait(client.submit(picture(), headers={"traceparent": trace}), timeout=120)
+            client.wait(client.submit(image_request(), headers={"traceparent": trace}), timeout=120)
         topic = arena.settings.topics.results
         headers = [dict(message.headers() or []) for message in read(arena, topic)]
         assert [sent["traceparent"] for sent in headers] == [trace.encode()]
@@ -94,14 +96,14 @@ class TestASuccessfulRequest:
     def test_is_answered_in_other_formats(self, arena: Arena, worker: WorkerProcess) -> None:
         with PromptClient(arena.settings) as client:
             for name, content_type in (("webp", "image/webp"), ("jpeg", "image/jpeg")):
-                result = client.wait(client.submit(picture(format=name)), timeout=120)
+                result = client.wait(client.submit(image_request(format=name)), timeout=120)
                 assert result.image is not None
                 assert result.image.content_type == content_type
 
 
 class TestASecondRequestWithTheSameId:
     def test_with_the_same_parameters_costs_no_generation(self, arena: Arena, worker: WorkerProcess) -> None:
-        request = picture()
+        request = image_request()
         with PromptClient(arena.settings) as client:
             first = client.wait(client.submit(request), timeout=120)
             second = client.wait(client.submit(request), timeout=120)
@@ -110,7 +112,7 @@ class TestASecondRequestWithTheSameId:
         assert arena.fleet.generated()[request.request_id] == 1
 
     def test_with_other_parameters_is_a_conflict(self, arena: Arena, worker: WorkerProcess) -> None:
-        request = picture()
+        request = image_request()
         arena.send([request])
         arena.wait_answered(30)
         arena.send([replace(request, prompt="something else")])
@@ -120,7 +122,7 @@ class TestASecondRequestWithTheSameId:
         assert codes == ["ID_CONFLICT", "None"]
 
     def test_in_another_format_is_a_conflict_too(self, arena: Arena, worker: WorkerProcess) -> None:
-        request = picture()
+        request = image_request()
         with PromptClient(arena.settings) as client:
             others = [
                 replace(request, format="webp"),
@@ -139,8 +141,8 @@ class TestASecondRequestWithTheSameId:
 
 class TestARequestThatCannotBeServed:
     def test_because_it_expired_has_no_dead_letter(self, arena: Arena, worker: WorkerProcess) -> None:
-        gone = picture(expires_at=datetime.now(UTC) - timedelta(seconds=1))
-        arena.send([gone, picture()])
+        gone = image_request(expires_at=datetime.now(UTC) - timedelta(seconds=1))
+        arena.send([gone, image_request()])
         report = arena.wait_answered(30)
         arena.assert_exactly_once(report)
         assert report.by_request()[gone.request_id]["status"] == "EXPIRED"
@@ -155,8 +157,8 @@ class TestAnEngineThatFails:
 
     def test_for_one_prompt_ends_that_request_after_its_attempts(self, arena: Arena) -> None:
         self.start(arena, broken="raise")
-        bad = picture("broken")
-        arena.send([picture("before"), bad, *(picture(f"after {i}") for i in range(10))])
+        bad = image_request("broken")
+        arena.send([image_request("before"), bad, *(image_request(f"after {i}") for i in range(10))])
         report = arena.wait_answered(40)
         arena.assert_exactly_once(report)
         failed = report.by_request()[bad.request_id]
@@ -165,7 +167,7 @@ class TestAnEngineThatFails:
 
     def test_for_lack_of_memory_gets_smaller_batches(self, arena: Arena) -> None:
         worker = self.start(arena, large="oom:2")
-        arena.send([picture(f"large {i}") for i in range(40)])
+        arena.send([image_request(f"large {i}") for i in range(40)])
         report = arena.wait_answered(40)
         arena.assert_exactly_once(report)
         assert report.statuses() == {"SUCCEEDED": 40}
@@ -175,8 +177,8 @@ class TestAnEngineThatFails:
 
     def test_for_lack_of_memory_even_alone_ends_only_that_request(self, arena: Arena) -> None:
         self.start(arena, huge="oom:0")
-        huge = picture("huge")
-        arena.send([huge, *(picture(f"small {i}") for i in range(8))])
+        huge = image_request("huge")
+        arena.send([huge, *(image_request(f"small {i}") for i in range(8))])
         report = arena.wait_answered(40)
         arena.assert_exactly_once(report)
         assert report.by_request()[huge.request_id]["error"]["code"] == "OUT_OF_MEMORY"
@@ -186,7 +188,7 @@ class TestAnEngineThatFails:
         self, arena: Arena
     ) -> None:
         worker = self.start(arena, cursed="lost")
-        arena.send([picture("cursed")])
+        arena.send([image_request("cursed")])
         assert worker.wait(30) == 71
         assert arena.report().results == {}
 
@@ -197,7 +199,7 @@ class TestAnEngineThatFails:
             ZIMAGE_ENGINE__SIMULATED_FAULTS=json.dumps({"endless": "hang"}),
             ZIMAGE_ENGINE__HANG_TIMEOUT_S="1",
         ).wait_ready()
-        arena.send([picture("endless"), *(picture(f"{i}") for i in range(5))])
+        arena.send([image_request("endless"), *(image_request(f"{i}") for i in range(5))])
         assert hung.wait(30) == 73
         arena.fleet.start("next", ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
         report = arena.wait_answered(40)
@@ -209,7 +211,7 @@ def test_a_sick_engine_gives_its_requests_back(arena: Arena) -> None:
     # The known-good image fails too, so the device is at fault.
     faults = json.dumps({"": "raise"})
     sick = arena.fleet.start("sick", ZIMAGE_ENGINE__SIMULATED_FAULTS=faults).wait_ready()
-    arena.send([picture(f"{i}") for i in range(20)])
+    arena.send([image_request(f"{i}") for i in range(20)])
     assert sick.wait(30) == 70
     assert arena.report().results == {}
     arena.fleet.start("healthy", ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
@@ -273,7 +275,7 @@ class TestRequestsThatMayFailThroughTheDeployment:
         until(
             lambda: any("held back" in reason for reason in worker.ready()[1]), 60, "the flood is held back"
         )
-        arena.send([picture(f"{i}", tenant=f"tenant-{i}") for i in range(40)])
+        arena.send([image_request(f"{i}", tenant=f"tenant-{i}") for i in range(40)])
         # Others succeed, so the deployment is not at fault, and the flood ends too.
         report = arena.wait_answered(60)
         assert report.statuses() == {"SUCCEEDED": 40}
@@ -287,7 +289,7 @@ def test_at_least_once_also_answers_every_request(
 ) -> None:
     arena = make_arena(kafka, minio, worker={"guarantee": "at_least_once"})
     arena.fleet.start("worker", ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
-    arena.send([picture(f"{i}") for i in range(100)])
+    arena.send([image_request(f"{i}") for i in range(100)])
     publish(arena, b"poison")
     report = arena.wait_answered(30)
     assert report.statuses() == {"SUCCEEDED": 100}
@@ -301,7 +303,7 @@ def test_with_a_schema_registry(
     arena = make_arena(kafka, minio, registry={"url": registry.url, "auto_register": True})
     arena.fleet.start("worker", ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
     with PromptClient(arena.settings) as client:
-        result = client.wait(client.submit(picture()), timeout=120)
+        result = client.wait(client.submit(image_request()), timeout=120)
     assert result.succeeded
     (record,) = read(arena, arena.settings.topics.results)
     assert record.value()[0] == 0
@@ -319,7 +321,7 @@ def test_without_a_registered_results_schema_a_worker_waits_and_charges_no_reque
 
         register(PROMPT_REQUEST, topics.requests)
         worker = arena.fleet.start("worker", ZIMAGE_ENGINE__SIMULATED_MS="0")
-        sent = arena.send([picture(f"{i}") for i in range(10)])
+        sent = arena.send([image_request(f"{i}") for i in range(10)])
         missing = f"not registered under subject {topics.results}-value"
         until(
             lambda: any(missing in reason for reason in worker.ready()[1]), 30, "/readyz says what is missing"
@@ -338,7 +340,7 @@ def test_client_and_worker_over_sasl_ssl(
     arena = make_arena(secure_kafka, minio)
     assert arena.settings.kafka.security_protocol == "SASL_SSL"
     arena.fleet.start("worker", ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
-    arena.send([picture(f"{i}") for i in range(20)])
+    arena.send([image_request(f"{i}") for i in range(20)])
     report = arena.wait_answered(60)
     arena.assert_exactly_once(report)
     assert report.statuses() == {"SUCCEEDED": 20}

@@ -205,9 +205,9 @@ class MessagePath:
     def _recheck_services(self) -> None:
         """Check services that were down and that no request is waiting for, or /readyz would never clear."""
         if not self._health.is_up("store"):
-            self._delivery.ask_again()
+            self._delivery.recheck()
         if self._outbox.waits_for_schema:
-            self._outbox.ask_again()
+            self._outbox.recheck()
         elif not self._health.is_up("registry"):
             self._health.up("registry")
 

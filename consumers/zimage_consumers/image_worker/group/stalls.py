@@ -38,13 +38,13 @@ class _Silence:
         next: offset to be delivered next.
         since: monotonic time from which it could have been delivered.
         end: end of the readable log, once the leader has answered.
-        named: the partition has been reported as stalled.
+        reported: the partition has been reported as stalled.
     """
 
     next: int
     since: float
     end: Future[Any] | None = None
-    named: bool = False
+    reported: bool = False
 
 
 class Stalls:
@@ -60,7 +60,7 @@ class Stalls:
     @property
     def count(self) -> int:
         """Number of stalled partitions."""
-        return sum(each.named for each in self._silent.values())
+        return sum(each.reported for each in self._silent.values())
 
     def due(self) -> bool:
         """Whether it is time to call :meth:`watch`, after a poll that returned nothing."""
@@ -76,13 +76,13 @@ class Stalls:
         at = time.monotonic()
         self._watch_at = at + EVERY_S
         for number, each in list(self._silent.items()):
-            if held.get(number) != each.next or not (each.named or number in waiting):
+            if held.get(number) != each.next or not (each.reported or number in waiting):
                 self.drop([number])
         for number in waiting:
             each = self._silent.setdefault(number, _Silence(held[number], at))
             if each.end is not None and each.end.done():
-                self._hear(number, each, at)
-            elif each.end is None and not each.named and at - each.since >= STALLED_AFTER_S:
+                self._process_answer(number, each, at)
+            elif each.end is None and not each.reported and at - each.since >= STALLED_AFTER_S:
                 place = TopicPartition(self._topic, number)
                 each.end = self._admin.list_offsets(
                     {place: _LATEST},
@@ -96,18 +96,18 @@ class Stalls:
         if each is None or each.next != next_offset:
             self.drop([number])
             each = self._silent[number] = _Silence(next_offset, time.monotonic())
-        if not each.named:
-            self._name(number, each, why)
+        if not each.reported:
+            self._report(number, each, why)
 
     def drop(self, numbers: Collection[int]) -> None:
         """Forget partitions that deliver again, or that belong to another member."""
         for number in numbers:
             each = self._silent.pop(number, None)
-            if each is not None and each.named:
+            if each is not None and each.reported:
                 log.info("partition %d is not stalled any more", number)
                 self._health.release(_key(number))
 
-    def _hear(self, number: int, each: _Silence, at: float) -> None:
+    def _process_answer(self, number: int, each: _Silence, at: float) -> None:
         answer, each.end = each.end, None
         assert answer is not None
         try:
@@ -117,13 +117,13 @@ class Stalls:
             end = -1
         if end > each.next:
             silent_s = at - each.since
-            self._name(number, each, f"the log goes on to {end}, but nothing arrived for {silent_s:.0f} s")
+            self._report(number, each, f"the log goes on to {end}, but nothing arrived for {silent_s:.0f} s")
         else:
             # A transaction is open there, or the leader is away: the next batch is not at fault.
             each.since = at
 
-    def _name(self, number: int, each: _Silence, why: str) -> None:
-        each.named = True
+    def _report(self, number: int, each: _Silence, why: str) -> None:
+        each.reported = True
         reason = (
             f"partition {number} is stalled: its log has a batch at offset {each.next} that cannot be read "
             f"({why}). To continue behind it, stop the workers and set the group's offset for this partition "

@@ -126,10 +126,10 @@ class ArrivingPartitions:
         self._collect_bounds()
         begin = self._judged()
         self.drop(begin.keys())
-        self._ask()
+        self._request_committed()
         return begin
 
-    def _ask(self) -> None:
+    def _request_committed(self) -> None:
         at = time.monotonic()
         asked = [number for number in self._arrived if number not in self._bounds | self._found]
         if not asked or self._committed is not None or at < self._ask_at:
@@ -152,11 +152,11 @@ class ArrivingPartitions:
         try:
             found = answer.result().topic_partitions
         except KafkaException as error:
-            self._wait(error.args[0], list(self._arrived))
+            self._postpone(error.args[0], list(self._arrived))
             return
         for place in found:
             if place.error is not None:
-                self._wait(place.error, [place.partition])
+                self._postpone(place.error, [place.partition])
             elif place.partition in self._arrived:
                 bound = _EARLIEST if place.offset == OFFSET_INVALID else _LATEST
                 asked = TopicPartition(self._topic, place.partition)
@@ -171,7 +171,7 @@ class ArrivingPartitions:
             try:
                 offset = bound.result().offset
             except KafkaException as error:
-                self._wait(error.args[0], [number])
+                self._postpone(error.args[0], [number])
                 continue
             if offset < 0:
                 # The client reports its own "no offset" where a newly elected leader gave none.
@@ -215,7 +215,7 @@ class ArrivingPartitions:
             log.debug("the members of the group are unavailable: %s", error.args[0].str())
             return ()
 
-    def _wait(self, problem: KafkaError, numbers: Collection[int]) -> None:
+    def _postpone(self, problem: KafkaError, numbers: Collection[int]) -> None:
         if problem.code() in _REFUSED or problem.fatal():
             raise ClientsLostError(f"checkpoints of {sorted(numbers)} cannot be read: {problem.str()}")
         news = [number for number in numbers if number in self._arrived and number not in self._reasons]

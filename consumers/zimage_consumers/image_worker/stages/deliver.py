@@ -65,12 +65,12 @@ class Delivery:
         self._encoders = ThreadPoolExecutor(encode_threads, "encode")
         self._uploaders = ThreadPoolExecutor(upload_threads, "upload")
         self._lookers = ThreadPoolExecutor(LOOK_UP_THREADS, "look-up")
-        self._askers = ThreadPoolExecutor(STORE_REQUESTS - LOOK_UP_THREADS, "look-up-others")
+        self._format_lookers = ThreadPoolExecutor(STORE_REQUESTS - LOOK_UP_THREADS, "look-up-others")
         self._report = report
         self._health = health
         self._metrics = metrics
-        self._asked: Future[None] | None = None
-        self._ask_at = 0.0
+        self._probing: Future[None] | None = None
+        self._probe_at = 0.0
 
     def deliver(self, job: Job, image: Image, timings: Timings) -> None:
         """Start encoding and uploading a finished image. Does not wait."""
@@ -101,13 +101,13 @@ class Delivery:
         self._health.up("store")
         return True
 
-    def ask_again(self) -> None:
+    def recheck(self) -> None:
         """Check whether a store that was down accepts objects, when no request does so. Does not wait."""
-        if (self._asked is None or self._asked.done()) and time.monotonic() >= self._ask_at:
-            self._ask_at = time.monotonic() + _LONGEST_WAIT_S
-            self._asked = self._lookers.submit(self._ask)
+        if (self._probing is None or self._probing.done()) and time.monotonic() >= self._probe_at:
+            self._probe_at = time.monotonic() + _LONGEST_WAIT_S
+            self._probing = self._lookers.submit(self._probe)
 
-    def _ask(self) -> None:
+    def _probe(self) -> None:
         try:
             self._store.probe()
         except Exception as error:
@@ -120,7 +120,7 @@ class Delivery:
         self._encoders.shutdown(wait=False, cancel_futures=True)
         self._uploaders.shutdown(wait=False, cancel_futures=True)
         self._lookers.shutdown(wait=False, cancel_futures=True)
-        self._askers.shutdown(wait=False, cancel_futures=True)
+        self._format_lookers.shutdown(wait=False, cancel_futures=True)
 
     def _look_up(self, batch_id: int, job: Job) -> None:
         request = job.decoded
@@ -138,7 +138,7 @@ class Delivery:
 
     def _find(self, request: PromptRequest) -> StoredObject | None:
         """The object stored under the request's id, in any format; all formats are queried in parallel."""
-        others = [self._askers.submit(self._store.stat, key) for key in request.other_object_keys]
+        others = [self._format_lookers.submit(self._store.stat, key) for key in request.other_object_keys]
         own = self._store.stat(request.object_key)
         found = [other.result() for other in others]
         return own or next(filter(None, found), None)

@@ -31,11 +31,11 @@ class Gauges:
         if time.monotonic() < self._due:
             return
         self._due = time.monotonic() + EVERY_S
-        metrics, held = self._metrics, window.assignments.values()
-        metrics.partitions.set(len(held))
+        metrics, assignments = self._metrics, window.assignments.values()
+        metrics.partitions.set(len(assignments))
         metrics.partitions_stalled.set(session.stalled)
-        metrics.window_requests.set(sum(each.count for each in held))
-        metrics.window_bytes.set(sum(each.size for each in held))
+        metrics.window_requests.set(sum(each.count for each in assignments))
+        metrics.window_bytes.set(sum(each.size for each in assignments))
         self._set_unresolved(session.unresolved(), image_s)
         self._set_queues(queues(scheduler.by_tenant(), self._settings.tenant_label))
 

@@ -105,7 +105,7 @@ class Outbox:
             self.waits_for_schema = False
         return not self.waits_for_schema
 
-    def ask_again(self) -> None:
+    def recheck(self) -> None:
         """Check again whether results can be written, if it is time."""
         if time.monotonic() >= self._not_before:
             self.can_encode()

@@ -67,11 +67,11 @@ def test_a_batch_may_take_longer_the_more_work_it_contains() -> None:
 
 @given(st.integers(0, 200), st.floats(0.05, 10.0), st.floats(0.0, 0.03))
 def test_a_device_slower_than_commits_has_one_batch_on_deck(
-    pictures: int, image_s: float, commit_marks_s: float
+    images: int, image_s: float, commit_marks_s: float
 ) -> None:
     assert deck_has_room(0, 0, image_s, commit_marks_s)
-    assert deck_has_room(1, pictures, image_s, commit_marks_s)
-    assert not deck_has_room(2, 2 + pictures, image_s, commit_marks_s)
+    assert deck_has_room(1, images, image_s, commit_marks_s)
+    assert not deck_has_room(2, 2 + images, image_s, commit_marks_s)
 
 
 def test_a_device_faster_than_commits_has_more_batches_on_deck_up_to_a_limit() -> None:

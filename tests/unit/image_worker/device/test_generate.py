@@ -40,13 +40,13 @@ class Running:
     """A thread with a simulated engine, and the outcomes it reported."""
 
     def __init__(self, engine: SimulatedEngine, settings: EngineSettings) -> None:
-        self.pictures: list[tuple[Job, Image]] = []
+        self.images: list[tuple[Job, Image]] = []
         self.outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self.registry = CollectorRegistry()
         self.thread = EngineThread(
             engine,
             BatchLimits(8),
-            lambda job, image, timings: self.pictures.append((job, image)),
+            lambda job, image, timings: self.images.append((job, image)),
             self.outcomes.put,
             Metrics(self.registry),
             settings,
@@ -91,7 +91,7 @@ def test_a_batch_that_is_not_wanted_any_more_is_cut_short_and_the_next_one_runs(
         assert here.outcome() == BatchDone(1)
         wanted.assignment.gone = True
         assert here.outcome() == BatchDone(2)
-    assert here.pictures == []
+    assert here.images == []
 
 
 def test_a_batch_with_one_wanted_job_is_finished() -> None:
@@ -100,7 +100,7 @@ def test_a_batch_with_one_wanted_job_is_finished() -> None:
         jobs[0].assignment.gone = True
         here.thread.submit(Batch(1, jobs))
         assert here.outcome() == BatchDone(1)
-    assert [each for each, _ in here.pictures] == list(jobs)
+    assert [each for each, _ in here.images] == list(jobs)
 
 
 def test_half_an_image_is_an_error_of_its_own_request_and_no_image() -> None:
@@ -112,7 +112,7 @@ def test_half_an_image_is_an_error_of_its_own_request_and_no_image() -> None:
     assert failed.job is bad
     assert "('RGB', 1024, 512)" in str(failed.error)
     assert done == BatchDone(1)
-    assert [each for each, _ in here.pictures] == [good]
+    assert [each for each, _ in here.images] == [good]
 
 
 def test_a_device_that_makes_half_of_the_known_good_image_is_sick() -> None:

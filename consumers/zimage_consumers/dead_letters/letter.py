@@ -110,8 +110,7 @@ class DeadLetter:
         return "/".join(self.said(f"__connect.errors.{name}") or "?" for name in names)
 
     def as_dict(self) -> dict[str, Any]:
-        """The letter as JSON: ``value`` and ``key`` in base64, headers in order, as text where they are
-        text."""
+        """The letter as JSON: ``value`` and ``key`` in base64, headers in order, as text if possible."""
         return {
             "place": str(self.place),
             "code": self.code,

@@ -26,8 +26,7 @@ class ReplayNote:
 
     Attributes:
         at: when it was replayed.
-        fingerprint: fingerprint of the letter; ``None`` in notes of earlier versions, which have its position
-            alone.
+        fingerprint: the letter's fingerprint; ``None`` in notes of earlier versions, with only a position.
     """
 
     at: datetime = field(compare=False)

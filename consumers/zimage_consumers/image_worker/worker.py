@@ -86,7 +86,7 @@ class Worker:
         while not (self._stop.is_set() or self._path.can_answer()):
             self._stop.wait(OUTAGE_WAIT_S)
         # Also before the model: this ends a dead predecessor's transaction.
-        session = self._take_slot()
+        session = self._claim_slot()
         if session is None:
             return ExitCode.DONE
         self._path.engine.start()
@@ -99,7 +99,7 @@ class Worker:
             self._path.close()
             self._path.engine.stop()
 
-    def _take_slot(self) -> Session | None:
+    def _claim_slot(self) -> Session | None:
         """The first session, with its publisher started; ``None`` if stopped before that."""
         while not self._stop.is_set():
             session = self._open()

@@ -16,8 +16,7 @@ GROW_AFTER = 64
 """Consecutive batches that must fit before a larger one is tried again."""
 
 BATCHES_AHEAD = 2
-"""One on the engine and one on deck: the engine never waits, and a late arrival waits for no more than
-these."""
+"""One on the engine and one on deck: the engine never waits, and a late arrival waits only for these."""
 MARK_COMMITS_AHEAD = 3
 MAX_IMAGES_AHEAD = 64
 """Largest number of images ahead; all of them become suspects if the process dies."""

@@ -22,8 +22,7 @@ from zimage_stream.telemetry.health import Health
 log = logging.getLogger(__name__)
 
 CALL_TIMEOUT_S = 5.0
-"""Timeout of one call, in seconds. A call that timed out is repeated; the bound is how soon an outage
-shows."""
+"""Timeout of one call, in seconds. Calls are repeated after it; it bounds how soon an outage shows."""
 HANG_MARGIN_S = 5.0
 ABORT_TIMEOUT_S = 8.0
 """Bound on repeated aborts, in seconds. An abort may keep timing out; the next producer's start ends the

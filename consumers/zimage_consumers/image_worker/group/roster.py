@@ -29,8 +29,7 @@ class Fate(Enum):
 
 
 def draw_nonce(slot: str) -> int:
-    """Draw a 32-bit nonce for this process, never 0: the upper half identifies the slot, the lower is
-    random."""
+    """Draw a 32-bit nonce for this process, never 0: the upper half is the slot's, the lower is random."""
     return zlib.crc32(slot.encode()) & _SLOT_BITS | secrets.randbelow(0xFFFF) + 1
 
 

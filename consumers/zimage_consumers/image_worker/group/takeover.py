@@ -233,8 +233,7 @@ class ArrivingPartitions:
 
 
 def starting_point_of(place: TopicPartition, end: int) -> StartingPoint:
-    """The starting point of a partition from its commit and the current end of its log. Pure, but for a
-    warning.
+    """Derive a partition's starting point from its commit and the end of its log. Pure, but for a warning.
 
     Args:
         end: end offset of the log.
@@ -252,8 +251,7 @@ def starting_point_of(place: TopicPartition, end: int) -> StartingPoint:
 
 
 def _read(place: TopicPartition) -> Checkpoint:
-    """The checkpoint in a commit; from the offset alone where the metadata is foreign or does not match
-    it."""
+    """The checkpoint in a commit; without usable metadata, a checkpoint of the offset alone."""
     if not place.metadata:
         return Checkpoint(place.offset)
     try:

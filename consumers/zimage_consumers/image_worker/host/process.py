@@ -33,8 +33,7 @@ log = logging.getLogger(__name__)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt, as in malloc.h."""
 _LARGEST_BUFFER, _KEPT_FREE = 32 << 20, 256 << 20
-"""Thresholds in bytes. Buffers above the first, the most glibc allows, are returned to the system when
-freed."""
+"""Thresholds in bytes. Buffers above the first, the most glibc allows, go back to the system when freed."""
 PATIENCE_S = 0.05
 """Time, in seconds, that the Kafka thread waits for the schema registry; most answers take less."""
 LEAVE_S = 5.0

@@ -142,8 +142,7 @@ class Dispatcher:
 
     def withhold(self, job: Job) -> None:
         """Stop treating the job as started, since it will not end for now: no drain or rebalance waits for
-        it, and its mark is removed. A checkpoint has room for few marks, and the next owner starts it
-        afresh."""
+        it, and its mark is removed. A checkpoint has room for few marks; the next owner starts it afresh."""
         if job.open:
             self._marks.close(job, Mark(job.attempts, suspect=True) if job.suspect else Mark())
 

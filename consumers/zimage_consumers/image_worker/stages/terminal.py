@@ -47,8 +47,7 @@ STUB_BYTES = 16 << 10
 HEAD_BYTES = 64 << 10
 """Bytes at the start of a value that are carried before anything else."""
 MAX_NAME, MAX_MESSAGE = 128, 1_900
-"""Limits in characters. A message in ASCII of this length fits a dead letter's header, which holds 2,000
-bytes."""
+"""Limits in characters. An ASCII message of this length fits a dead letter's header of 2,000 bytes."""
 _CUTS_BYTES = 512
 """Upper bound on the bytes that :data:`CUTS` take."""
 

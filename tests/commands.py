@@ -1,4 +1,4 @@
-"""``zimage`` as a user types it: the types of what ``conftest.py`` gives to tests of commands."""
+"""``zimage`` as a user runs it: types of the fixtures in ``conftest.py`` for tests of commands."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from collections.abc import Callable
 DEADLINE_S = 240.0
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-"""Runs ``zimage`` with these words, and ``stdin=`` this text, to its end."""
+"""Runs ``zimage`` with these arguments, and ``stdin=`` this text, until it ends."""
 Start = Callable[..., subprocess.Popen[str]]
-"""Starts ``zimage`` with these words."""
+"""Starts ``zimage`` with these arguments."""

@@ -1,4 +1,4 @@
-"""Fixtures for every tier: real services, topics and buckets of a test's own."""
+"""Fixtures for every tier: real services, and topics and buckets for a single test."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from zimage_stream.kafka.clients import common_config, reader_config
 from zimage_stream.kafka.topics import TopicError, create_topics
 from zimage_stream.settings import TopicSettings
 
-# A machine that runs brokers beside the tests is no stopwatch.
+# A machine that runs brokers next to the tests is no stopwatch.
 hypothesis.settings.register_profile("zimage", deadline=None)
 hypothesis.settings.load_profile("zimage")
 
@@ -48,7 +48,7 @@ SERVED_TIMEOUT_S = 120.0
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The processes among which a run is divided (``-n``) share the services: this one starts them."""
+    """The processes that a run is split into (``-n``) share the services, which this one starts."""
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
         return
     folder = Path(tempfile.mkdtemp(prefix="zimage-tests-"))
@@ -70,7 +70,7 @@ def _or_skip() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaAddress]:
-    """A broker shared by all tests: ``.bootstrap_servers``, ``.settings``. Nobody may disturb it."""
+    """A broker shared by all tests: ``.bootstrap_servers``, ``.settings``. No test may disturb it."""
     with _or_skip(), sources.kafka(os.environ, tmp_path_factory.mktemp("kafka")) as address:
         yield address
 
@@ -91,7 +91,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryAddre
 
 @pytest.fixture(scope="session")
 def java_producer() -> Sequence[str]:
-    """The words that run the Java example; its arguments follow."""
+    """The command that runs the Java example; its arguments follow."""
     with _or_skip():
         java = find_java(17)
         pom = JAVA_EXAMPLE / "pom.xml"
@@ -108,42 +108,42 @@ def java_producer() -> Sequence[str]:
 
 @pytest.fixture
 def own_kafka(tmp_path: Path) -> Iterator[Kafka]:
-    """A broker for this test alone, a plain process that it may kill, pause and restart."""
+    """A broker for this test alone: a plain process that the test may kill, pause and restart."""
     with _or_skip(), Kafka(tmp_path / "kafka") as service:
         yield service
 
 
 @pytest.fixture
 def own_minio(tmp_path: Path) -> Iterator[Minio]:
-    """A MinIO for this test alone, a plain process that it may kill, pause and restart."""
+    """A MinIO for this test alone: a plain process that the test may kill, pause and restart."""
     with _or_skip(), Minio(tmp_path / "minio") as service:
         yield service
 
 
 @pytest.fixture(scope="module")
 def own_services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
-    """A broker and a MinIO for the tests of one module, which may do with them what they like."""
+    """A broker and a MinIO for the tests of one module, which may do anything to them."""
     with _or_skip(), open_services(tmp_path_factory.mktemp("services")) as services:
         yield services
 
 
 @pytest.fixture(scope="module")
 def own_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
-    """Three brokers for the tests of one module, which may do with them what they like."""
+    """Three brokers for the tests of one module, which may do anything to them."""
     with _or_skip(), KafkaCluster(tmp_path_factory.mktemp("cluster")) as cluster:
         yield cluster
 
 
 @pytest.fixture
 def secure_kafka(tmp_path: Path) -> Iterator[SecureKafka]:
-    """A broker for this test alone that asks for a password over TLS: ``.settings`` lets a client in."""
+    """A broker for this test alone that requires a password over TLS; ``.settings`` has the credentials."""
     with _or_skip(), SecureKafka(tmp_path / "kafka") as service:
         yield service
 
 
 @pytest.fixture
 def make_topics() -> Iterator[Callable[..., TopicSettings]]:
-    """``make_topics(kafka, partitions=4)``: fresh topics with names of their own, on any broker."""
+    """``make_topics(kafka, partitions=4)``: fresh topics with unique names, on any broker."""
     made: list[tuple[KafkaAddress | Kafka, TopicSettings]] = []
 
     def make(on: KafkaAddress | Kafka, partitions: int = REQUEST_PARTITIONS) -> TopicSettings:
@@ -158,7 +158,7 @@ def make_topics() -> Iterator[Callable[..., TopicSettings]]:
 
     yield make
     for on, topics in made:
-        # A broker of the test's own goes away with its topics; the shared one should stay light.
+        # A broker for one test disappears with its topics; the shared one should stay small.
         if isinstance(on, KafkaAddress):
             _delete_topics(on, topics)
 
@@ -174,7 +174,7 @@ def topics(
 
 @pytest.fixture
 def bucket(minio: MinioAddress) -> Iterator[str]:
-    """A fresh bucket in ``minio``; goes with what is in it."""
+    """A fresh bucket in ``minio``, removed with its contents afterwards."""
     name = f"test-{uuid.uuid4().hex[:12]}"
     client = minio.client()
     client.make_bucket(bucket_name=name)
@@ -213,20 +213,20 @@ def arena(make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAdd
 
 @pytest.fixture
 def own_arena(make_arena: Callable[..., Arena], own_kafka: Kafka, own_minio: Minio) -> Arena:
-    """The same on services that the test may kill."""
+    """Workers with a simulated engine on services that the test may kill."""
     return make_arena(own_kafka, own_minio)
 
 
 def _create(kafka: KafkaAddress | Kafka, topics: TopicSettings, partitions: int) -> None:
-    """Make what is not there yet; the command's patience ends on a machine that has much else to do."""
+    """Create missing topics; the command's own patience is too short on a busy machine."""
     try:
         create_topics(kafka.settings, topics, request_partitions=partitions, replication_factor=1)
     except (TopicError, TimeoutError) as error:
-        raise ServiceError(f"the topics are not made: {error}") from error
+        raise ServiceError(f"the topics could not be created: {error}") from error
 
 
 def _probe_partitions(kafka: KafkaAddress | Kafka, topics: TopicSettings) -> None:
-    """The broker tells of a new partition a moment before it serves it."""
+    """Wait until every partition is served; a broker announces a new one a moment earlier."""
     consumer = Consumer(reader_config(kafka.settings))
     try:
         described = consumer.list_topics(timeout=120).topics

@@ -1,6 +1,6 @@
-"""What consumes: the image worker, and readers of results and dead letters.
+"""The consumers: the image worker, and readers of results and dead letters.
 
-:func:`run_worker` is public; what is elsewhere in this package may change without notice.
+Only :func:`run_worker` is public; the rest of this package may change without notice.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["run_worker"]
 
 
 def __getattr__(name: str) -> Any:
-    # Looked up at first use: the commands of this package load no worker.
+    # Imported at first use: the other commands of this package load no worker.
     if name != "run_worker":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from zimage_consumers.image_worker.host.process import run_worker

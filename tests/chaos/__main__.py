@@ -1,4 +1,4 @@
-"""The fault suite at the command line: ``python -m tests.chaos --help``."""
+"""The fault suite's command line: ``python -m tests.chaos --help``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.chaos.workloads import WORKLOADS
 
 HEAD = f"{'scenario':<34}{'faults':>7}{'accepted':>9}  {'recovery s':>12}  verdict"
 PLAYED_OVER_ALL = ("killed at every point", "killed at random", "broker killed")
-"""Scenarios that are played over all workloads."""
+"""Scenarios that are run with every workload."""
 
 
 def main() -> int:
@@ -29,12 +29,12 @@ def main() -> int:
     parser.add_argument("--workload", choices=WORKLOADS, default="steady", help="for --only")
     parser.add_argument("--scale", type=float, default=2.0, help="how much longer than the short form")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    parser.add_argument("--soak", type=float, metavar="MINUTES", help="scenarios at random for so long")
-    parser.add_argument("--json", type=Path, help="write the rows there, too")
-    parser.add_argument("--page", type=Path, help="put the table into this page, too")
+    parser.add_argument("--soak", type=float, metavar="MINUTES", help="random scenarios for this long")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    parser.add_argument("--page", type=Path, help="also write the table to this page")
     parser.add_argument("--keep", type=Path, help="keep all logs in this folder")
     options = parser.parse_args()
-    # An end from outside must not leave workers behind.
+    # A signal from outside must not leave workers behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     sys.stdout.write(f"seed {options.seed}\n\n{HEAD}\n")
     rows: list[Row] = []
@@ -63,7 +63,7 @@ def main() -> int:
 
 
 def as_markdown(rows: Sequence[Row], seed: int) -> str:
-    """The rows as a table, with their sums above it."""
+    """The rows as a table, with totals above it."""
     faults, accepted = sum(row.faults for row in rows), sum(row.accepted for row in rows)
     bad = sum(bool(row.problems) for row in rows)
     lines = [
@@ -82,7 +82,7 @@ def as_markdown(rows: Sequence[Row], seed: int) -> str:
 
 
 def _plan(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """What is to be played, in order: the run without faults first."""
+    """The runs to play, in order: the run without faults first."""
     if options.only is not None:
         yield from ((name, options.workload) for name in SCENARIOS if options.only in name)
     elif options.soak is not None:

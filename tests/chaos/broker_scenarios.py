@@ -1,4 +1,4 @@
-"""The faults of a cluster. Each scenario plays its own on three brokers, of which most lose one or two."""
+"""Faults of a Kafka cluster. Each scenario runs on three brokers of its own, and most lose one or two."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from tests.services.native.process import launch_all
 from zimage_stream.kafka.topics import DEAD_LETTER_PARTITIONS, RESULT_PARTITIONS
 
 RECOVERY_S = 30.0
-"""After the return of the last broker, what was accepted before it is answered within so long."""
+"""Seconds after the last broker's return within which everything accepted before it must be answered."""
 MISSED_S = 6.0
-"""Twice the brokers' session: a dead or frozen one has lost all that it led."""
+"""Twice the brokers' session timeout: a dead or frozen broker has lost all its leaderships."""
 SERVED_S = 90.0
 FORK = range(4)
-"""Partitions whose log is cut by an unclean election: one broker has what the other never got."""
+"""Partitions whose log is cut by an unclean election: one broker has records that the other never got."""
 SINGLE = [[number] for number in BROKERS] * 4
-"""The only copy of each partition."""
+"""The node that holds the only copy of each partition."""
 STOPPED = re.compile(r"partition (\d+) is stopped")
-"""What ``/readyz`` says of a partition whose log went back."""
+"""Report in ``/readyz`` about a partition whose log went back."""
 
 
 @dataclass(frozen=True)
 class BrokerScenario(Scenario):
-    """Faults of brokers.
+    """A scenario of broker faults.
 
     Attributes:
-        copies: of each partition of the requests topic, the brokers that have it; absent, all three have
-            all.
-        config: of the requests topic, where ``copies`` are given.
+        copies: for each partition of the requests topic, the brokers that hold it; if not given, all three
+            hold every partition.
+        config: settings of the requests topic, where ``copies`` are given.
     """
 
     copies: Sequence[Sequence[int]] = ()
@@ -44,7 +44,7 @@ class BrokerScenario(Scenario):
 
 
 def leader_killed(stage: Stage, scale: float) -> None:
-    """Of any partition of any of the three topics."""
+    """The leader of a partition of any of the three topics."""
     topics = stage.arena.settings.topics
     partitions = {
         topics.requests: stage.partitions,
@@ -77,7 +77,7 @@ def group_coordinator_killed(stage: Stage, scale: float) -> None:
 
 
 def two_of_three_brokers_down(stage: Stage, scale: float) -> None:
-    """The one that is left takes no record that the others do not have, too."""
+    """Two of three brokers are down; the one that is left accepts no record that it would hold alone."""
     stage.start_workers()
     stage.pause(2, 4)
     down = stage.rng.sample(stage.cluster.brokers, 2)
@@ -91,7 +91,7 @@ def two_of_three_brokers_down(stage: Stage, scale: float) -> None:
 
 
 def broker_frozen(stage: Stage, scale: float) -> None:
-    """Long enough for others to lead what it led; then it goes on as if nothing had been."""
+    """A broker is frozen until others lead its partitions; then it continues as if nothing had happened."""
     stage.start_workers()
     for _ in range(round(scale)):
         stage.pause(1, 3)
@@ -99,7 +99,7 @@ def broker_frozen(stage: Stage, scale: float) -> None:
 
 
 def coordinators_lost(stage: Stage, scale: float) -> None:
-    """One is killed, one is frozen: the short form of the three above."""
+    """One broker is killed and one frozen: the short form of the three scenarios above."""
     stage.start_workers()
     for _ in range(round(scale)):
         stage.pause(1)
@@ -108,7 +108,7 @@ def coordinators_lost(stage: Stage, scale: float) -> None:
 
 
 def brokers_restarted_in_turn(stage: Stage, scale: float) -> None:
-    """As an upgrade of Kafka does."""
+    """Brokers restart one after the other, as for an upgrade of Kafka."""
     stage.start_workers()
     for broker in stage.rng.sample(stage.cluster.brokers * round(scale), 3 * round(scale)):
         stage.pause(1, 2)
@@ -121,14 +121,14 @@ def brokers_restarted_in_turn(stage: Stage, scale: float) -> None:
 
 
 def one_broker_down_replication_1(stage: Stage, scale: float) -> None:
-    """Workers that start find partitions that nobody leads and nobody ever committed. The others are
-    served meanwhile."""
+    """Starting workers find partitions without a leader and without a commit. The others are served
+    meanwhile."""
     requests = stage.arena.settings.topics.requests
     down = stage.cluster.broker(BROKERS[-1])
     down.kill()
     leaderless = [n for n, copies in enumerate(SINGLE) if down.number in copies]
     others = [n for n, copies in enumerate(SINGLE) if down.number not in copies]
-    _until(lambda: not any(stage.cluster.leader(requests, n) for n in leaderless), "nobody leads them")
+    _until(lambda: not any(stage.cluster.leader(requests, n) for n in leaderless), "they have no leader")
     stage.start_workers(wait=False)
     stage.pause(3)
     stage.wait_served(others, SERVED_S)
@@ -141,9 +141,10 @@ def one_broker_down_replication_1(stage: Stage, scale: float) -> None:
 
 def unclean_election(stage: Stage, scale: float) -> None:
     """Kafka itself loses requests that it had accepted: the only broker that has them dies, and one that
-    never had them leads in its place. New requests get the offsets of the lost ones, which the workers
-    have answered. They must not take these for those: they stop the partition and say so, and so does
-    whoever takes the partition over when the log has grown beyond where it was."""
+    never had them becomes leader. New requests get the offsets of the lost ones, which the workers have
+    answered.
+    Workers must not confuse the two: they stop the partition and report it, and so does its next owner, even
+    when the log has grown beyond its former end."""
     requests = stage.arena.settings.topics.requests
     leading, lagging = (stage.cluster.broker(number) for number in BROKERS[:2])
     stage.start_workers()
@@ -173,7 +174,7 @@ def unclean_election(stage: Stage, scale: float) -> None:
 
 
 def _kill(stage: Stage, choose: Callable[[], Broker | None]) -> None:
-    """Kill a broker, and have it back when the others have taken over."""
+    """Kill a broker, and restart it when the others have taken over."""
     broker = _found(choose)
     broker.kill()
     stage.pause(MISSED_S)
@@ -188,7 +189,7 @@ def _freeze(stage: Stage, choose: Callable[[], Broker | None], time_s: float) ->
 
 
 def _returned(stage: Stage, come_back: Callable[[], None]) -> None:
-    """A broker is back, and before the next goes, all have everything again."""
+    """Wait until all brokers are fully in sync after a restart, before the next one goes down."""
     come_back()
     stage.fault()
     stage.cluster.wait_in_sync()
@@ -200,14 +201,14 @@ def _group_coordinator(stage: Stage) -> Broker | None:
 
 
 def _transaction_coordinator(stage: Stage) -> Broker | None:
-    """Of any worker's transactions."""
+    """The coordinator of some worker's transactions."""
     ids = sorted(stage.cluster.transactional_ids(stage.began))
     return stage.cluster.transaction_coordinator(stage.rng.choice(ids)) if ids else None
 
 
 def _stopped(stage: Stage) -> Collection[int]:
-    """Partitions that workers say they have stopped: all whose log was cut, or those that they have named
-    when patience ends."""
+    """Partitions that workers report as stopped: all those whose log was cut, or as many as were reported
+    when the wait times out."""
     deadline = time.monotonic() + RECOVERY_S
     found: set[int] = set()
     while not found.issuperset(FORK) and time.monotonic() < deadline:
@@ -217,7 +218,7 @@ def _stopped(stage: Stage) -> Collection[int]:
 
 
 def _found(choose: Callable[[], Broker | None]) -> Broker:
-    """The broker that is to fail, as soon as there is one."""
+    """The broker chosen to fail, once it is known."""
     found: list[Broker] = []
 
     def chosen() -> bool:
@@ -229,7 +230,7 @@ def _found(choose: Callable[[], Broker | None]) -> Broker:
 
 
 def _until(holds: Callable[[], bool], what: str) -> None:
-    """Until a cluster that may not answer just now says so."""
+    """Wait for a condition on a cluster that may fail to answer meanwhile."""
 
     def held() -> bool:
         with suppress(ServiceError):

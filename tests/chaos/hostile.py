@@ -1,4 +1,4 @@
-"""Somebody writes hostile records to the requests topic, beside everybody's requests."""
+"""A scenario in which hostile records are written to the requests topic among ordinary requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.chaos.poison import (
 )
 from tests.chaos.scenarios import Scenario
 from tests.chaos.stage import ANSWERED_WITHIN_S, Stage
-from tests.chaos.workloads import picture
+from tests.chaos.workloads import image_request
 from tests.fleet.arena import client_config
 from tests.fleet.topics import take_anything
 from tests.fleet.wire import RawProducer
@@ -45,11 +45,12 @@ COMMANDS = (
     (("dead-letters", "export"), (0,)),
     (("dead-letters", "show", "0:0"), (0,)),
 )
-"""What must survive such a log, with the exit codes that are right."""
+"""Commands that must survive such a log, with their permitted exit codes."""
 
 
 def hostile_records(stage: Stage, scale: float) -> None:
-    """Thousands of any kind, in all partitions. No worker may die of one, and no command."""
+    """Thousands of hostile records of every kind, in all partitions. No worker and no command may die of
+    one."""
     settings = stage.arena.settings
     long = scale >= 2
     with _registry(stage) as registry:
@@ -59,9 +60,9 @@ def hostile_records(stage: Stage, scale: float) -> None:
         lives = [worker.pid for worker in stage.crew]
         _send(stage, LONG_RECORDS if long else SHORT_RECORDS)
         if long:
-            # Schemas that nobody can have: they end after a minute.
+            # Schemas that are unavailable: such requests end after a minute.
             for schema_id in (FAILING_ID, DRIPPING_ID):
-                stage.send_bytes(framed(schema_id, picture()), UNKNOWN)
+                stage.send_bytes(framed(schema_id, image_request()), UNKNOWN)
             stage.flush()
         stage.wait_served(range(stage.partitions), ANSWERED_WITHIN_S)
         assert [worker.pid for worker in stage.crew] == lives, "a worker died of a record"
@@ -96,13 +97,13 @@ def _send(stage: Stage, count: int) -> None:
             stage.accept(partition, offset, _line(poison, f"{poison} (seed {seed}, number {number})"))
             stage.fault()
             if number % ORDINARY_EVERY == 0:
-                ordinary = picture(f"ordinary {number}", tenant=f"tenant-{number % 7}")
+                ordinary = image_request(f"ordinary {number}", tenant=f"tenant-{number % 7}")
                 known = {"request_id": ordinary.request_id, "tenant": ordinary.tenant, "attributes": {}}
                 stage.send_bytes(framed(PLAIN_ID, ordinary), MADE, known)
             if number % ABORTED_EVERY == 0:
                 aborting.begin_transaction()
                 aborting.produce(topic, poison.value, partition=partition)
-                aborting.produce(topic, request_bytes(picture("aborted")), partition=partition)
+                aborting.produce(topic, request_bytes(image_request("aborted")), partition=partition)
                 aborting.flush(120)
                 aborting.abort_transaction(120)
 
@@ -121,7 +122,7 @@ def _line(poison: Poison, description: str) -> dict[str, object]:
 
 @contextmanager
 def _registry(stage: Stage) -> Iterator[AnyRegistry]:
-    """One that has hostile schemas among its own, and what results are written with."""
+    """A registry with hostile schemas in addition to the real ones and the results schema."""
     result, topic = current(IMAGE_RESULT), stage.arena.settings.topics.results
     with AnyRegistry() as registry:
         for schema_id, (kind, schema) in schemas().items():

@@ -1,4 +1,4 @@
-"""A store that misbehaves: a proxy on loopback before the real one, which spoils some of what passes."""
+"""A misbehaving store: a proxy on loopback in front of the real store that spoils some of the exchanges."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 HIT = 0.7
-"""Share of the exchanges that a trouble hits. Those between them pass, as they do where one server of
-several is ill: what comes after a fault, a canary say, may find a store that is well."""
+"""Share of the exchanges that a trouble hits. The others pass, as they would if one of several servers were
+failing: whatever follows a fault, such as a canary, may find the store healthy."""
 STORE_TIMEOUT_S = 60.0
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding"}
 
 
 class Trouble(Enum):
-    """What becomes of an exchange.
+    """What happens to an exchange.
 
     Attributes:
         BUSY: 503, and nothing is stored.
-        FORBIDDEN: 403, whatever the object; nothing is stored.
+        FORBIDDEN: 403 for any object; nothing is stored.
         RESET: the connection is reset, and the store never sees the request.
-        STALLED: held until the trouble is over, then served, whether or not anybody still waits for it.
-        REPLY_LOST: the object is stored, and the connection is reset instead of saying so.
-        REFUSED: 400 for this one object, now and for ever.
+        STALLED: held until the trouble is over, then served, even if the client has given up.
+        REPLY_LOST: the object is stored, but the connection is reset instead of a reply.
+        REFUSED: 400 for this one object, permanently.
     """
 
     BUSY = auto()
@@ -44,7 +44,7 @@ class Trouble(Enum):
 
 
 PASSING = tuple(trouble for trouble in Trouble if trouble is not Trouble.REFUSED)
-"""Those that come and go."""
+"""Troubles that come and go."""
 _ANSWERS = {
     Trouble.BUSY: (503, "SlowDown"),
     Trouble.FORBIDDEN: (403, "AccessDenied"),
@@ -68,7 +68,7 @@ class Reply:
 
     @classmethod
     def of(cls, trouble: Trouble) -> Reply:
-        """A refusal as S3 words it."""
+        """A refusal in S3's format."""
         status, code = _ANSWERS[trouble]
         body = f"<Error><Code>{code}</Code><Message>the proxy plays {trouble.name}</Message></Error>"
         return cls(status, [("Content-Type", "application/xml")], body.encode())
@@ -76,23 +76,23 @@ class Reply:
 
 @dataclass(frozen=True)
 class _Spell:
-    """A time of one trouble."""
+    """A period of one trouble."""
 
     trouble: Trouble
     over: threading.Event = field(default_factory=threading.Event)
 
 
 class MisbehavingStore:
-    """What a request gets. Made by :func:`open_misbehaving`.
+    """Decides what each request gets. Created by :func:`open_misbehaving`.
 
     Args:
         address: ``host:port`` of the real store.
-        refused: a PUT whose path holds this is refused, in good times too.
-        rng: says which exchanges are hit.
+        refused: a PUT whose path contains this is always refused, trouble or not.
+        rng: chooses which exchanges are hit.
 
     Attributes:
         endpoint: ``host:port`` of the proxy.
-        played: how many exchanges each trouble has spoiled.
+        played: number of exchanges that each trouble has spoiled.
     """
 
     def __init__(self, address: str, refused: str, rng: random.Random) -> None:
@@ -106,7 +106,7 @@ class MisbehavingStore:
 
     @contextmanager
     def playing(self, trouble: Trouble) -> Iterator[None]:
-        """Trouble for as long as the context is open."""
+        """Keep up a trouble for as long as the context is open."""
         self._spell = _Spell(trouble)
         try:
             yield
@@ -115,7 +115,7 @@ class MisbehavingStore:
             spell.over.set()
 
     def reply(self, request: Request) -> Reply | None:
-        """What comes back: the store's answer, the trouble's, or nothing but a reset."""
+        """The reply: the store's, the trouble's, or ``None`` for a reset."""
         spell = self._spell
         if spell is None or self._rng.random() >= HIT:
             return self._ask(request)
@@ -129,7 +129,7 @@ class MisbehavingStore:
             case Trouble.REPLY_LOST:
                 said = self._ask(request)
                 if request.method != "PUT" or said.status != 200:
-                    # Only of what was stored can the reply get lost.
+                    # Only the reply to something stored can be lost.
                     return said
             case trouble:
                 reply = Reply.of(trouble)
@@ -137,14 +137,14 @@ class MisbehavingStore:
         return reply
 
     def _ask(self, request: Request) -> Reply:
-        """What the store says."""
+        """Forward the request to the store, and return its reply."""
         if request.method == "PUT" and self._refused in request.path:
             self._note(Trouble.REFUSED)
             return Reply.of(Trouble.REFUSED)
-        # One of its own each time: one that is kept may be closed by the store just when it is used.
+        # A new connection each time: the store might close a kept one at the moment it is used.
         connection = http.client.HTTPConnection(self._address, timeout=STORE_TIMEOUT_S)
         try:
-            # With the Host that the client named, which its signature covers.
+            # With the Host that the client sent, since its signature covers it.
             connection.putrequest(request.method, request.path, skip_host=True, skip_accept_encoding=True)
             for name, value in request.headers:
                 connection.putheader(name, value)
@@ -160,11 +160,11 @@ class MisbehavingStore:
 
 
 class _Connection(BaseHTTPRequestHandler):
-    """A client's connection, kept from one request to the next."""
+    """A client's connection, kept open from one request to the next."""
 
     store: MisbehavingStore
     protocol_version = "HTTP/1.1"
-    # Head and body leave separately; the body must not wait until the head is acknowledged.
+    # Head and body are sent separately; the body must not wait for the head's acknowledgement.
     disable_nagle_algorithm = True
 
     def _serve(self) -> None:
@@ -191,7 +191,7 @@ class _Connection(BaseHTTPRequestHandler):
             self.wfile.write(reply.body)
 
     def _reset(self) -> None:
-        # With no time to linger, closing is a reset.
+        # With no time to linger, closing sends a reset.
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
         self.close_connection = True
@@ -202,18 +202,18 @@ class _Connection(BaseHTTPRequestHandler):
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    # After a reset all clients connect at once.
+    # After a reset all clients reconnect at once.
     request_queue_size = 64
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that is killed, and a store that is down, end a connection and are no fault of ours."""
+        """Ignore connections that end because a client is killed or the store is down."""
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
             super().handle_error(request, client_address)
 
 
 @contextmanager
 def open_misbehaving(address: str, refused: str, rng: random.Random) -> Iterator[MisbehavingStore]:
-    """A proxy that serves until the context ends; arguments as of :class:`MisbehavingStore`."""
+    """A proxy that serves until the context ends; arguments as for :class:`MisbehavingStore`."""
     store = MisbehavingStore(address, refused, rng)
     with _Server(("127.0.0.1", 0), type("Connection", (_Connection,), {"store": store})) as server:
         store.endpoint = f"127.0.0.1:{server.server_address[1]}"

@@ -1,11 +1,11 @@
-"""Does the suite catch a broken product? Breaks one mechanism at a time and runs what should go red.
+"""Does the suite catch a broken product? Breaks one mechanism at a time and runs the tests that should fail.
 
     python -m tests.chaos.mutate               # all of tests/chaos/mutants
     python -m tests.chaos.mutate --only mark
 
-A mutant is a patch. Its first lines say what it breaks and what should catch it, cheapest first; a
-scenario of the fault suite is named by ``chaos:``. It is applied to a copy of this repository. One that
-survives is a hole in the suite, and the exit code says so.
+A mutant is a patch. Its first lines state what it breaks and which tests should catch it, cheapest first; a
+scenario of the fault suite is named by ``chaos:``. The patch is applied to a copy of this repository. A
+mutant that survives is a hole in the suite, and sets the exit code.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--only", default="", metavar="TEXT", help="mutants with this in their file's name")
-    parser.add_argument("--page", type=Path, help="put the table into this page, too")
+    parser.add_argument("--only", default="", metavar="TEXT", help="mutants whose file name contains this")
+    parser.add_argument("--page", type=Path, help="also write the table to this page")
     options = parser.parse_args()
     survivors = 0
     lines = ["| mechanism broken | caught by |", "|---|---|"]
@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def try_out(patch: Path, tests: list[str]) -> str | None:
-    """The first of these tests that goes red under the patch; ``None`` if it survives all."""
+    """The first of these tests that fails under the patch; ``None`` if it survives all of them."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "repository"
         ignored = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", ".hypothesis", "dist")

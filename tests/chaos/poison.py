@@ -1,6 +1,6 @@
-"""Hostile records: whatever somebody may write to the requests topic, and what may come of it. Pure.
+"""Hostile records: anything that may be written to the requests topic, and its permitted outcomes. Pure.
 
-Each is drawn from a random generator, so a seed and a number give the same record again.
+Each is drawn from a random generator, so a seed and a number reproduce the same record.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tests.chaos.workloads import picture
+from tests.chaos.workloads import image_request
 from tests.fleet.wire import RawHeader
 from zimage_stream import PromptRequest
 from zimage_stream.events.codec import Codec
@@ -27,7 +27,7 @@ ANYTHING = (*MADE, *REFUSED, *NO_REQUEST, "EXPIRED/EXPIRED", "FAILED/ID_CONFLICT
 
 PLAIN_ID, FAILING_ID, DRIPPING_ID, ABSENT_ID = 1, 500, 501, 404
 HOSTILE_IDS = 100
-"""Ids of hostile schemas begin here, in the order of :data:`HOSTILE_SCHEMAS`."""
+"""First id of the hostile schemas, which follow in the order of :data:`HOSTILE_SCHEMAS`."""
 _HEADER_BYTES = 10
 _TEXT = current(PROMPT_REQUEST).text
 _CODEC = Codec()
@@ -35,13 +35,13 @@ _CODEC = Codec()
 
 @dataclass(frozen=True)
 class Poison:
-    """One record.
+    """One hostile record.
 
     Attributes:
-        kind: name of what draws it.
-        allowed: what may become of it, as the judge says it.
-        timestamp: in milliseconds; 0: now.
-        codec: of its batch.
+        kind: name of its kind.
+        allowed: permitted outcomes, in the judge's terms.
+        timestamp: in milliseconds; 0 for now.
+        codec: compression codec of its batch.
     """
 
     kind: str
@@ -58,7 +58,7 @@ class Poison:
 
 
 def schema_with(**changes: Any) -> dict[str, Any]:
-    """Ours, under its own name, with other parts."""
+    """Our schema under its own name, but with other parts."""
     return {**json.loads(_TEXT), **changes}
 
 
@@ -79,7 +79,7 @@ def _nested(depth: int) -> Any:
 
 
 def _doubling(levels: int) -> dict[str, Any]:
-    """Records of two records each, the innermost of which are empty: 2^levels values in no bytes."""
+    """Nested records of two records each, with empty ones innermost: 2^levels values in no bytes."""
     kind: Any = _record("zimage.Level0")
     for level in range(1, levels):
         kind = _record(f"zimage.Level{level}", ("a", kind), ("b", f"zimage.Level{level - 1}"))
@@ -147,23 +147,23 @@ HOSTILE_SCHEMAS: tuple[tuple[str, Any], ...] = (
 
 
 def schemas() -> Mapping[int, tuple[str, Any]]:
-    """Kind and schema of each id that the hostile registry knows; a text stays as it is."""
+    """Kind and schema of each id that the hostile registry serves; text is served verbatim."""
     hostile = {HOSTILE_IDS + number: each for number, each in enumerate(HOSTILE_SCHEMAS)}
     return {PLAIN_ID: ("AVRO", _TEXT), **hostile}
 
 
 def request_bytes(request: PromptRequest) -> bytes:
-    """A request as a client without a registry writes it."""
+    """A request as written by a client without a registry."""
     return _CODEC.encode_request(request, "any")
 
 
 def framed(schema_id: int, request: PromptRequest) -> bytes:
-    """The same as a client with a registry does."""
+    """A request as written by a client with a registry."""
     return b"\0" + struct.pack(">I", schema_id) + request_bytes(request)[_HEADER_BYTES:]
 
 
 def _valid(rng: random.Random, **fields: Any) -> PromptRequest:
-    return picture(f"hostile {rng.random()}", request_id=f"h-{rng.getrandbits(64):x}", **fields)
+    return image_request(f"hostile {rng.random()}", request_id=f"h-{rng.getrandbits(64):x}", **fields)
 
 
 def timestamps(rng: random.Random) -> Poison:
@@ -246,10 +246,10 @@ def unknown_fingerprints(rng: random.Random) -> Poison:
 
 def hostile_schemas(rng: random.Random) -> Poison:
     number = HOSTILE_IDS + rng.randrange(len(HOSTILE_SCHEMAS))
-    # Counts of 10^12 and more, negative ones, and what was written with another schema.
+    # Counts of 10^12 and more, negative counts, and data written with another schema.
     counts = [b"\x80\xc0\xca\xf3\x84\xa3\x02", b"\xff" * 9 + b"\x01", b"\x01", b"\x02" * 60, b"\0" * 30]
     body = rng.choice([*counts, framed(0, _valid(rng))[5:], rng.randbytes(200)])
-    # One that differs from ours in name only reads what ours has written.
+    # A schema that differs from ours only in name can read what ours has written.
     return Poison(f"hostile schema {number}", b"\0" + struct.pack(">I", number) + body, ANYTHING)
 
 
@@ -325,7 +325,7 @@ HEAVY_EVERY = 50
 
 
 def draw(seed: int, number: int) -> Poison:
-    """The record of this number; each fiftieth is a heavy one."""
+    """The record with this number; every fiftieth is a heavy one."""
     rng = random.Random(f"{seed}/{number}")
     if number % HEAVY_EVERY == HEAVY_EVERY - 1:
         return HEAVY[number // HEAVY_EVERY % len(HEAVY)](rng)

@@ -1,4 +1,4 @@
-"""One run: a scenario's faults over a workload, on topics and a bucket of its own, judged."""
+"""One run: a scenario's faults over a workload, on topics and a bucket of its own, judged at the end."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SCENARIOS = scenarios.SCENARIOS | broker_scenarios.SCENARIOS | hostile.SCENARIOS
 
 @contextmanager
 def open_services(folder: Path) -> Iterator[Services]:
-    """A store, and the broker or the three brokers that runs ask for, all of which they may kill."""
+    """A store, and the broker or three brokers that runs need; a run may kill any of them."""
     services = Services(Kafka(folder / "kafka"), Minio(folder / "minio"), KafkaCluster(folder / "cluster"))
     try:
         services.minio.start()
@@ -41,11 +41,11 @@ def open_services(folder: Path) -> Iterator[Services]:
 def play(
     services: Services, scenario: str, workload: str, folder: Path, seed: int, scale: float = 1.0
 ) -> Row:
-    """Play a scenario over a workload and have the judge say what came of it.
+    """Play a scenario over a workload and return the judge's report.
 
     Args:
-        folder: for logs, and for what judge and stage tell each other; made if it is not there.
-        scale: how much longer than in the short form.
+        folder: for logs, and for the files that judge and stage exchange; created if missing.
+        scale: how much longer the run is than the short form.
     """
     folder.mkdir(parents=True, exist_ok=True)
     name = f"chaos-{uuid.uuid4().hex[:8]}"
@@ -66,7 +66,7 @@ def play(
         "extra": {
             "session.timeout.ms": str(int(SESSION_S * 1e3)),
             "heartbeat.interval.ms": "1000",
-            # Partitions that are added are seen soon.
+            # Notice added partitions soon.
             "topic.metadata.refresh.interval.ms": "1000",
         }
     }

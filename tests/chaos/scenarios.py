@@ -1,4 +1,4 @@
-"""The faults. Each scenario plays its own on a stage whose workers serve a workload meanwhile."""
+"""The faults. Each scenario plays its own on a stage, while the workers serve a workload."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from confluent_kafka.admin._resource import ResourceType
 
 from tests.chaos.misbehaving import PASSING, Trouble, open_misbehaving
 from tests.chaos.stage import Stage
-from tests.chaos.workloads import picture
+from tests.chaos.workloads import image_request
 from tests.fleet.arena import client_config
 from tests.fleet.workers import until
 from zimage_consumers.image_worker.failpoints import POINTS, VARIABLE
@@ -28,7 +28,7 @@ from zimage_stream.stores.connections import TRANSFER_TIMEOUT_S
 
 ROOT = Path(__file__).parents[2]
 SESSION_S = 4.0
-"""Of the arena's workers: a dead one is missed after so long."""
+"""Session timeout of the arena's workers: how long until a dead one is missed."""
 POISON = {"raising": "raise", "huge": "oom:0", "deadly": "kill", "endless": "hang", "cursed": "lost"}
 
 Play = Callable[[Stage, float], None]
@@ -36,11 +36,12 @@ Play = Callable[[Stage, float], None]
 
 @dataclass(frozen=True)
 class Scenario:
-    """Faults to play.
+    """A scenario of faults.
 
     Attributes:
-        play: takes the stage and the scale, 1 for the short form; the long form plays so many times more.
-        settings: environment of the workers beyond the arena's.
+        play: receives the stage and the scale: 1 for the short form; the long form repeats it this many
+            times.
+        settings: environment of the workers, in addition to the arena's.
         directory: the store is a folder.
         short: part of the short form.
     """
@@ -58,7 +59,7 @@ def nothing(stage: Stage, scale: float) -> None:
 
 
 def killed_at_every_point(stage: Stage, scale: float) -> None:
-    """Each point in turn: its worker dies there, and the next life dies at the next point."""
+    """Kill a worker at each point in turn: its next life dies at the next point."""
     lives = itertools.chain.from_iterable(itertools.repeat(POINTS, round(3 * scale)))
 
     def next_life() -> Mapping[str, str]:
@@ -66,7 +67,7 @@ def killed_at_every_point(stage: Stage, scale: float) -> None:
         if point is None:
             return {}
         stage.fault()
-        # A batch's worth and more, so that different requests run at each death.
+        # A batch's worth or more, so that a different request runs at each death.
         return {VARIABLE: f"{point}:{stage.rng.randint(2, 30)}"}
 
     stage.next_life = next_life
@@ -86,14 +87,14 @@ def killed_at_random(stage: Stage, scale: float) -> None:
 
 
 def frozen_past_the_session(stage: Stage, scale: float) -> None:
-    """One is stopped until others have its partitions, then goes on as if nothing had been."""
+    """A worker is frozen until others have its partitions, then continues as if nothing had happened."""
     stage.start_workers()
     for _ in range(round(scale)):
         frozen = stage.rng.choice(stage.crew)
         stage.pause(0.5, 1.5)
-        # Each has work for some seconds when one of them freezes.
+        # Each worker has work for some seconds when one of them freezes.
         for number in range(300):
-            stage.send(picture(f"queued {number}"))
+            stage.send(image_request(f"queued {number}"))
         stage.pause(0.5)
         frozen.signal(signal.SIGSTOP)
         stage.fault()
@@ -111,8 +112,8 @@ def two_in_one_slot(stage: Stage, scale: float) -> None:
         if second.exit_code() is None:
             second.kill()
             stage.fault()
-    # As an operator does who has put that right. Whoever was fenced and has had nothing to do since would
-    # learn it when it is stopped, and end with a failure then.
+    # As an operator does after correcting that. A fenced worker that has had nothing to do since then would
+    # only learn it when it is stopped, and end with a failure.
     stage.crew[0].kill()
 
 
@@ -149,7 +150,7 @@ def store_down(stage: Stage, scale: float) -> None:
 
 
 def store_slow(stage: Stage, scale: float) -> None:
-    """The store stands still for most of each second."""
+    """The store hangs for most of each second."""
     stage.start_workers()
     for _ in range(round(12 * scale)):
         stage.minio.pause()
@@ -160,7 +161,8 @@ def store_slow(stage: Stage, scale: float) -> None:
 
 
 def store_misbehaves(stage: Stage, scale: float) -> None:
-    """Every trouble but an outage, from a proxy before the store; the judge asks the store itself."""
+    """Every trouble but an outage, from a proxy in front of the store; the judge queries the store
+    directly."""
     opened = ExitStack()
     store = opened.enter_context(open_misbehaving(stage.minio.endpoint, "/refused/", stage.rng))
     stage.at_end.append(opened.close)
@@ -170,23 +172,23 @@ def store_misbehaves(stage: Stage, scale: float) -> None:
         for trouble in stage.rng.sample(PASSING, len(PASSING)):
             stage.pause(0.5)
             with store.playing(trouble):
-                # Refused in good times and in bad, when nobody is to take another trouble for it.
+                # Refused with and without trouble, as long as no other request would be affected.
                 for _ in range(3):
-                    stage.send(picture(tenant="refused"), ("FAILED/STORE_REJECTED",))
-                # In the long form a stall outlasts the clients' patience: what they gave up, and have sent
-                # again, is served late.
+                    stage.send(image_request(tenant="refused"), ("FAILED/STORE_REJECTED",))
+                # In the long form a stall outlasts the clients' patience: exchanges that they gave up and
+                # repeated are served late.
                 stage.pause(TRANSFER_TIMEOUT_S + 5 if scale >= 2 and trouble is Trouble.STALLED else 1.2)
-                # One that is stalled counts when it is served.
+                # A stalled exchange counts once it is served.
                 if trouble is not Trouble.STALLED:
-                    until(lambda trouble=trouble: store.played[trouble], 30, f"{trouble} has hit somebody")  # type: ignore[misc]
+                    until(lambda trouble=trouble: store.played[trouble], 30, f"{trouble} has hit a request")  # type: ignore[misc]
             # One fault, however many requests it has hit.
             stage.fault()
-            until(lambda trouble=trouble: store.played[trouble], 30, f"{trouble} has hit somebody")  # type: ignore[misc]
+            until(lambda trouble=trouble: store.played[trouble], 30, f"{trouble} has hit a request")  # type: ignore[misc]
     until(lambda: store.played[Trouble.REFUSED], 30, "an object has been refused")
 
 
 def disk_full(stage: Stage, scale: float) -> None:
-    """The folder's file system is full for a while. It takes the right to mount one."""
+    """The folder's file system is full for a while. Needs the right to mount one."""
     folder = stage.arena.settings.store.path
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
@@ -207,7 +209,7 @@ def disk_full(stage: Stage, scale: float) -> None:
 
 
 def poison(stage: Stage, scale: float) -> None:
-    """Everything that a record can be beside a request that can be served."""
+    """Every kind of record apart from requests that can be served."""
     stage.start_workers()
     for number in range(round(scale)):
         for value in (
@@ -220,12 +222,12 @@ def poison(stage: Stage, scale: float) -> None:
             stage.send_bytes(value, undecodable)
             stage.fault()
         for wrong in ({"steps": 0}, {"width": 65}, {"guidance_scale": 3.0}, {"tenant": ".."}):
-            stage.send(picture(**wrong), ("FAILED/INVALID_REQUEST",))
+            stage.send(image_request(**wrong), ("FAILED/INVALID_REQUEST",))
             stage.fault()
         ends = {"raising": "GENERATION_FAILED", "huge": "OUT_OF_MEMORY"}
         for prompt in POISON:
             code = ends.get(prompt, "WORKER_CRASHED")
-            stage.send(picture(f"{prompt} {number}"), (f"FAILED/{code}",))
+            stage.send(image_request(f"{prompt} {number}"), (f"FAILED/{code}",))
             stage.flush()
             stage.fault()
         stage.pause(10)
@@ -253,7 +255,7 @@ def partitions_added(stage: Stage, scale: float) -> None:
 
 
 def gaps_in_the_log(stage: Stage, scale: float) -> None:
-    """A transactional upstream: half of what it writes is aborted, and every transaction leaves a marker."""
+    """A transactional producer: half of what it writes is aborted, and every transaction leaves a marker."""
     stage.start_workers()
     upstream = Producer(
         {
@@ -273,7 +275,7 @@ def gaps_in_the_log(stage: Stage, scale: float) -> None:
 
 
 def stale_metadata(stage: Stage, scale: float) -> None:
-    """Somebody commits the group's offsets again, with metadata that was made for others, or with rubbish."""
+    """The group's offsets are committed again with metadata made for other offsets, or with garbage."""
     stage.start_workers()
     for rubbish in ("stale", "x" * 3_000, ""):
         stage.pause(2)
@@ -301,16 +303,16 @@ def sizes_at_the_limits(stage: Stage, scale: float) -> None:
     stage.start_workers()
     for number in range(round(4 * scale)):
         attributes = {f"{n:02}{'k' * 60}": "v" * 190 for n in range(32)}
-        stage.send(picture("𠀋" * 1_999 + str(number % 10), attributes=attributes))
-        # Nearly the topic's largest record, and nothing that can be read.
+        stage.send(image_request("𠀋" * 1_999 + str(number % 10), attributes=attributes))
+        # Nearly the largest record of the topic, and not decodable.
         stage.send_bytes(b"\xff" * ((1 << 20) - 1_000), ("dead/UNDECODABLE",))
-        stage.send(picture(attributes={"large": "x" * (9 << 10)}), ("FAILED/INVALID_REQUEST",))
+        stage.send(image_request(attributes={"large": "x" * (9 << 10)}), ("FAILED/INVALID_REQUEST",))
         stage.fault()
         stage.pause(1)
 
 
 def dead_letters_refused(stage: Stage, scale: float) -> None:
-    """The topic takes no dead letters for a while; what cannot be said is held back, not lost."""
+    """The topic accepts no dead letters for a while; what cannot be published is withheld, not lost."""
     _refused(stage, stage.arena.settings.topics.dead_letters, round(scale))
 
 
@@ -319,7 +321,7 @@ def results_refused(stage: Stage, scale: float) -> None:
 
 
 def sigterm_while_draining(stage: Stage, scale: float) -> None:
-    """Stopped, and stopped again before it has finished: the second signal ends it at once."""
+    """A worker is stopped, and stopped again before it has finished: the second signal ends it at once."""
     stage.start_workers()
     for _ in range(round(6 * scale)):
         stage.pause(1, 2)
@@ -333,7 +335,7 @@ def sigterm_while_draining(stage: Stage, scale: float) -> None:
 
 
 def clock_stepped(stage: Stage, scale: float) -> None:
-    """The wall clock jumps an hour ahead and back. Requests that have minutes left are not expired by it."""
+    """The wall clock jumps an hour ahead and back. Requests with minutes left must not expire."""
     clock = stage.folder / "clock"
     clock.write_text("0")
     stage.environment["SHIFTED_CLOCK"] = str(clock)
@@ -342,8 +344,8 @@ def clock_stepped(stage: Stage, scale: float) -> None:
     for _ in range(round(2 * scale)):
         for shift in ("3600", "0", "-3600", "0"):
             for _ in range(20):
-                stage.send(picture(expires_at=datetime.now(UTC) + timedelta(minutes=5)))
-            # In one step, as a reader must see it.
+                stage.send(image_request(expires_at=datetime.now(UTC) + timedelta(minutes=5)))
+            # Replaced atomically, so that no reader sees it half written.
             later = clock.with_suffix(".next")
             later.write_text(shift)
             later.replace(clock)
@@ -352,7 +354,8 @@ def clock_stepped(stage: Stage, scale: float) -> None:
 
 
 def upgraded(stage: Stage, scale: float) -> None:
-    """Workers of the commit before this one, replaced by today's one after the other, with work in flight."""
+    """Workers of the previous commit are replaced by current ones, one after the other, with work in
+    flight."""
     old = stage.folder / "old"
     old.mkdir()
     archive = subprocess.run(
@@ -379,11 +382,11 @@ def _refused(stage: Stage, topic: str, times: int) -> None:
         stage.pause(1)
         _set_largest(stage, topic, "200")
         for _ in range(5):
-            stage.send(picture(steps=0), ("FAILED/INVALID_REQUEST",))
+            stage.send(image_request(steps=0), ("FAILED/INVALID_REQUEST",))
         stage.pause(3)
         _set_largest(stage, topic, str(2 << 20))
         stage.fault()
-        # What was held back is served after a restart: only an operator knows that the reason is gone.
+        # What was withheld is served after a restart: only an operator knows that the cause is gone.
         _rest_all(stage)
         for worker in stage.crew:
             stage.wake(worker)
@@ -416,7 +419,7 @@ def _committed(stage: Stage) -> list[TopicPartition]:
 
 
 def _commit(stage: Stage, offsets: list[TopicPartition]) -> None:
-    """Once the group is empty, which it is when it has missed those that had hardly joined it."""
+    """Commit once the group is empty, which takes until it has missed members that had hardly joined."""
     with _member(stage) as consumer:
 
         def taken() -> bool:
@@ -428,12 +431,12 @@ def _commit(stage: Stage, offsets: list[TopicPartition]) -> None:
                 return False
             return not any(each.error for each in answers)
 
-        until(taken, 30, "the group takes a tool's commit")
+        until(taken, 30, "the group accepts a tool's commit")
 
 
 @contextmanager
 def _member(stage: Stage) -> Iterator[Consumer]:
-    """A client with the group's id that joins no group, as tools that set offsets are."""
+    """A client with the group's id that does not join the group, like tools that set offsets."""
     group = stage.arena.settings.worker.group_id
     consumer = Consumer({**client_config(stage.arena.settings.kafka), "group.id": group})
     try:
@@ -464,7 +467,7 @@ SCENARIOS = {
         Scenario("store misbehaves", store_misbehaves),
         Scenario("disk full", disk_full, directory=True, short=False),
         Scenario("poison", poison, _poison_settings(), short=False),
-        # With windows that are full, so that partitions are paused when they go.
+        # With full windows, so that partitions are paused when they leave.
         Scenario("rebalance storm", rebalance_storm, {"ZIMAGE_WORKER__WINDOW": "8"}, short=False),
         Scenario("partitions added", partitions_added, short=False),
         Scenario("gaps in the log", gaps_in_the_log),

@@ -1,7 +1,7 @@
 """``python -m tests.chaos.shifted ARGUMENTS``: ``zimage`` under a wall clock that a test sets.
 
-The machine's own clock is everybody's, so the worker's only reading of it is shifted, by the seconds in
-the file that ``SHIFTED_CLOCK`` names.
+The machine's own clock is shared, so the worker's only reading of it is shifted by the seconds in the file
+that ``SHIFTED_CLOCK`` names.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a scenario plays on: workers that are kept alive, a producer, and the judge beside them."""
+"""The stage that a scenario plays on: workers that are kept alive, a producer, and a separate judge."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ from zimage_stream.events.codec import Codec
 
 ANSWERED_WITHIN_S = 180.0
 STOPPED_WITHIN_S = 60.0
-"""As of :meth:`WorkerProcess.wait`."""
+"""Timeout for :meth:`WorkerProcess.wait`."""
 SUCCEEDED = ("SUCCEEDED",)
 
 
 @dataclass(frozen=True)
 class Services:
-    """Servers that a scenario may kill, pause and start again.
+    """Servers that a scenario may kill, pause and restart.
 
     Attributes:
-        kafka: one broker.
-        cluster: three of them.
+        kafka: a single broker.
+        cluster: three brokers.
     """
 
     kafka: Kafka
@@ -56,7 +56,7 @@ class Services:
         chosen.start()
 
     def reset(self) -> None:
-        """After a run that broke off: whatever was killed or frozen serves the next one."""
+        """Restart whatever a run that broke off has killed or frozen, for the next run."""
         self.kafka.stop()
         self.cluster.stop()
         self.minio.stop()
@@ -65,13 +65,13 @@ class Services:
 
 @dataclass(frozen=True)
 class Row:
-    """What a run gave.
+    """The result of a run.
 
     Attributes:
-        faults: how many were injected.
-        recoveries: for each, seconds until all that was accepted before it is answered: from the death or
-            the freezing of a worker, from the return of a broker or a store.
-        problems: what the judge found, by kind; empty where all is well.
+        faults: number of faults injected.
+        recoveries: for each fault, seconds until everything accepted before it is answered, from the death or
+            freezing of a worker, or from the return of a broker or a store.
+        problems: the judge's findings by kind; empty if there are none.
     """
 
     name: str
@@ -92,11 +92,11 @@ class Row:
 
 
 class Stage:
-    """See the module. Made by :func:`open_stage`.
+    """Workers, a workload and a judge for one run. Created by :func:`open_stage`.
 
     Args:
-        environment: of the workers, over the arena's settings.
-        seed: every choice of a scenario comes from it.
+        environment: environment variables of the workers, on top of the arena's settings.
+        seed: seed of every choice that a scenario makes.
     """
 
     def __init__(
@@ -116,16 +116,16 @@ class Stage:
         self.partitions = partitions
         self.rng = random.Random(seed)
         self.playing = threading.Event()
-        """Set for as long as the workload is to go on."""
+        """Set for as long as the workload continues."""
         self.crew: list[WorkerProcess] = []
         self.next_life: Callable[[], Mapping[str, str]] = dict
-        """What the environment of a worker that is started again has more than before."""
+        """Additional environment variables for a worker that is restarted."""
         self.environment = dict(environment)
         self.folder = folder
         self.at_end: list[Callable[[], object]] = []
-        """Called when all is over, whatever came of it."""
+        """Called at the end of the run, whatever its result."""
         self.program = "zimage_stream"
-        """What workers run; another module may be the same under other circumstances."""
+        """Module that workers run; another one may run the same program under other circumstances."""
         self._faults: list[float] = []
         self._codec = Codec()
         self._producer = self._new_producer()
@@ -146,13 +146,13 @@ class Stage:
     # -- workers
 
     def start_workers(self, count: int = 3, *, wait: bool = True) -> None:
-        """Start workers that are started again whenever they end, and wait until all serve.
+        """Start workers that are restarted whenever they end, and wait until all serve.
 
         Args:
-            wait: off where they cannot serve everything yet.
+            wait: ``False`` where they cannot serve everything yet.
         """
         for number in range(count):
-            # Other bytes for equal specs: should one ever overwrite another's object, its digest tells.
+            # Different bytes for equal specs: if one ever overwrites another's object, the digest shows it.
             salt = {"ZIMAGE_ENGINE__SIMULATED_SALT": str(number)}
             worker = self.arena.fleet.add(f"worker-{number}", **self.environment, **salt)
             worker.program = self.program
@@ -164,24 +164,24 @@ class Stage:
             until(lambda worker=worker: worker.ready()[0], 60, f"{worker.name} is ready")  # type: ignore[misc]
 
     def wait_told(self, words: str) -> None:
-        """Until a worker's ``/readyz`` says so."""
+        """Wait until a worker reports this in ``/readyz``."""
         until(lambda: any(words in reason for reason in self.told()), 60, f"/readyz says {words!r}")
 
     def told(self) -> list[str]:
-        """All reasons that the workers give now for not being ready."""
+        """All reasons that the workers currently give for not being ready."""
         return [reason for worker in self.crew for reason in worker.ready()[1]]
 
     def rest(self, worker: WorkerProcess) -> None:
-        """Do not start this one again when it ends."""
+        """Do not restart this worker when it ends."""
         self._resting.add(worker)
 
     def wake(self, worker: WorkerProcess) -> None:
-        """Start it again, and keep it from now on."""
+        """Restart this worker, and keep restarting it from now on."""
         worker.start(**self.next_life())
         self._resting.discard(worker)
 
     def stop_workers(self) -> None:
-        """As an operator does; all must leave in order."""
+        """Stop all workers as an operator does; all must leave cleanly."""
         for worker in self.crew:
             self.rest(worker)
         running = [worker for worker in self.crew if worker.exit_code() is None]
@@ -211,7 +211,7 @@ class Stage:
     def send_bytes(
         self, value: bytes, allowed: Sequence[str], known: Mapping[str, Any] | None = None
     ) -> None:
-        """Produce a value as it is."""
+        """Produce this value verbatim."""
         line = {"request_id": None, "tenant": None, "attributes": None, **(known or {})}
         line |= {"sha256": hashlib.sha256(value).hexdigest(), "allowed": list(allowed)}
 
@@ -227,13 +227,13 @@ class Stage:
             self._producer.poll(0)
 
     def accept(self, partition: int, offset: int, line: Mapping[str, Any]) -> None:
-        """Note a record that is safely in the topic."""
+        """Record that a message is safely in the topic."""
         with self._lock:
             self._accepted[partition, offset] = time.time()
             self._accepted_file.write(json.dumps({**line, "partition": partition, "offset": offset}) + "\n")
 
     def add_partitions(self, count: int) -> None:
-        """Give the requests topic so many partitions in all, and use them."""
+        """Raise the number of partitions of the requests topic, and use the new ones."""
         topic = self.arena.settings.topics.requests
         admin = AdminClient({**client_config(self.arena.settings.kafka)})
         admin.create_partitions([NewPartitions(topic, count)])[topic].result(120)
@@ -245,55 +245,55 @@ class Stage:
         self.partitions = count
 
     def flush(self) -> None:
-        """Until all that was sent is accepted."""
+        """Wait until everything sent has been accepted."""
         left = self._producer.flush(120)
         assert left == 0, f"{left} records could not be sent"
 
     @contextmanager
     def silence(self) -> Iterator[None]:
-        """Nothing is sent while the context is open, and before it all that was sent is answered."""
+        """Pause sending while the context is open, once everything sent before it is answered."""
         with self._sending:
             self.wait_answered()
             yield
-            # The old one goes on where it was, which is an error where the log was cut behind its back.
+            # The old producer would continue its sequence, an error where the log was cut behind its back.
             self._producer = self._new_producer()
 
     def log_was_cut(self, stopped: Collection[int]) -> None:
         """Tell the judge that Kafka lost accepted requests.
 
         Args:
-            stopped: partitions of which the workers say that they serve them no more, and why.
+            stopped: partitions that the workers report as not served any more, and why.
         """
         self._stopped = frozenset(stopped)
         (self.folder / "cut").write_text(json.dumps(sorted(stopped)))
 
     def unanswered(self) -> int:
-        """Accepted records that the judge has seen no answer to yet, less those that wait in a partition
-        that was stopped."""
+        """Accepted records without an answer seen by the judge, except those waiting in a stopped
+        partition."""
         with self._lock:
             open_ = self._accepted.keys() - self._answers().keys()
         return sum(partition not in self._stopped for partition, _ in open_)
 
     def wait_served(self, partitions: Collection[int], timeout_s: float) -> None:
-        """Until each record that these partitions have by now is answered."""
+        """Wait until every record that these partitions have now is answered."""
         with self._lock:
             due = {place for place in self._accepted if place[0] in partitions}
         assert due, f"nothing was accepted in {partitions}"
         until(lambda: due <= self._answers().keys(), timeout_s, f"partitions {partitions} are served")
 
     def wait_answered(self) -> None:
-        """Until each accepted record is answered."""
+        """Wait until every accepted record is answered."""
         self.flush()
         until(lambda: not self.unanswered(), ANSWERED_WITHIN_S, "all that was accepted is answered")
 
     # -- faults
 
     def fault(self) -> None:
-        """Note a fault: at its begin where others can take over at once, at its end where nobody can."""
+        """Record a fault: at its start if others can take over at once, at its end if they cannot."""
         self._faults.append(time.time())
 
     def pause(self, low_s: float, high_s: float | None = None) -> None:
-        """Let things go on for a while."""
+        """Wait, while the workload continues."""
         time.sleep(self.rng.uniform(low_s, high_s or low_s))
 
     # -- judgement
@@ -302,7 +302,7 @@ class Stage:
         """Wait for all answers, stop the workers, and have the run judged.
 
         Args:
-            recovery_s: the last fault may take so long; ``None`` for any time.
+            recovery_s: longest recovery permitted after the last fault; ``None`` for any.
         """
         self.wait_answered()
         self.stop_workers()
@@ -319,7 +319,7 @@ class Stage:
         return Row(name, len(self._faults), report["accepted"], report["outcomes"], recoveries, problems)
 
     def abandon(self) -> None:
-        """After a failure: nothing may outlive the test."""
+        """Clean up after a failure: nothing may outlive the test."""
         self._over.set()
         if self._judge.poll() is None:
             self._judge.kill()
@@ -334,7 +334,7 @@ class Stage:
             clean_up()
 
     def _recoveries(self) -> list[float]:
-        """For each fault, seconds until the last answer to what was accepted before it."""
+        """For each fault, the seconds until the last answer to anything accepted before it."""
         answers = self._answers()
         accepted = sorted((at, answers[place]) for place, at in self._accepted.items() if place in answers)
         times = [at for at, _ in accepted]
@@ -342,7 +342,7 @@ class Stage:
         return [max(0.0, last[bisect.bisect_right(times, fault)] - fault) for fault in self._faults]
 
     def _answers(self) -> dict[tuple[int, int], float]:
-        """When the judge saw each answer first."""
+        """When the judge first saw each answer."""
         events = self.folder / "events"
         with self._reading:
             if events.exists():
@@ -363,7 +363,7 @@ class Stage:
                 "enable.idempotence": True,
                 "linger.ms": 2,
                 "message.max.bytes": 2 << 20,
-                # A broker that is away is part of the play.
+                # A broker that is away is part of the scenario.
                 "log_level": 0,
             }
         )

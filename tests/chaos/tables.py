@@ -1,4 +1,4 @@
-"""Tables of measured figures, put into a page between two comments that name them."""
+"""Tables of measured figures, written into a page between two comments that name them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 
 def write_table(page: Path, name: str, table: str) -> None:
-    """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->``. ValueError without."""
+    """Replace the text between ``<!-- name -->`` and ``<!-- /name -->``. Raises ValueError if there is
+    none."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     text = page.read_text()
     if begin not in text or end not in text:

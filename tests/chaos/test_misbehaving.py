@@ -1,4 +1,4 @@
-"""The proxy that makes a store misbehave does what it says, and nothing beyond it."""
+"""The proxy that makes a store misbehave does what it claims, and nothing more."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KEY, PNG = "tenant/a.png", "image/png"
 
 @pytest.fixture
 def proxy(minio: MinioAddress, monkeypatch: pytest.MonkeyPatch) -> Iterator[MisbehavingStore]:
-    """It hits every exchange."""
+    """A proxy that hits every exchange."""
     monkeypatch.setattr(misbehaving, "HIT", 1.0)
     with open_misbehaving(minio.endpoint, "/refused/", random.Random(1)) as proxy:
         yield proxy
@@ -30,14 +30,14 @@ def proxy(minio: MinioAddress, monkeypatch: pytest.MonkeyPatch) -> Iterator[Misb
 
 @pytest.fixture
 def store(proxy: MisbehavingStore, minio: MinioAddress, bucket: str) -> Iterator[MinioStore]:
-    """The product's, which knows the proxy's address alone. With a region, it asks for none first."""
+    """The product's client, which only knows the proxy's address. With a region, it requests none first."""
     settings = minio.settings(bucket).model_copy(update={"endpoint": proxy.endpoint, "region": "us-east-1"})
     store = MinioStore(settings)
     yield store
     store.close()
 
 
-def test_in_good_times_it_is_the_store(store: MinioStore, proxy: MisbehavingStore) -> None:
+def test_without_trouble_it_behaves_like_the_store(store: MinioStore, proxy: MisbehavingStore) -> None:
     store.check()
     assert store.stat(KEY) is None
     assert store.put(KEY, b"data", PNG, {"by": "first"}).created
@@ -51,7 +51,7 @@ def test_in_good_times_it_is_the_store(store: MinioStore, proxy: MisbehavingStor
 def test_a_connection_serves_one_request_after_another(proxy: MisbehavingStore, bucket: str) -> None:
     connection = http.client.HTTPConnection(proxy.endpoint, timeout=120)
     kept = []
-    # Nobody's signature: the store refuses, with a body and without.
+    # Without a signature: the store refuses, with a body and without.
     for method in ("GET", "HEAD", "PUT", "GET"):
         connection.request(method, f"/{bucket}/{KEY}", b"data" if method == "PUT" else None)
         answer = connection.getresponse()
@@ -69,7 +69,7 @@ def test_a_connection_serves_one_request_after_another(proxy: MisbehavingStore, 
         (Trouble.RESET, StoreUnavailableError),
     ],
 )
-def test_what_is_spoiled_before_the_store_is_not_stored(
+def test_an_exchange_spoiled_before_the_store_stores_nothing(
     store: MinioStore, proxy: MisbehavingStore, trouble: Trouble, told: type[Exception]
 ) -> None:
     with proxy.playing(trouble):
@@ -80,17 +80,17 @@ def test_what_is_spoiled_before_the_store_is_not_stored(
     assert store.put(KEY, b"data", PNG, {}).created
 
 
-def test_a_reply_is_lost_once_it_is_stored(store: MinioStore, proxy: MisbehavingStore) -> None:
+def test_a_reply_is_lost_after_the_object_was_stored(store: MinioStore, proxy: MisbehavingStore) -> None:
     with proxy.playing(Trouble.REPLY_LOST):
         with pytest.raises(StoreUnavailableError):
             store.put(KEY, b"data", PNG, {"by": "first"})
-        # What finds it there has stored nothing, and hears so.
+        # A client that finds the object there has stored nothing, and learns so.
         again = store.put(KEY, b"data", PNG, {"by": "second"})
     assert (again.created, again.object.metadata["by"]) == (False, "first")
     assert proxy.played == {Trouble.REPLY_LOST: 1}
 
 
-def test_what_is_stalled_is_served_when_the_trouble_is_over(
+def test_stalled_exchanges_are_served_when_the_trouble_is_over(
     store: MinioStore, proxy: MisbehavingStore, minio: MinioAddress, bucket: str
 ) -> None:
     with ThreadPoolExecutor(1) as pool:
@@ -104,7 +104,7 @@ def test_what_is_stalled_is_served_when_the_trouble_is_over(
     assert proxy.played == {Trouble.STALLED: 1}
 
 
-def test_one_object_is_refused_while_others_are_taken(store: MinioStore, proxy: MisbehavingStore) -> None:
+def test_one_object_is_refused_while_others_are_accepted(store: MinioStore, proxy: MisbehavingStore) -> None:
     with pytest.raises(StoreRejectedError):
         store.put("refused/a.png", b"data", PNG, {})
     store.probe()

@@ -1,5 +1,5 @@
-"""The short form of the fault suite: scenarios of a mechanism of their own, on a broker and a store of their
-own.
+"""The short form of the fault suite: scenarios with a mechanism of their own, on a broker and a store of
+their own.
 
 The long form, and all other scenarios, are ``make chaos``.
 """

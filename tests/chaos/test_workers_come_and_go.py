@@ -1,4 +1,4 @@
-"""Workers that join, leave and are told to stop under load: nothing is done twice but what a deadline cut."""
+"""Workers that join, leave and are stopped under load: only work cut by a deadline is repeated."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 
-from tests.chaos.test_workers_die import pictures
+from tests.chaos.test_workers_die import image_requests
 from tests.fleet.arena import Arena
 from tests.fleet.workers import until
 from tests.services.addresses import KafkaAddress, MinioAddress
@@ -15,11 +15,11 @@ from tests.services.addresses import KafkaAddress, MinioAddress
 def test_joining_and_leaving_under_load_repeats_no_work(
     make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress
 ) -> None:
-    # 20 ms a picture, so that there is work left when the second one is there.
+    # 20 ms per image, so that there is work left when the second worker has joined.
     arena = make_arena(kafka, minio, engine={"max_batch": 1})
     first = arena.fleet.start("first").wait_ready()
     until(lambda: first.partitions() == 12, 30, "the first has all partitions")
-    arena.send(pictures(1_000))
+    arena.send(image_requests(1_000))
     arena.wait_answered(60, share=0.1)
     second = arena.fleet.start("second").wait_ready()
     until(lambda: second.partitions() == 6, 30, "the second has its half")
@@ -30,7 +30,7 @@ def test_joining_and_leaving_under_load_repeats_no_work(
     report = arena.wait_answered(120)
     arena.assert_exactly_once(report)
     assert report.statuses() == {"SUCCEEDED": 1_000}
-    # The drain time was long enough for everything, so nothing at all may have been generated twice.
+    # The drain time was long enough for everything, so nothing may have been generated twice.
     assert sum(arena.fleet.generated().values()) == 1_000
     shares = [
         len([line for line in w.lines() if line["message"] == "generated"]) for w in arena.fleet.workers
@@ -38,36 +38,34 @@ def test_joining_and_leaving_under_load_repeats_no_work(
     assert min(shares) > 100
 
 
-def test_a_picture_that_was_begun_under_a_lost_membership_is_not_published_beside_the_new_one(
+def test_an_image_begun_under_a_lost_membership_is_not_published_next_to_the_new_one(
     make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress
 ) -> None:
     extra = {"session.timeout.ms": "2000", "heartbeat.interval.ms": "500"}
-    # Longer than it takes to be back in the group, on a machine that has much else to do, too.
+    # Longer than a return to the group takes, even on a busy machine.
     faults = {"slow": "slow:15"}
     arena = make_arena(
         kafka, minio, kafka={"extra": extra}, engine={"simulated_faults": faults, "simulated_ms": 0}
     )
     only = arena.fleet.start("only").wait_ready()
-    arena.send(pictures(1, "slow"))
+    arena.send(image_requests(1, "slow"))
     only.wait_begun()
     time.sleep(0.5)
     only.signal(signal.SIGSTOP)
     time.sleep(3.5)
     only.signal(signal.SIGCONT)
-    # It has its partitions back while the engine is still at the picture that it began before.
+    # It has its partitions back while the engine is still working on the image that it began before.
     until(lambda: sum("took over" in line["message"] for line in only.lines()) >= 2, 20, "it is back")
-    until(
-        lambda: sum(arena.fleet.generated().values()) == 2, 40, "it is made again, under the new membership"
-    )
+    until(lambda: sum(arena.fleet.generated().values()) == 2, 40, "it is repeated under the new membership")
     time.sleep(1)
     arena.assert_exactly_once(arena.wait_answered(20))
-    assert any("is discarded" in line["message"] for line in only.lines())
+    assert any("discarded an outcome" in line["message"] for line in only.lines())
 
 
-def test_sigterm_under_load_ends_in_time_and_leaves_nothing_to_accuse(arena: Arena) -> None:
-    # A minute's work for it, so that most is left when it is told, however slow this machine is.
+def test_sigterm_under_load_ends_in_time_and_leaves_no_open_mark(arena: Arena) -> None:
+    # A minute's work, so that most of it is left when the worker is stopped, however slow the machine.
     first = arena.fleet.start("first", ZIMAGE_ENGINE__SIMULATED_MS="1600").wait_ready()
-    arena.send(pictures(700))
+    arena.send(image_requests(700))
     arena.wait_answered(60, share=0.1)
     told = time.monotonic()
     first.signal(signal.SIGTERM)
@@ -83,11 +81,11 @@ def test_sigterm_under_load_ends_in_time_and_leaves_nothing_to_accuse(arena: Are
     assert arena.fleet.generated().total() == 700
 
 
-def test_what_the_drain_deadline_cuts_is_done_again_and_nothing_else(arena: Arena) -> None:
-    # One picture takes 2 s and the drain time is half a second: what is on the engine is cut.
+def test_only_work_cut_by_the_drain_deadline_is_repeated(arena: Arena) -> None:
+    # One image takes 2 s and the drain time is half a second: what is on the engine is cut.
     slow = {"ZIMAGE_ENGINE__SIMULATED_MS": "32000", "ZIMAGE_WORKER__DRAIN_TIMEOUT_S": "0.5"}
     first = arena.fleet.start("first", **slow).wait_ready()
-    arena.send([*pictures(20)])
+    arena.send([*image_requests(20)])
     until(lambda: len(arena.seen()) >= 8, 60, "a batch is answered")
     first.signal(signal.SIGTERM)
     assert first.wait(20) == 0
@@ -103,10 +101,10 @@ def test_what_the_drain_deadline_cuts_is_done_again_and_nothing_else(arena: Aren
     assert arena.fleet.generated().total() == 20
 
 
-def test_what_runs_at_a_sigterm_is_finished_before_the_worker_leaves(arena: Arena) -> None:
+def test_work_running_at_a_sigterm_is_finished_before_the_worker_leaves(arena: Arena) -> None:
     faults = {"ZIMAGE_ENGINE__SIMULATED_FAULTS": '{"slow": "slow:5"}'}
     worker = arena.fleet.start("worker", **faults).wait_ready()
-    arena.send(pictures(1, "slow"))
+    arena.send(image_requests(1, "slow"))
     worker.wait_begun()
     time.sleep(0.5)
     worker.signal(signal.SIGTERM)
@@ -117,23 +115,23 @@ def test_what_runs_at_a_sigterm_is_finished_before_the_worker_leaves(arena: Aren
     assert "succeeded" in said[told:]
 
 
-def test_a_second_sigterm_ends_at_once(arena: Arena) -> None:
+def test_a_second_sigterm_ends_the_worker_at_once(arena: Arena) -> None:
     worker = arena.fleet.start("first", ZIMAGE_ENGINE__SIMULATED_MS="160000").wait_ready()
-    arena.send(pictures(4))
+    arena.send(image_requests(4))
     worker.wait_begun()
     time.sleep(0.5)
     worker.signal(signal.SIGTERM)
-    until(lambda: any("SIGTERM" in line["message"] for line in worker.lines()), 10, "it has heard the first")
+    until(lambda: any("SIGTERM" in line["message"] for line in worker.lines()), 10, "it got the first one")
     worker.signal(signal.SIGTERM)
     assert worker.wait(3) == 128 + signal.SIGTERM
 
 
-def test_two_processes_in_one_slot_do_not_fence_each_other_for_ever(arena: Arena) -> None:
+def test_two_processes_in_one_slot_do_not_fence_each_other_forever(arena: Arena) -> None:
     arena.fleet.start("slot").wait_ready()
     # As a second machine would be that was given the same slot name.
     arena.fleet.start("twin", slot="slot")
     for round_ in range(400):
-        arena.send(pictures(10, f"round {round_}"))
+        arena.send(image_requests(10, f"round {round_}"))
         time.sleep(0.5)
         ended = [worker for worker in arena.fleet.workers if worker.exit_code() is not None]
         if ended:

@@ -1,19 +1,20 @@
-"""The judge of a run: a process of its own that shares no code with the product and trusts nothing it says.
+"""The judge of a run: a separate process that shares no code with the product and trusts nothing it reports.
 
-It reads results and dead letters from the first to the last record while the faults happen, then, once
-its standard input is closed, all of it a second time, downloads every picture, and asks the brokers what
-the group has committed and whether a transaction is open.
+It reads results and dead letters from the first to the last record while the faults happen. Once its standard
+input is closed, it reads all of them a second time, downloads every image, and asks the brokers what the
+group has committed and whether a transaction is open.
 
     python -m tests.chaos.verify PLAN.json
 
-The plan names the topics, the group, the store, what was accepted (a file of lines that ``stage.py``
-writes) and where the report goes. A line of what was accepted says what may become of it: ``SUCCEEDED``,
-``FAILED/<code>``, or ``dead/<code>`` for what nobody can decode.
+The plan names the topics, the group, the store, the accepted records (a file of lines that ``stage.py``
+writes) and the file for the report. A line about an accepted record lists its permitted outcomes:
+``SUCCEEDED``, ``FAILED/<code>``, or ``dead/<code>`` for a record that cannot be decoded.
 
-Where the plan's file ``cut`` is there, Kafka has lost accepted requests and given their offsets to others.
-Then the judge reads the requests, too, and asks for no more than can be had: what is in the log is answered
-once, what was lost at most once. The file names the partitions that workers have stopped and said so; there
-alone may requests wait, and each partition of which an answered request was lost must be among them.
+If the plan's file ``cut`` exists, Kafka has lost accepted requests and given their offsets to others. Then
+the
+judge also reads the requests, and expects no more than is possible: records in the log are answered once,
+lost ones at most once. The file names the partitions that workers reported as stopped; only there may
+requests wait, and each partition that lost an answered request must be among them.
 """
 
 from __future__ import annotations
@@ -39,18 +40,18 @@ from minio import Minio
 SCHEMA = json.loads((Path(__file__).parents[2] / "schemas" / "zimage.ImageResult.v1.avsc").read_text())
 SINGLE_OBJECT_HEADER, REGISTRY_HEADER = 10, 5
 STABLE_WITHIN_S = 180.0
-"""A dead worker's transaction is ended by the broker within 20 s."""
+"""Time within which the broker ends a dead worker's transaction: 20 s."""
 
-Place = tuple[int, int]
+LetterPosition = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Event:
-    """One record of results or dead letters. ``place``: the request's; ``at``: its own in its topic."""
+    """A record of results or dead letters. ``place``: position of the request; ``at``: its own position."""
 
     topic: str
-    at: Place
-    place: Place
+    at: LetterPosition
+    place: LetterPosition
     status: str
     code: str | None
     body: dict[str, Any]
@@ -62,7 +63,7 @@ class Event:
 
 @dataclass
 class Report:
-    """What was found. Empty lists are what a working product gives."""
+    """The findings. A working product gives empty lists."""
 
     accepted: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -73,7 +74,7 @@ class Report:
 
 
 class Reader:
-    """Reads results and dead letters, or the topics given, read_committed, from their beginnings."""
+    """Reads results and dead letters, or the given topics, read_committed, from their beginnings."""
 
     def __init__(self, plan: dict[str, Any], *topics: str) -> None:
         self._dead = plan["dead_letters"]
@@ -96,12 +97,12 @@ class Reader:
         self._consumer.assign(places)
 
     def events(self, stop: threading.Event | None = None) -> Iterator[Event]:
-        """Events as they come: until ``stop``, or without it to the end of what is there."""
+        """Yield events as they arrive, until ``stop`` is set; without it, to the current end."""
         for topic, at, message in self.messages(stop):
             yield self._event(topic, at, message)
 
-    def messages(self, stop: threading.Event | None = None) -> Iterator[tuple[str, Place, Any]]:
-        """Each record with its topic and its place there; until when as :meth:`events`."""
+    def messages(self, stop: threading.Event | None = None) -> Iterator[tuple[str, LetterPosition, Any]]:
+        """Yield each record with its topic and position; until when as for :meth:`events`."""
         ended: set[tuple[str, int]] = set()
         while not (stop.is_set() if stop else ended == self._open):
             message = self._consumer.poll(0.2)
@@ -109,21 +110,21 @@ class Reader:
                 continue
             topic, number = message.topic() or "", message.partition() or 0
             if message.error() is not None:
-                # The end of a partition, or a broker that is away just now.
+                # The end of a partition, or a broker that is away for the moment.
                 if (topic, number) in self._open:
                     ended.add((topic, number))
                 continue
             yield topic, (number, message.offset() or 0), message
         self._consumer.close()
 
-    def _event(self, topic: str, at: Place, message: Any) -> Event:
+    def _event(self, topic: str, at: LetterPosition, message: Any) -> Event:
         headers = {name: (raw or b"").decode(errors="replace") for name, raw in message.headers() or ()}
         if topic == self._dead:
             place = int(headers["__connect.errors.partition"]), int(headers["__connect.errors.offset"])
             value = message.value() or b""
             letter = {"sha256": hashlib.sha256(value).hexdigest(), "key_sha256": None}
             if headers.get("zimage.value-bytes"):
-                # It has the first bytes only, and says of what.
+                # It has only the first bytes, and the hash and size of all.
                 assert len(value) < int(headers["zimage.value-bytes"])
                 letter["sha256"] = headers["zimage.value-sha256"]
             if not headers.get("zimage.key-bytes"):
@@ -158,7 +159,7 @@ def _wait_for_end(stop: threading.Event) -> None:
 
 
 def judge(plan: dict[str, Any], first: list[Event], second: list[Event]) -> Report:
-    """Compare what came out with what went in."""
+    """Compare what was published with what was sent."""
     lines = [json.loads(line) for line in Path(plan["accepted"]).read_text().splitlines()]
     report = Report(len(lines))
     vanished = {(event.topic, event.at) for event in first} - {(event.topic, event.at) for event in second}
@@ -167,15 +168,15 @@ def judge(plan: dict[str, Any], first: list[Event], second: list[Event]) -> Repo
     if Path(plan["cut"]).exists():
         lines, second = _judge_cut(report, plan, lines, second)
     accepted = {(line["partition"], line["offset"]): line for line in lines}
-    results: dict[Place, list[Event]] = defaultdict(list)
-    dead: dict[Place, list[Event]] = defaultdict(list)
+    results: dict[LetterPosition, list[Event]] = defaultdict(list)
+    dead: dict[LetterPosition, list[Event]] = defaultdict(list)
     for event in second:
         (dead if event.status == "dead" else results)[event.place].append(event)
     for place, line in accepted.items():
         _judge_one(report, place, line, results[place], dead[place])
     for place in (results.keys() | dead.keys()) - accepted.keys():
         if results[place] or dead[place]:
-            report.note("answers to what nobody sent", place)
+            report.note("answers to records that were never sent", place)
     _judge_objects(report, plan, [event for found in results.values() for event in found])
     _judge_group(report, plan, accepted)
     return report
@@ -184,8 +185,8 @@ def judge(plan: dict[str, Any], first: list[Event], second: list[Event]) -> Repo
 def _judge_cut(
     report: Report, plan: dict[str, Any], lines: list[dict[str, Any]], events: list[Event]
 ) -> tuple[list[dict[str, Any]], list[Event]]:
-    """Judge the lines that the log has lost and those that wait in a stopped partition; gives the other
-    lines, and the events that are about them."""
+    """Judge lines whose records were lost from the log or wait in a stopped partition. Returns the other
+    lines, and the events about them."""
     stopped = set(json.loads(Path(plan["cut"]).read_text()))
     log = {
         at: hashlib.sha256(message.value() or b"").hexdigest()
@@ -205,7 +206,7 @@ def _judge_cut(
         if own:
             went_back.add(place[0])
     for partition in went_back - stopped:
-        report.note("partitions whose offsets went back and nobody said so", partition)
+        report.note("partitions whose offsets went back unreported", partition)
     answered = {event.place for event in left}
     due = [
         line
@@ -216,14 +217,14 @@ def _judge_cut(
 
 
 def _is_about(event: Event, line: dict[str, Any]) -> bool:
-    """Whether it answers this request, and not another that had its offset before or after it."""
+    """Whether the event answers this request, and not another one at the same offset."""
     if event.status == "dead":
         return bool(event.body["sha256"] == line["sha256"])
     return bool(event.body["request_id"] == line["request_id"])
 
 
 def _judge_one(
-    report: Report, place: Place, line: dict[str, Any], results: list[Event], dead: list[Event]
+    report: Report, place: LetterPosition, line: dict[str, Any], results: list[Event], dead: list[Event]
 ) -> None:
     terminal = results or dead
     if not terminal:
@@ -257,16 +258,16 @@ def _judge_objects(report: Report, plan: dict[str, Any], results: list[Event]) -
     for event in results:
         image = event.body["image"]
         if (event.status == "SUCCEEDED") != (image is not None):
-            report.note("results without the picture they vouch for", event.place)
+            report.note("results without their image", event.place)
         if image is None:
             continue
         try:
             data = get(image["key"])
         except Exception as error:
-            report.note("pictures missing", f"{image['uri']}: {error}")
+            report.note("images missing", f"{image['uri']}: {error}")
             continue
         if (len(data), hashlib.sha256(data).hexdigest()) != (image["size_bytes"], image["sha256"]):
-            report.note("pictures that are not what their result states", image["uri"])
+            report.note("images that differ from their result", image["uri"])
 
 
 def _getter(store: dict[str, Any]) -> Any:
@@ -285,8 +286,8 @@ def _getter(store: dict[str, Any]) -> Any:
     return get
 
 
-def _judge_group(report: Report, plan: dict[str, Any], accepted: dict[Place, Any]) -> None:
-    """Whether the group has counted everything as done, and no transaction is open."""
+def _judge_group(report: Report, plan: dict[str, Any], accepted: dict[LetterPosition, Any]) -> None:
+    """Check that the group has resolved everything, and that no transaction is open."""
     admin = AdminClient(plan["kafka"])
     last: dict[int, int] = {}
     for partition, offset in accepted:
@@ -306,7 +307,7 @@ def _unresolved(admin: AdminClient, plan: dict[str, Any], last: dict[int, int]) 
     )
     (answer,) = admin.list_consumer_group_offsets([asked], require_stable=True).values()
     for found in answer.result(60).topic_partitions:
-        # The committed offset itself is the lowest that is not resolved.
+        # The committed offset itself is the lowest unresolved one.
         if found.offset <= last[found.partition]:
             where = (
                 f"partition {found.partition}: committed {found.offset}, last sent {last[found.partition]}"

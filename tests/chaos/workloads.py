@@ -1,4 +1,4 @@
-"""What is asked for while the faults happen."""
+"""The requests that are sent while the faults happen."""
 
 from __future__ import annotations
 
@@ -10,47 +10,47 @@ from tests.chaos.stage import SUCCEEDED, Stage
 from zimage_stream import PromptRequest
 
 RATE = 30.0
-"""Requests a second."""
+"""Requests per second."""
 
 Workload = Callable[[Stage, random.Random], None]
 
 
-def picture(prompt: str = "a heron", **fields: object) -> PromptRequest:
-    """20 ms of a simulated engine whose reference is 320 ms."""
+def image_request(prompt: str = "a heron", **fields: object) -> PromptRequest:
+    """A request that takes a simulated engine 20 ms, where its reference takes 320 ms."""
     return PromptRequest(**{"prompt": prompt, "width": 256, "height": 256} | fields)  # type: ignore[arg-type]
 
 
 def steady(stage: Stage, rng: random.Random) -> None:
-    """One request after another, at an even rate; each tenth is against the rules."""
+    """One request after another, at an even rate; every tenth is invalid."""
     for number in paced(stage):
         if number % 10 == 9:
-            stage.send(picture(f"heron {number}", steps=0), ("FAILED/INVALID_REQUEST",))
+            stage.send(image_request(f"heron {number}", steps=0), ("FAILED/INVALID_REQUEST",))
         else:
-            stage.send(picture(f"heron {number}", attributes={"n": str(number)}))
+            stage.send(image_request(f"heron {number}", attributes={"n": str(number)}))
 
 
 def burst(stage: Stage, rng: random.Random) -> None:
-    """Seven seconds' worth at once, again and again."""
+    """Seven seconds' worth of work at once, repeatedly."""
     for number in paced(stage):
         if number % 210 == 0:
             for each in range(210):
-                stage.send(picture(f"heron {number + each}"))
+                stage.send(image_request(f"heron {number + each}"))
 
 
 def tenants(stage: Stage, rng: random.Random) -> None:
-    """Many tenants, few of which ask for most, in sizes of their own."""
+    """Many tenants with sizes of their own; a few of them send most requests."""
     for number in paced(stage):
         rank = min(49, int(rng.paretovariate(0.8)))
         side = 64 * (1 + rank % 5)
         tenant = f"tenant-{rank}"
-        stage.send(picture(f"heron {number}", tenant=tenant, width=side, priority=rng.randint(-3, 3)))
+        stage.send(image_request(f"heron {number}", tenant=tenant, width=side, priority=rng.randint(-3, 3)))
 
 
 def duplicates(stage: Stage, rng: random.Random) -> None:
-    """Every third request is sent again, every ninth with other parameters under the same id."""
+    """Every third request is sent again, and every ninth with other parameters under the same id."""
     for number in paced(stage):
-        one = picture(f"heron {number}", request_id=f"r-{number}", seed=1)
-        other = picture("something else", request_id=f"r-{number}", seed=2)
+        one = image_request(f"heron {number}", request_id=f"r-{number}", seed=1)
+        other = image_request("something else", request_id=f"r-{number}", seed=2)
         conflicts = (*SUCCEEDED, "FAILED/ID_CONFLICT")
         stage.send(one, conflicts if number % 9 == 0 else SUCCEEDED)
         if number % 3 == 0:
@@ -60,7 +60,7 @@ def duplicates(stage: Stage, rng: random.Random) -> None:
 
 
 def paced(stage: Stage) -> Iterator[int]:
-    """Numbers at an even rate for as long as the scenario plays; after a pause of the machine's, faster."""
+    """Yield numbers at an even rate for as long as the scenario runs; faster after a pause of the machine."""
     begin = time.monotonic()
     number = 0
     while stage.playing.is_set():

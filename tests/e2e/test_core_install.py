@@ -1,4 +1,4 @@
-"""The wheel in an empty environment, with nothing but what a producer needs."""
+"""The wheel in an empty environment with only a producer's dependencies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from zimage_stream.settings import TopicSettings
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 240
 LARGEST_WHEEL = 25_000_000
-"""Bytes, with the packaged checkpoint in it."""
+"""Largest size of the wheel in bytes, with the packaged checkpoint in it."""
 
 
 def run(*words: str, cwd: Path, env: dict[str, str] | None = None) -> str:
@@ -38,11 +38,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of commands of an environment that holds the wheel and its core dependencies."""
+    """The folder of commands of an environment with the wheel and its core dependencies."""
     folder = tmp_path_factory.mktemp("core") / "venv"
     uv = (sys.executable, "-m", "uv")
     run(*uv, "venv", "--quiet", "--python", sys.executable, str(folder), cwd=ROOT)
-    # The lock pins everything; as constraints, it adds nothing to what the wheel itself asks for.
+    # The lock pins everything; as constraints, it adds nothing to what the wheel requires itself.
     install = (*uv, "pip", "install", "--quiet", "--python", str(folder), "-c", "requirements.lock")
     run(*install, str(wheel), cwd=ROOT)
     return folder / "bin"
@@ -89,7 +89,7 @@ print(json.dumps([zimage_stream.__version__, zimage_stream.__file__, again == re
 
 
 @pytest.mark.parametrize("word", ["--version", "--help"])
-def test_the_command_is_there(installed: Path, tmp_path: Path, word: str) -> None:
+def test_the_command_is_installed(installed: Path, tmp_path: Path, word: str) -> None:
     assert "zimage" in run(str(installed / "zimage"), word, cwd=tmp_path, env=clean_environment())
 
 

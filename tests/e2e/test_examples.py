@@ -1,4 +1,4 @@
-"""Every example as its README runs it: with a registry and without, answered by a real worker."""
+"""Every example as its README runs it, with and without a registry, answered by a real worker."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def registry_url(request: pytest.FixtureRequest) -> str | None:
 def served(
     make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress, registry_url: str | None
 ) -> Arena:
-    """A worker that answers at once, in the framing of the parameter."""
+    """A worker that answers at once, in the framing given by the parameter."""
     arena = make_arena(kafka, minio, registry={"url": registry_url, "auto_register": True})
     arena.fleet.start("worker", ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
     return arena
 
 
 def run(name: str, arena: Arena, *words: str) -> list[str]:
-    """Its lines on stdout; it must not need to be told of our package."""
+    """Lines of the program's stdout; it must not need our package on its path."""
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / name), *words],
         env=os.environ | {"ZIMAGE_KAFKA__BOOTSTRAP_SERVERS": arena.settings.kafka.bootstrap_servers},
@@ -65,7 +65,7 @@ def run(name: str, arena: Arena, *words: str) -> list[str]:
 
 
 def subscribe(arena: Arena, registry_url: str | None) -> list[dict[str, Any]]:
-    """Two results, as the bare subscriber reads them."""
+    """Two results, as read by the bare subscriber."""
     topic = arena.settings.topics.results
     words = ("--topic", topic, "--group", topic, "--count", "2")
     lines = run("bare_subscriber.py", arena, *words, *with_registry(registry_url))
@@ -76,7 +76,7 @@ def with_registry(url: str | None, *more: str) -> tuple[str, ...]:
     return ("--registry", url, *more) if url else ()
 
 
-def test_the_bare_producer_and_subscriber_need_nothing_of_ours(
+def test_the_bare_producer_and_subscriber_need_none_of_our_packages(
     served: Arena, registry_url: str | None
 ) -> None:
     topics = served.settings.topics
@@ -91,7 +91,7 @@ def test_the_bare_producer_and_subscriber_need_nothing_of_ours(
     results = subscribe(served, registry_url)
     assert {result["request_id"] for result in results} == set(ids)
     assert {(result["status"], result["tenant"]) for result in results} == {("SUCCEEDED", "shop")}
-    # The group has been told that it has them.
+    # The group knows that it has them.
     group = {"group.id": topics.results, "bootstrap.servers": served.settings.kafka.bootstrap_servers}
     consumer = Consumer(group)
     partitions = [TopicPartition(topics.results, number) for number in range(RESULT_PARTITIONS)]
@@ -99,7 +99,7 @@ def test_the_bare_producer_and_subscriber_need_nothing_of_ours(
     consumer.close()
 
 
-def test_a_worker_makes_its_pictures_with_an_engine_of_its_own(
+def test_a_worker_generates_with_a_custom_engine(
     make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress
 ) -> None:
     arena = make_arena(kafka, minio)
@@ -119,7 +119,7 @@ def test_a_worker_makes_its_pictures_with_an_engine_of_its_own(
 
 
 @pytest.mark.parametrize("name", ["bare_producer.py", "bare_subscriber.py"])
-def test_what_calls_itself_bare_is(name: str) -> None:
+def test_examples_called_bare_import_none_of_our_packages(name: str) -> None:
     assert "zimage_stream" not in (EXAMPLES / name).read_text(encoding="utf-8").replace("import nothing", "")
 
 
@@ -178,7 +178,7 @@ def test_the_service_answers(service: str) -> None:
     status, asked = call(service, {"prompt": PROMPTS[0], "width": 64, "height": 64})
     assert status == 202
     address = f"{service}/{asked['request_id']}"
-    until(lambda: call(address)[0] == 200, 30, "the picture is there")
+    until(lambda: call(address)[0] == 200, 30, "the image is there")
     status, found = call(address)
     assert found["status"] == "SUCCEEDED"
     assert found["image"].startswith("s3://")
@@ -189,7 +189,7 @@ def test_the_service_answers(service: str) -> None:
     assert call(f"{service}/nobody")[0] == 404
 
 
-def test_every_product_is_one_the_tiny_checkpoint_knows() -> None:
+def test_the_tiny_checkpoint_knows_every_product() -> None:
     known = {
         caption(shape, colour, background, language, number)
         for shape, colour, background in COMBINATIONS

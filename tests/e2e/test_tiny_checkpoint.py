@@ -1,4 +1,4 @@
-"""The packaged checkpoint draws what it is asked for, through the engine that a worker uses."""
+"""The packaged checkpoint draws what it is prompted for, through the engine that a worker uses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEAST_RIGHT = 0.98
 
 
 @pytest.mark.parametrize("count", [64, pytest.param(512, marks=pytest.mark.slow)])
-def test_pictures_show_what_their_captions_say(count: int) -> None:
+def test_images_show_what_their_captions_say(count: int) -> None:
     rng = random.Random(2026)
     asked = []
     for index in range(count):

@@ -1,4 +1,4 @@
-"""Workers with a simulated engine on real Kafka and MinIO, and everything that was sent to them."""
+"""Workers with a simulated engine on real Kafka and MinIO, and a record of everything sent to them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from minio import Minio
 
-from tests.fleet.checker import Place, Report, Watcher, check
+from tests.fleet.checker import LetterPosition, Report, Watcher, check
 from tests.fleet.workers import Fleet, until
 from zimage_stream import PromptClient, PromptRequest
 from zimage_stream.settings import KafkaSettings, Settings, StoreSettings, TopicSettings, environment_of
@@ -17,16 +17,16 @@ from zimage_stream.settings import KafkaSettings, Settings, StoreSettings, Topic
 
 @dataclass
 class Arena:
-    """One run's topics, bucket, workers and sent records."""
+    """The topics, bucket, workers and sent records of one run."""
 
     settings: Settings
     fleet: Fleet
     store: Minio
-    accepted: dict[Place, str]
+    accepted: dict[LetterPosition, str]
     _watcher: Watcher | None = None
 
     def send(self, requests: list[PromptRequest]) -> list[str]:
-        """Submit requests; returns their ids."""
+        """Submit requests. Returns their ids."""
         with PromptClient(self.settings) as client:
             futures = [(request, client.submit_nowait(request)) for request in requests]
             for request, future in futures:
@@ -39,12 +39,12 @@ class Arena:
         return check(client_config(self.settings.kafka), topics.results, topics.dead_letters, self.store)
 
     def answered(self) -> int:
-        """Records with a terminal event by now."""
+        """Records that have a terminal event now."""
         report = self.report()
         return len(report.results.keys() | report.dead.keys())
 
-    def seen(self) -> Set[Place]:
-        """Places of the records that have a terminal event: cheap to ask for again and again, and maybe a
+    def seen(self) -> Set[LetterPosition]:
+        """Positions of the records that have a terminal event; cheap to call repeatedly, but possibly a
         moment behind."""
         if self._watcher is None:
             topics = self.settings.topics
@@ -52,12 +52,12 @@ class Arena:
         return self._watcher.seen()
 
     def close(self) -> None:
-        """Let go of the brokers."""
+        """Close the connections to the brokers."""
         if self._watcher is not None:
             self._watcher.close()
 
     def wait_answered(self, timeout_s: float, share: float = 1.0) -> Report:
-        """Wait until that share of what was sent is answered, and report."""
+        """Wait until this share of what was sent is answered, and return a report."""
         wanted = int(len(self.accepted) * share)
         until(lambda: len(self.seen()) >= wanted, timeout_s, f"{wanted} records are answered")
         return self.report()
@@ -82,7 +82,7 @@ def open_arena(
     """An arena on these services, with a bucket and a group of its own.
 
     Args:
-        overrides: settings of its workers by group, over the arena's.
+        overrides: settings of its workers by group, which override the arena's.
     """
     values: dict[str, Any] = {
         # Shorter sessions than the default, so that a death is noticed sooner.
@@ -108,7 +108,7 @@ def open_arena(
 
 
 def client_config(kafka: KafkaSettings) -> dict[str, str]:
-    """The same address and credentials for a client that is not the product's."""
+    """The same address and credentials for a client other than the product's."""
     config = {"bootstrap.servers": kafka.bootstrap_servers, "security.protocol": kafka.security_protocol}
     if kafka.sasl_mechanism and kafka.sasl_username and kafka.sasl_password:
         config["sasl.mechanism"] = kafka.sasl_mechanism

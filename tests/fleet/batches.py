@@ -1,4 +1,4 @@
-"""Kafka's Produce request by hand: batches that no client builds and every broker takes."""
+"""Kafka's Produce request, built by hand: batches that no client builds but every broker accepts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from types import TracebackType
 _PRODUCE, _VERSION = 0, 7
 _CODECS = {"none": 0, "gzip": 1, "lz4": 3}
 _POLYNOMIAL = 0x82F63B78
-"""Of CRC-32C, bits reversed."""
+"""Polynomial of CRC-32C, bits reversed."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class WireRecord:
     """One record of a batch.
 
     Attributes:
-        offset: from the batch's first; absent, its place in the batch.
-        null: the length that says that there is no key.
+        offset: relative to the batch's first; if not given, its index in the batch.
+        null: length that marks a missing key.
     """
 
     value: bytes
@@ -33,11 +33,11 @@ class WireRecord:
 
 @dataclass(frozen=True)
 class Batch:
-    """Records that are sent as one.
+    """Records that are sent as one batch.
 
     Attributes:
-        codec: what the broker is told that they are compressed with: ``none``, ``gzip`` or ``lz4``.
-        compress: makes the compressed stream of them.
+        codec: compression that the batch declares to the broker: ``none``, ``gzip`` or ``lz4``.
+        compress: builds the compressed stream of the records.
     """
 
     records: Sequence[WireRecord]
@@ -45,10 +45,10 @@ class Batch:
     compress: Callable[[bytes], bytes] = bytes
 
     def encode(self) -> bytes:
-        """As it stands on the wire, format 2."""
+        """The batch in wire format 2."""
         body = self.compress(b"".join(_record(each, number) for number, each in enumerate(self.records)))
         last = len(self.records) - 1
-        # Of now, or retention would delete it at once; of no idempotent producer.
+        # Timestamped now, or retention would delete it at once; from no idempotent producer.
         at = int(time.time() * 1_000)
         fixed = struct.pack(">hiqqqhii", _CODECS[self.codec], last, at, at, -1, -1, -1, last + 1)
         checked = fixed + body
@@ -57,14 +57,14 @@ class Batch:
 
 
 class RefusedError(Exception):
-    """The broker does not take what was sent."""
+    """The broker refused what was sent."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f"the broker answers with error {code}")
 
 
 class WireProducer:
-    """Sends batches to the one broker of a cluster. A context manager.
+    """Sends batches to the only broker of a cluster. A context manager.
 
     Args:
         address: ``host:port``.
@@ -85,13 +85,13 @@ class WireProducer:
         self._socket.close()
 
     def send(self, topic: str, batch: Batch, partition: int = 0) -> int:
-        """Send a batch; returns the offset of its first record. Raises RefusedError."""
+        """Send a batch. Returns the offset of its first record. Raises RefusedError."""
         records = batch.encode()
         request = b"".join(
             (
                 struct.pack(">hhi", _PRODUCE, _VERSION, 0),
                 _text("hand"),
-                # Of no transaction, acknowledged by all, within 30 s, for one topic.
+                # In no transaction, acknowledged by all, within 30 s, for one topic.
                 struct.pack(">hhii", -1, -1, 30_000, 1),
                 _text(topic),
                 struct.pack(">iii", 1, partition, len(records)),
@@ -117,7 +117,7 @@ def gzip_members(data: bytes) -> bytes:
 
 
 def lz4_and_more(data: bytes) -> bytes:
-    """An LZ4 frame of one block that is not compressed, with bytes behind it."""
+    """An LZ4 frame of one uncompressed block, followed by more bytes."""
     assert len(data) <= 64 << 10
     # Magic; version 1, independent blocks; blocks of 64 KiB; checksum of these two bytes.
     head = struct.pack("<I", 0x184D2204) + b"\x60\x40\x82"
@@ -132,7 +132,7 @@ def _record(record: WireRecord, number: int) -> bytes:
 
 
 def varint(number: int) -> bytes:
-    """A zigzag number of up to 64 bits."""
+    """Zigzag encoding of a number of up to 64 bits."""
     left = ((number << 1) ^ (number >> 63)) & ((1 << 64) - 1)
     out = bytearray()
     while left > 0x7F:

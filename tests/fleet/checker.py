@@ -1,6 +1,6 @@
-"""Judges a run from outside: reads the topics and the store with the public libraries alone.
+"""Judges a run from outside: reads the topics and the store with public libraries alone.
 
-It imports nothing of the product, and believes neither its logs nor its metrics.
+It imports nothing of the product, and trusts neither its logs nor its metrics.
 """
 
 from __future__ import annotations
@@ -22,34 +22,34 @@ from minio import Minio
 SCHEMA = json.loads((Path(__file__).parents[2] / "schemas" / "zimage.ImageResult.v1.avsc").read_text())
 SINGLE_OBJECT_HEADER = 10
 
-Place = tuple[int, int]
+LetterPosition = tuple[int, int]
 """Partition and offset of a request's record."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the topics and the store hold.
+    """The contents of the topics and the store.
 
     Attributes:
-        results: by the request's place, in order of arrival; more than one is a duplicate.
-        dead: headers of the dead letters by the place they name.
-        mismatched: uris of objects that are not what their result states.
+        results: by position of the request, in order of arrival; more than one is a duplicate.
+        dead: headers of the dead letters, by the position they name.
+        mismatched: uris of objects that differ from what their result states.
     """
 
-    results: dict[Place, list[dict[str, Any]]]
-    dead: dict[Place, list[dict[str, str]]]
+    results: dict[LetterPosition, list[dict[str, Any]]]
+    dead: dict[LetterPosition, list[dict[str, str]]]
     mismatched: list[str] = field(default_factory=list)
 
     @property
-    def duplicates(self) -> list[Place]:
+    def duplicates(self) -> list[LetterPosition]:
         return [place for place, found in self.results.items() if len(found) > 1]
 
-    def missing(self, accepted: set[Place]) -> set[Place]:
+    def missing(self, accepted: set[LetterPosition]) -> set[LetterPosition]:
         """Accepted records without a terminal event."""
         return accepted - self.results.keys() - self.dead.keys()
 
-    def foreign(self, accepted: set[Place]) -> set[Place]:
-        """Terminal events of records that nobody sent."""
+    def foreign(self, accepted: set[LetterPosition]) -> set[LetterPosition]:
+        """Terminal events of records that were never sent."""
         return (self.results.keys() | self.dead.keys()) - accepted
 
     def statuses(self) -> Counter[str]:
@@ -60,11 +60,11 @@ class Report:
 
 
 class Watcher:
-    """Sees terminal events as they come and reads none twice, for those who wait for many. It may be a moment
-    behind, and judges nothing."""
+    """Follows terminal events, reading each once, for tests that wait for many. It may be a moment behind,
+    and judges nothing."""
 
     def __init__(self, kafka: dict[str, Any], results_topic: str, dead_letters_topic: str) -> None:
-        self._seen: set[Place] = set()
+        self._seen: set[LetterPosition] = set()
         self._dead_letters_topic = dead_letters_topic
         self._consumer = _reader(kafka)
         self._consumer.assign(
@@ -75,8 +75,8 @@ class Watcher:
             ]
         )
 
-    def seen(self) -> Set[Place]:
-        """Places of the records whose terminal events it has seen by now."""
+    def seen(self) -> Set[LetterPosition]:
+        """Positions of the records whose terminal events it has seen so far."""
         for message in self._consumer.consume(1_000, 0.1):
             if message.error() is None:
                 dead = message.topic() == self._dead_letters_topic
@@ -91,13 +91,13 @@ def check(kafka: dict[str, Any], results_topic: str, dead_letters_topic: str, st
     """Read both topics to their ends, read_committed, and every object that a result names.
 
     Args:
-        kafka: librdkafka settings that reach the brokers.
+        kafka: librdkafka settings to connect to the brokers.
     """
-    results: dict[Place, list[dict[str, Any]]] = defaultdict(list)
+    results: dict[LetterPosition, list[dict[str, Any]]] = defaultdict(list)
     for message in _read(kafka, results_topic):
         result = _result(message)
         results[_place_of(result)].append(result)
-    dead: dict[Place, list[dict[str, str]]] = defaultdict(list)
+    dead: dict[LetterPosition, list[dict[str, str]]] = defaultdict(list)
     for message in _read(kafka, dead_letters_topic):
         headers = _headers(message)
         dead[_place(headers)].append(headers)
@@ -137,7 +137,7 @@ def _result(message: Message) -> dict[str, Any]:
     return result
 
 
-def _place_of(result: dict[str, Any]) -> Place:
+def _place_of(result: dict[str, Any]) -> LetterPosition:
     return result["source"]["partition"], result["source"]["offset"]
 
 
@@ -146,13 +146,13 @@ def _headers(message: Message) -> dict[str, str]:
     return {name: raw.decode(errors="replace") for name, raw in sent if isinstance(raw, bytes)}
 
 
-def _place(headers: dict[str, str]) -> Place:
-    """The one that a dead letter names."""
+def _place(headers: dict[str, str]) -> LetterPosition:
+    """The position that a dead letter names."""
     return int(headers["__connect.errors.partition"]), int(headers["__connect.errors.offset"])
 
 
 def _read(kafka: dict[str, Any], topic: str) -> list[Message]:
-    """All that is in the topic."""
+    """All records in the topic."""
     consumer = _reader(kafka)
     out: list[Message] = []
     try:

@@ -1,5 +1,5 @@
-"""``zimage`` whose workers hang for good when they decode a record with ``hang`` in it, deaf to signals, as
-no schema makes them any more; its supervisor has less patience than an operator's."""
+"""``zimage`` whose workers hang forever, ignoring signals, when they decode a record with ``hang`` in it. No
+schema causes that any more. Its supervisor is less patient than in production."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from zimage_stream.events.prompt_request import PromptRequest
 decode = Codec.decode_request
 
 _HOLDS_THE_INTERPRETER = ctypes.PyDLL(None)
-"""The C library, called without letting go of the interpreter's lock."""
+"""The C library, called without releasing the interpreter's lock."""
 _ENOUGH_FOR_A_MUTEX = 256
 
 
 def hang(self: Codec, data: bytes | None) -> PromptRequest:
     if b"hang" in (data or b""):
-        # One step of Python that never ends, so that no other thread has a turn: it waits for itself.
+        # A single step of Python that never ends and gives no other thread a turn: it waits for itself.
         lock = ctypes.create_string_buffer(_ENOUGH_FOR_A_MUTEX)
         _HOLDS_THE_INTERPRETER.pthread_mutex_init(lock, None)
         for _ in range(2):
@@ -30,7 +30,7 @@ def hang(self: Codec, data: bytes | None) -> PromptRequest:
 
 
 class Impatient(supervisor.Supervisor):
-    """Starts workers of this program."""
+    """A supervisor that starts workers of this program."""
 
     def __init__(self, settings: Any, devices: Any, arguments: Sequence[str]) -> None:
         own = [__spec__.name if word == "zimage_stream" else word for word in arguments]

@@ -19,11 +19,11 @@ from zimage_stream.settings import environment_of
 
 
 class Supervised:
-    """A running supervisor and what it logs. A context manager: neither it nor a worker outlives it.
+    """A running supervisor and its log. A context manager: neither it nor a worker outlives it.
 
     Args:
-        more: environment variables over the arena's settings.
-        program: the module that is run.
+        more: environment variables in addition to the arena's settings.
+        program: module to run.
     """
 
     def __init__(
@@ -64,11 +64,11 @@ class Supervised:
         return self.log.read_text(errors="replace")
 
     def started(self) -> list[int]:
-        """Process ids of every worker that was started so far, oldest first."""
+        """Process ids of all workers started so far, oldest first."""
         return [int(pid) for pid in re.findall(r"started, process (\d+)", self.words())]
 
     def get(self, path: str) -> str:
-        """What the supervisor's own port answers, whatever its status."""
+        """The response of the supervisor's own port, whatever its status."""
         (port,) = re.findall(r"of all workers on port (\d+)", self.words())
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=ANSWER_S) as answer:
@@ -82,12 +82,12 @@ class Supervised:
         return len(set(re.findall(r'took over partitions.*"slot": "([^"]+)"', self.words())))
 
     def wait_with_work(self, workers: int = 2) -> Supervised:
-        """Until so many workers have partitions."""
+        """Wait until this many workers have partitions."""
         until(lambda: self.slots_with_work() == workers, 120, f"{workers} workers have partitions")
         return self
 
     def stop(self) -> int:
-        """SIGTERM; its exit code."""
+        """Send SIGTERM and return the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60 * OVERLOADED)
 

@@ -1,4 +1,4 @@
-"""Topics that take what an operator may have allowed."""
+"""Topics with limits that an operator may have widened."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ EVER = 2**63 - 1
 
 
 def take_anything(kafka: KafkaSettings, topic: str, max_bytes: int = 8 << 20) -> None:
-    """Have a topic take any timestamp, and records of so many bytes; returns once that is in force.
+    """Let a topic accept any timestamp, and records of this many bytes. Returns once that is in force.
 
-    The brokers keep batches as they came: where they open them, they refuse timestamps before 1970.
+    The brokers keep batches as they receive them: where they unpack them, they refuse timestamps before 1970.
     """
     values = {"message.timestamp.after.max.ms": EVER, "compression.type": "producer"}
     configure(kafka, topic, values | {"max.message.bytes": max_bytes})
 
 
 def configure(kafka: KafkaSettings, topic: str, values: Mapping[str, object]) -> None:
-    """Change a topic's settings; returns once they are in force."""
+    """Change a topic's settings. Returns once they are in force."""
     entries = [
         ConfigEntry(name, str(value), incremental_operation=AlterConfigOpType.SET)
         for name, value in values.items()

@@ -1,4 +1,4 @@
-"""Records that no client of ours sends, nor the Python client lets anybody send."""
+"""Records that our clients never send, and that the Python client cannot send."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _Delivered = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.POINTER(_Message), c
 
 
 def library() -> ctypes.CDLL:
-    """The librdkafka that the Python client brings and has loaded."""
+    """The librdkafka that the Python client ships and has loaded."""
     package = Path(confluent_kafka.__file__).parent
     places = (package.parent / "confluent_kafka.libs", package / ".dylibs", package)
     (path,) = [file for place in places for file in sorted(place.glob("librdkafka*"))][:1]
@@ -48,7 +48,7 @@ def library() -> ctypes.CDLL:
 
 
 class RawProducer:
-    """Sends whatever the protocol holds: names of headers that are any bytes, timestamps that are any number,
+    """Sends anything that the protocol allows: arbitrary bytes as header names, any number as a timestamp,
     values of any size. A context manager."""
 
     def __init__(self, bootstrap_servers: str, compression: str = "none") -> None:
@@ -88,11 +88,11 @@ class RawProducer:
         timestamp: int = 0,
         partition: int = 0,
     ) -> int | None:
-        """Send one record, in a batch of its own, and wait for the broker's answer; returns its offset,
-        or ``None`` where the broker refuses it.
+        """Send one record in a batch of its own, and wait for the broker's answer. Returns its offset, or
+        ``None`` if the broker refuses it.
 
         Args:
-            timestamp: milliseconds since 1970; 0: now.
+            timestamp: milliseconds since 1970; 0 for now.
         """
         made = ctypes.c_void_p(self._library.rd_kafka_headers_new(ctypes.c_size_t(len(headers))))
         for name, each in headers:

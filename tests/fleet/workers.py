@@ -1,4 +1,4 @@
-"""Worker processes as an operator runs them, to be killed, paused, stopped and asked."""
+"""Worker processes as an operator runs them, to be killed, paused, stopped and queried."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from typing import Any
 
 READY_S = 60.0
 OVERLOADED = 5.0
-"""A machine that has much else to do takes so many times as long. Times in calls are those of an idle one."""
+"""Factor by which a busy machine may be slower. Timeouts in calls are those of an idle machine."""
 ANSWER_S = 60.0
-"""The longest that a worker's own port takes for an answer."""
+"""Longest response time of a worker's own port."""
 
 
 def until(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
-    """Poll until the condition gives something true, and return that; fail with ``what`` otherwise.
+    """Poll until the condition returns something true, and return that; fail with ``what`` otherwise.
 
     Args:
-        timeout_s: enough for an idle machine.
+        timeout_s: long enough for an idle machine.
     """
     patience_s = timeout_s * OVERLOADED
     deadline = time.monotonic() + patience_s
@@ -40,13 +40,13 @@ def until(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
 
 
 class WorkerProcess:
-    """One ``zimage worker --no-supervise``, which may be started again after it ended."""
+    """One ``zimage worker --no-supervise``, which can be started again after it has ended."""
 
     def __init__(self, name: str, environment: Mapping[str, str], folder: Path) -> None:
         self.name = name
         self.slot = name
         self.program = "zimage_stream"
-        """The module that is run."""
+        """Module to run."""
         self._environment = environment
         self.log = folder / f"{name}.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -58,7 +58,7 @@ class WorkerProcess:
         return self._process.pid
 
     def start(self, **more: str) -> WorkerProcess:
-        """Begin a life of its own; keywords are environment variables of that life."""
+        """Start a new life; keywords are environment variables for that life."""
         self._log_before = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as sink:
             self._process = subprocess.Popen(
@@ -74,12 +74,12 @@ class WorkerProcess:
         os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """As the kernel does: no warning, no clean-up."""
+        """Kill it like the kernel does: no warning, no clean-up."""
         self.signal(signal.SIGKILL)
         self.wait(10)
 
     def wait(self, timeout_s: float) -> int:
-        """Its exit code; ``timeout_s`` as of :func:`until`."""
+        """Wait for its exit code; ``timeout_s`` as for :func:`until`."""
         assert self._process is not None
         return self._process.wait(timeout_s * OVERLOADED)
 
@@ -93,12 +93,12 @@ class WorkerProcess:
             self._process.wait(60)
 
     def lines(self) -> list[dict[str, Any]]:
-        """Its log of every life so far; what is no JSON is a crash's own words."""
+        """Its log over all lives; lines that are not JSON come from a crash."""
         text = self.log.read_text(errors="replace")
         return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
     def port(self) -> int | None:
-        """Where this life's health is."""
+        """The port of this life's health endpoint."""
         with self.log.open("rb") as source:
             source.seek(self._log_before)
             for line in source:
@@ -107,7 +107,7 @@ class WorkerProcess:
         return None
 
     def ready(self) -> tuple[bool, list[str]]:
-        """What ``/readyz`` says; not ready while nothing answers."""
+        """The report of ``/readyz``; not ready while the port does not respond."""
         port = self.port()
         if port is None:
             return False, ["not started"]
@@ -129,11 +129,11 @@ class WorkerProcess:
         return self
 
     def partitions(self) -> int:
-        """How many it has been given since it started, less those taken away."""
+        """Number of partitions assigned since it started, less those taken away."""
         return self._metric("zimage_partitions")
 
     def wait_begun(self) -> None:
-        """Until it has marked what it runs first, which is the last thing before it runs it."""
+        """Wait until it has marked its first request, the last step before running it."""
         until(lambda: self._metric("zimage_mark_seconds_count"), 60, f"{self.name} has marked a request")
 
     def _metric(self, name: str) -> int:
@@ -162,22 +162,22 @@ class Fleet:
             worker.close()
 
     def start(self, name: str, slot: str | None = None, **settings: str) -> WorkerProcess:
-        """Start a worker; keywords are further environment variables.
+        """Start a worker; keywords are additional environment variables.
 
         Args:
-            slot: absent, its name.
+            slot: its name, if not given.
         """
         return self.add(name, slot, **settings).start()
 
     def add(self, name: str, slot: str | None = None, **settings: str) -> WorkerProcess:
-        """A worker that is not started yet; else as :meth:`start`."""
+        """A worker that is not started yet; otherwise as :meth:`start`."""
         worker = WorkerProcess(name, {**self._environment, **settings}, self._folder)
         worker.slot = slot or name
         self.workers.append(worker)
         return worker
 
     def generated(self) -> Counter[str]:
-        """How often each request was generated, all workers and lives together."""
+        """How often each request was generated, over all workers and lives."""
         return Counter(
             line["request_id"]
             for worker in self.workers

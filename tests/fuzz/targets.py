@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 
 from PIL import Image
 
-from zimage_consumers.dead_letters.letter import Place
+from zimage_consumers.dead_letters.letter import LetterPosition
 from zimage_consumers.image_worker.window.ledger import take_over
 from zimage_producers.produce import rows
 from zimage_producers.produce.encoding import detected, text_lines
@@ -144,7 +144,7 @@ def picture(data: bytes) -> None:
 def place(data: bytes) -> None:
     """A place as people type it."""
     try:
-        assert str(Place.parse(data.decode(errors="replace")))
+        assert str(LetterPosition.parse(data.decode(errors="replace")))
     except ValueError:
         return
 

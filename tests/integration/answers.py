@@ -1,4 +1,4 @@
-"""The other side of the topics, in a thread: takes requests and answers each in a transaction."""
+"""The other side of the topics, in a thread: receives requests and answers each in a transaction."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEADLINE_S = 120.0
 
 
 class ResultWriter:
-    """Writes results in transactions, as the worker does."""
+    """Publishes results in transactions, as the worker does."""
 
     def __init__(self, settings: Settings) -> None:
         self._topic = settings.topics.results
@@ -88,9 +88,9 @@ def succeeded(request: PromptRequest, source: Source, store: ImageStore) -> Imag
 
 
 class Answers:
-    """Answers requests as they come: with a picture, or FAILED where the prompt says ``fail``.
+    """Answers requests as they arrive: with an image, or FAILED if the prompt is ``fail``.
 
-    A prompt that says ``silence`` has no answer. A context manager.
+    The prompt ``silence`` gets no answer. A context manager.
     """
 
     def __init__(self, settings: Settings, store: ImageStore | None = None) -> None:
@@ -120,7 +120,7 @@ class Answers:
                     self.requests.append(request)
                     if "silence" not in request.prompt:
                         results.append(self._answer(request, record.source))
-                    # A record that was polled and not answered would be lost.
+                    # A record polled but not answered would be lost.
                     record = reader.poll(0) if len(results) < 200 else None
                 if results:
                     writer.write(results)

@@ -1,4 +1,4 @@
-"""Commands in processes of their own, on a real broker, with a directory as the store."""
+"""Commands in separate processes, on a real broker, with a directory as the store."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def store(settings: Settings) -> Iterator[ImageStore]:
 
 @pytest.fixture
 def start(settings: Settings, tmp_path: Path) -> Iterator[Start]:
-    """Starts the command in a process and a folder of its own."""
+    """Starts the command in a separate process, in a folder of its own."""
     started: list[subprocess.Popen[str]] = []
     env = {name: value for name, value in os.environ.items() if not name.startswith("ZIMAGE_")}
     env |= {
@@ -65,7 +65,7 @@ def start(settings: Settings, tmp_path: Path) -> Iterator[Start]:
     yield begin
     for process in started:
         if process.poll() is None:
-            # It says where it hung, and pytest shows that of a test that failed.
+            # The traceback shows where it hung; pytest prints it for a failed test.
             process.send_signal(signal.SIGABRT)
             sys.stderr.write(process.communicate()[1])
 

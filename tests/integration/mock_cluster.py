@@ -1,6 +1,6 @@
-"""librdkafka's mock cluster, with errors to order.
+"""librdkafka's mock cluster, with errors on demand.
 
-The Python client offers the cluster and not the errors; the library that it brings has functions for both.
+The Python client exposes the cluster but not the errors; the library that it ships has functions for both.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.fleet.wire import library
 _PRODUCER = 0
 _ERROR_BYTES = 512
 _OPERATION_GAP_S = 0.002
-"""The cluster's thread loses the wake-up of an operation right after another, and sees it a second later."""
+"""The cluster's thread misses the wake-up of an operation right after another, and notices a second later."""
 
 
 class Request(IntEnum):
@@ -36,7 +36,7 @@ class Request(IntEnum):
 
 
 def _library() -> ctypes.CDLL:
-    """The same file that the client has loaded, so the same library."""
+    """The library file that the client has loaded."""
     found = library()
     found.rd_kafka_mock_cluster_new.restype = ctypes.c_void_p
     found.rd_kafka_mock_cluster_bootstraps.restype = ctypes.c_char_p
@@ -44,12 +44,12 @@ def _library() -> ctypes.CDLL:
 
 
 class MockCluster:
-    """One broker that answers as it is told. A context manager, which costs milliseconds: one for each test.
+    """One broker that answers as instructed. A context manager that costs milliseconds: use one per test.
 
-    It draws producer ids at random from 900 000 and checks none against those that it gave out before. Of
-    two transactional ids with the same one, the later is refused whatever it sends, for ever, and so is the
-    new epoch that an abort asks for. With 150 producers one cluster in 80 does that; with those of one test,
-    which share a transactional id, as good as none.
+    It draws producer ids at random from 900 000 and does not check them against those given out before. If
+    two transactional ids get the same one, everything the later one sends is refused permanently, as is the
+    new epoch that an abort requests. With 150 producers this happens in one cluster of 80; with those of one
+    test, which share a transactional id, practically never.
     """
 
     def __enter__(self) -> MockCluster:
@@ -60,7 +60,7 @@ class MockCluster:
         assert owner, error.value.decode()
         self._owner = ctypes.c_void_p(owner)
         self._cluster = ctypes.c_void_p(self._library.rd_kafka_mock_cluster_new(self._owner, 1))
-        # A group's first join waits 3 s by default, for more members to come.
+        # A group's first join waits 3 s by default for more members.
         self._library.rd_kafka_mock_group_initial_rebalance_delay_ms(self._cluster, 0)
         return self
 
@@ -76,17 +76,17 @@ class MockCluster:
         return found.decode()
 
     def create_topic(self, name: str, partitions: int = 4) -> None:
-        """Make a topic; a subscription alone makes none."""
+        """Create a topic; a subscription alone creates none."""
         self._library.rd_kafka_mock_topic_create(self._cluster, name.encode(), partitions, 1)
         time.sleep(_OPERATION_GAP_S)
 
     def answer(self, request: Request, errors: Sequence[int]) -> None:
-        """Answer the next requests of this kind with these errors, one each, by Kafka's numbers."""
+        """Answer the next requests of this kind with these errors, one each, by Kafka's error numbers."""
         codes = (ctypes.c_int * len(errors))(*errors)
         self._library.rd_kafka_mock_push_request_errors_array(
             self._cluster, ctypes.c_int16(request), ctypes.c_size_t(len(errors)), codes
         )
 
     def answer_in_order(self, request: Request) -> None:
-        """Forget the errors that were ordered and not used."""
+        """Drop the errors that have not been used."""
         self._library.rd_kafka_mock_clear_request_errors(self._cluster, ctypes.c_int16(request))

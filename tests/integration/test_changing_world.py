@@ -1,4 +1,4 @@
-"""What changes under a client while it lives: answers without a place, forks, partitions that are added."""
+"""What changes around a running client: acknowledgements without an offset, forks, added partitions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def settings(kafka: KafkaAddress, topics: TopicSettings) -> Settings:
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
-def test_an_acknowledgement_without_a_place_is_told_and_harms_no_later_request() -> None:
+def test_an_acknowledgement_without_an_offset_is_reported_and_harms_no_later_request() -> None:
     topics = TopicSettings()
     with MockCluster() as cluster:
         for name in (topics.requests, topics.results):
@@ -44,7 +44,7 @@ def test_an_acknowledgement_without_a_place_is_told_and_harms_no_later_request()
             lost = client.submit_nowait(star)
             with pytest.raises(SubmitError, match="did not say where"):
                 lost.result(TIMEOUT_S)
-            # Its result comes all the same, as the error says.
+            # Its result arrives nevertheless, as the error says.
             result = failed(star, Source(topic=topics.requests, partition=0, offset=7))
             producer = Producer({"bootstrap.servers": cluster.bootstrap_servers})
             producer.produce(topics.results, Codec().encode_result(result, topics.results), partition=0)
@@ -53,13 +53,13 @@ def test_an_acknowledgement_without_a_place_is_told_and_harms_no_later_request()
             client.submit_nowait(PromptRequest(prompt="a circle")).result(TIMEOUT_S)
 
 
-def test_a_submission_that_is_called_off_harms_no_later_one(settings: Settings) -> None:
+def test_a_cancelled_submission_harms_no_later_one(settings: Settings) -> None:
     with PromptClient(settings) as client:
         client.submit_nowait(PromptRequest(prompt="a heart")).cancel()
         client.submit_nowait(PromptRequest(prompt="a star")).result(TIMEOUT_S)
 
 
-def test_a_child_submits_and_waits_as_its_parent_does(settings: Settings) -> None:
+def test_a_child_process_can_submit_and_wait_like_its_parent(settings: Settings) -> None:
     program = textwrap.dedent(
         """
         import os, sys
@@ -91,7 +91,7 @@ def test_a_child_submits_and_waits_as_its_parent_does(settings: Settings) -> Non
     assert (done.returncode, done.stdout) == (0, "7\n"), done.stderr
 
 
-def test_results_in_partitions_that_are_added_are_read(
+def test_results_in_newly_added_partitions_are_read(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reader_module, "NEW_PARTITIONS_S", 0.2)
@@ -118,6 +118,6 @@ def test_results_in_partitions_that_are_added_are_read(
         assert [result.result(TIMEOUT_S).request_id for result in results] == [
             request.request_id for request in requests
         ]
-        # Also by whoever comes later, from where this client began.
+        # A later client reads them too, from where this client began.
         asked = [request.request_id for request in requests]
         assert {found.request_id for found in client.results(asked, timeout=TIMEOUT_S)} == set(asked)

@@ -1,4 +1,4 @@
-"""``zimage dead-letters`` on a real broker: what was dead is found, understood, mended and sent once."""
+"""``zimage dead-letters`` on a real broker: dead letters are found, understood, fixed and sent once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.commands import Run, Start
 from tests.fleet.wire import RawHeader, RawProducer
 from tests.fleet.workers import until
 from zimage_consumers.dead_letters.release import read_releases
-from zimage_consumers.image_worker.stages.verdict import OURS
+from zimage_consumers.image_worker.stages.verdict import DEPLOYMENT_CODES
 from zimage_stream import PromptRequest, Settings
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.headers import Header, dead_letter_headers, without_reasons
@@ -36,7 +36,7 @@ OWN: list[Header] = [("mine", b"\xff\x00"), ("mine", b"twice"), ("nothing", None
 
 
 class Undertaker:
-    """Puts dead letters where the worker would."""
+    """Writes dead letters as the worker does."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -81,7 +81,7 @@ def undertaker(settings: Settings) -> Undertaker:
 
 
 def sent(settings: Settings) -> list[Record]:
-    """What the requests topic holds, in the order of its keys."""
+    """The values in the requests topic, in the order of their keys."""
     with TopicReader(settings.kafka, settings.topics.requests) as reader:
         reader.start()
         return sorted(reader.read_to_end(), key=lambda record: str(record.key))
@@ -107,7 +107,7 @@ def test_nothing_has_died(zimage: Run) -> None:
     assert zimage("dead-letters", "replay", "--all").returncode == 1
 
 
-def test_they_are_grouped_listed_shown_and_exported(
+def test_dead_letters_are_grouped_listed_shown_and_exported(
     zimage: Run, settings: Settings, undertaker: Undertaker
 ) -> None:
     undertaker.bury(b"k", GARBAGE, "UNDECODABLE", "it is no Avro")
@@ -141,7 +141,7 @@ def test_they_are_grouped_listed_shown_and_exported(
     assert exported[2]["request"] | {"width": 65} == exported[2]["request"]  # type: ignore[operator]
 
 
-def test_the_bytes_can_be_had_mended_and_sent(
+def test_the_bytes_can_be_exported_fixed_and_sent(
     zimage: Run, settings: Settings, tmp_path_factory: pytest.TempPathFactory, undertaker: Undertaker
 ) -> None:
     undertaker.bury(b"k", GARBAGE, "UNDECODABLE")
@@ -149,15 +149,15 @@ def test_the_bytes_can_be_had_mended_and_sent(
     env = {"ZIMAGE_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers}
     env["ZIMAGE_TOPICS__DEAD_LETTERS"] = settings.topics.dead_letters
     assert subprocess.run(words, env=env, capture_output=True, check=True).stdout == GARBAGE
-    file = tmp_path_factory.mktemp("mended") / "value"
-    file.write_bytes(b"mended")
+    file = tmp_path_factory.mktemp("fixed") / "value"
+    file.write_bytes(b"fixed")
     assert zimage("dead-letters", "replay", "--at", "0:0", "--set", "width=64").returncode == 1
     assert zimage("dead-letters", "replay", "--at", "0:0", "--value", str(file)).returncode == 0
     (record,) = sent(settings)
-    assert (record.key, record.value) == (b"k", b"mended")
+    assert (record.key, record.value) == (b"k", b"fixed")
 
 
-def test_a_replay_is_the_record_as_it_was_and_happens_once(
+def test_a_replay_sends_the_unchanged_record_and_happens_once(
     zimage: Run, settings: Settings, undertaker: Undertaker
 ) -> None:
     values = [undertaker.bury_request(wide(name), "GENERATION_FAILED") for name in ("a", "b")]
@@ -190,9 +190,9 @@ def test_a_replay_is_the_record_as_it_was_and_happens_once(
 
 
 def largest_that_is_taken(settings: Settings) -> bytes:
-    """Send a record that the requests topic just takes; returns its value.
+    """Send a record of the largest size that the requests topic accepts. Returns its value.
 
-    Bytes of chance are not made smaller by compression; the brokers' own codec adds a few to each block.
+    Random bytes do not shrink in compression; the brokers' own codec adds a few bytes to each block.
     """
     producer = Producer(producer_config(settings.kafka))
     headers: list[tuple[str, str | bytes | None]] = list(OWN)
@@ -210,11 +210,11 @@ def largest_that_is_taken(settings: Settings) -> bytes:
         assert producer.flush(120) == 0
         if refused.pop() is None:
             return value
-    raise AssertionError("the topic takes none of them")
+    raise AssertionError("the topic accepts none of them")
 
 
 @pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once"])
-def test_a_letter_that_has_no_room_for_the_headers_of_a_replay_stops_no_other(
+def test_a_letter_without_room_for_the_headers_of_a_replay_stops_no_other(
     zimage: Run, settings: Settings, undertaker: Undertaker, tmp_path: Path, guarantee: str
 ) -> None:
     config = tmp_path / "zimage.toml"
@@ -239,14 +239,14 @@ def test_a_letter_that_has_no_room_for_the_headers_of_a_replay_stops_no_other(
 
 
 def remake(settings: Settings, topic: str) -> None:
-    """Delete a topic and make it again."""
+    """Delete a topic and create it again."""
     admin = AdminClient({"bootstrap.servers": settings.kafka.bootstrap_servers})
     admin.delete_topics([topic])[topic].result(120)
     until(lambda: topic not in admin.list_topics(timeout=120).topics, 30, "the topic is gone")
     create_topics(settings.kafka, settings.topics, request_partitions=4, replication_factor=1)
 
 
-def test_after_the_topic_was_made_anew_new_letters_have_not_been_replayed(
+def test_after_the_topic_is_created_again_new_letters_do_not_count_as_replayed(
     zimage: Run, settings: Settings, undertaker: Undertaker
 ) -> None:
     undertaker.bury_request(wide("a"))
@@ -276,7 +276,7 @@ def test_notes_of_earlier_versions_count_for_letters_older_than_they_are(
     assert [letter["replayed"] for letter in listed] == [True, False]
 
 
-def test_fields_are_mended_and_an_expiry_cleared(
+def test_fields_are_changed_and_an_expiry_is_cleared(
     zimage: Run, settings: Settings, undertaker: Undertaker
 ) -> None:
     past = datetime.now(UTC).replace(microsecond=0) - timedelta(days=1)
@@ -287,15 +287,17 @@ def test_fields_are_mended_and_an_expiry_cleared(
     assert "width: got 66" in refused.stderr
     for words in (("--set", "width=wide"), ("--set", "size=1"), ("--set", "width")):
         assert zimage("dead-letters", "replay", "--id", "a", *words).returncode == 2
-    mend = ("--set", "width=64", "--set", 'attributes={"by": "me"}')
-    assert zimage("dead-letters", "replay", "--id", "a", *mend).returncode == 0
+    change = ("--set", "width=64", "--set", 'attributes={"by": "me"}')
+    assert zimage("dead-letters", "replay", "--id", "a", *change).returncode == 0
     assert zimage("dead-letters", "replay", "--id", "b", "--keep-expiry", "--set", "width=64").returncode == 0
     a, b = (Codec().decode_request(record.value) for record in sent(settings))
     assert (a.width, a.expires_at, a.attributes, a.prompt) == (64, None, {"by": "me"}, "雾中的灯塔")
     assert (b.width, b.expires_at) == (64, past)
 
 
-def test_one_value_is_not_for_many(zimage: Run, settings: Settings, undertaker: Undertaker) -> None:
+def test_one_value_cannot_be_sent_for_several_letters(
+    zimage: Run, settings: Settings, undertaker: Undertaker
+) -> None:
     for name in ("a", "b"):
         undertaker.bury_request(wide(name))
     done = zimage("dead-letters", "replay", "--all", "--set", "width=64", "--set", "request_id=c")
@@ -303,7 +305,9 @@ def test_one_value_is_not_for_many(zimage: Run, settings: Settings, undertaker: 
     assert sent(settings) == []
 
 
-def test_what_dies_again_counts_its_replays(zimage: Run, settings: Settings, undertaker: Undertaker) -> None:
+def test_a_request_that_fails_again_counts_its_replays(
+    zimage: Run, settings: Settings, undertaker: Undertaker
+) -> None:
     undertaker.bury_request(wide("a"))
     zimage("dead-letters", "replay", "--all")
     (record,) = sent(settings)
@@ -320,7 +324,7 @@ def test_what_dies_again_counts_its_replays(zimage: Run, settings: Settings, und
     )
 
 
-def test_two_people_with_the_same_thought(settings: Settings, start: Start, undertaker: Undertaker) -> None:
+def test_a_concurrent_replay_is_fenced(settings: Settings, start: Start, undertaker: Undertaker) -> None:
     for number in range(30):
         undertaker.bury_request(wide(f"r-{number}"))
     both = [start("dead-letters", "replay", "--all") for _ in range(2)]
@@ -330,7 +334,7 @@ def test_two_people_with_the_same_thought(settings: Settings, start: Start, unde
     assert len({record.key for record in sent(settings)}) == len(sent(settings)) == 30
 
 
-def test_wrong_use_says_what_to_do(zimage: Run) -> None:
+def test_wrong_usage_names_the_remedy(zimage: Run) -> None:
     for words in (
         ("replay",),
         ("replay", "--code", "NOSUCH"),
@@ -343,7 +347,7 @@ def test_wrong_use_says_what_to_do(zimage: Run) -> None:
 
 
 class TestReleasing:
-    def test_is_read_by_workers_until_it_ends(self, settings: Settings, zimage: Run) -> None:
+    def test_is_seen_by_workers_until_it_expires(self, settings: Settings, zimage: Run) -> None:
         assert read_releases(settings) == {}
         before = time.time()
         done = zimage("dead-letters", "release", "--code", "unknown_schema", "--minutes", "10")
@@ -352,7 +356,7 @@ class TestReleasing:
         found = read_releases(settings)
         assert found.keys() == {Code.UNKNOWN_SCHEMA}
         assert before + 600 <= found[Code.UNKNOWN_SCHEMA] <= time.time() + 600
-        # A note that is none stops nobody.
+        # An invalid note has no effect.
         producer = Producer(producer_config(settings.kafka))
         for key, value in ((b"GENERATION_FAILED", b"{}"), (b"\xff", b"{"), (None, None)):
             producer.produce(released_topic(settings.topics).name, value, key or b"none")
@@ -360,20 +364,20 @@ class TestReleasing:
         assert read_releases(settings) == found
         assert zimage("dead-letters", "release", "--minutes", "0").returncode == 0
         found = read_releases(settings)
-        assert found.keys() == set(OURS)
+        assert found.keys() == set(DEPLOYMENT_CODES)
         assert max(found.values()) <= time.time()
 
-    def test_takes_no_code_that_is_never_held_back(self, zimage: Run) -> None:
+    def test_refuses_a_code_that_is_never_held_back(self, zimage: Run) -> None:
         done = zimage("dead-letters", "release", "--code", "INVALID_REQUEST")
         assert done.returncode == 2
         assert "is never held back" in done.stderr
 
 
-class TestALetterThatDoesNotHaveAllOfItsRecord:
+class TestALetterWithoutAllOfItsRecord:
     VALUE = GARBAGE * 100
 
     def bury(self, settings: Settings, undertaker: Undertaker, value: bytes = VALUE) -> None:
-        """A record in the requests topic, and its dead letter with the first bytes of it."""
+        """Send a record to the requests topic, and write a dead letter with its first bytes."""
         producer = Producer(producer_config(settings.kafka))
         own: list[tuple[str, str | bytes | None]] = list(OWN)
         topic = settings.topics.requests
@@ -392,7 +396,7 @@ class TestALetterThatDoesNotHaveAllOfItsRecord:
         self.bury(settings, undertaker)
         shown = zimage("dead-letters", "show", "0:0").stdout
         assert "left out     value-bytes 1100, value-sha256" in shown
-        assert f"lies at {settings.topics.requests}/3/0" in shown
+        assert f"is at {settings.topics.requests}/3/0" in shown
         (listed,) = lines(zimage("dead-letters", "list", "--code", "UNDECODABLE", "--json").stdout)
         assert listed["cut"]["headers-left-out"] == "3"  # type: ignore[index]
         assert "(cut)" in zimage("dead-letters", "list", "--code", "UNDECODABLE").stdout
@@ -403,7 +407,7 @@ class TestALetterThatDoesNotHaveAllOfItsRecord:
             assert (record.key, record.value) == (b"k", self.VALUE)
             assert without_reasons(list(record.headers))[:3] == OWN
 
-    def test_is_refused_where_its_record_is_another_one(
+    def test_is_refused_if_another_record_is_at_its_position(
         self, zimage: Run, settings: Settings, undertaker: Undertaker
     ) -> None:
         self.bury(settings, undertaker, b"something else")
@@ -435,7 +439,7 @@ class TestALetterThatDoesNotHaveAllOfItsRecord:
         *_, again = sent(settings)
         assert (again.key, again.value) == (key, self.VALUE)
 
-    def test_is_refused_where_its_record_is_gone(
+    def test_is_refused_if_its_record_is_gone(
         self, zimage: Run, settings: Settings, undertaker: Undertaker
     ) -> None:
         self.bury(settings, undertaker)
@@ -464,7 +468,7 @@ def test_megabytes_are_shortened_for_people_and_whole_for_programs(
         assert one["headers"] == [["mine", "x" * (1 << 20)]]
 
 
-def test_records_of_others_in_these_topics_are_no_obstacle(
+def test_foreign_records_in_these_topics_are_skipped(
     zimage: Run, settings: Settings, undertaker: Undertaker
 ) -> None:
     undertaker.bury_request(wide("a"))

@@ -1,4 +1,4 @@
-"""What a worker on real services says of itself: logs, health and metrics."""
+"""A worker's logs, health and metrics on real services."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ def serve_some(arena: Arena) -> tuple[list[PromptRequest], PromptRequest]:
     return good, bad
 
 
-def test_metrics_count_what_was_served(arena: Arena, worker: WorkerProcess) -> None:
+def test_metrics_count_the_requests_served(arena: Arena, worker: WorkerProcess) -> None:
     serve_some(arena)
     until(lambda: samples(worker)["zimage_results_total", "FAILED"] == 1, 10, "all are counted")
 
     def settled() -> bool:
-        # Gauges are sampled once a second, so a sample may be from before the last request was resolved.
+        # Gauges are sampled once a second, so a sample may be older than the last resolved request.
         found = samples(worker)
         return found["zimage_partitions", ""] == 12 and found["zimage_window_requests", ""] == 0
 
@@ -94,7 +94,9 @@ def test_metrics_count_what_was_served(arena: Arena, worker: WorkerProcess) -> N
     assert found["zimage_ready", ""] == 1
 
 
-def test_lines_about_a_request_name_it_and_never_its_prompt(arena: Arena, worker: WorkerProcess) -> None:
+def test_log_lines_about_a_request_name_its_id_and_never_its_prompt(
+    arena: Arena, worker: WorkerProcess
+) -> None:
     good, bad = serve_some(arena)
     sent = {request.request_id: request.tenant for request in [*good, bad]}
     outcomes = ("succeeded", "dead letter")
@@ -117,7 +119,7 @@ def test_lines_about_a_request_name_it_and_never_its_prompt(arena: Arena, worker
     assert len(log.splitlines()) == len(worker.lines()), "a line that is no JSON"
 
 
-def test_a_worker_waiting_for_its_broker_lives_and_is_not_ready(arena: Arena) -> None:
+def test_a_worker_waiting_for_its_broker_is_alive_but_not_ready(arena: Arena) -> None:
     worker = arena.fleet.start(
         "waiting", ZIMAGE_ENGINE__SIMULATED_MS="0", ZIMAGE_KAFKA__BOOTSTRAP_SERVERS="127.0.0.1:1"
     )
@@ -129,14 +131,14 @@ def test_a_worker_waiting_for_its_broker_lives_and_is_not_ready(arena: Arena) ->
     assert status_of(worker, "/healthz") == (200, {"alive": True})
 
 
-def test_no_result_vouches_for_a_picture_that_is_not_stored_yet(
+def test_no_result_is_published_before_its_image_is_stored(
     make_arena: Callable[..., Arena], kafka: KafkaAddress, own_minio: Minio
 ) -> None:
     arena = make_arena(kafka, own_minio)
     faults = {"ZIMAGE_ENGINE__SIMULATED_FAULTS": '{"slow": "slow:6"}'}
     worker = arena.fleet.start("worker", **faults).wait_ready()
     arena.send([PromptRequest(prompt="slow", width=64, height=64)])
-    # It was looked up and is being made.
+    # It was looked up and is being generated.
     worker.wait_begun()
     time.sleep(0.5)
     own_minio.kill()
@@ -163,7 +165,7 @@ def test_a_worker_that_starts_before_its_store_waits_for_it(
     worker.wait_ready()
 
 
-def test_what_is_said_of_a_partition_goes_with_it_to_whoever_has_it_next(
+def test_reports_about_a_partition_move_with_it_to_its_next_owner(
     make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress
 ) -> None:
     arena = make_arena(kafka, minio, partitions=2)
@@ -173,7 +175,7 @@ def test_what_is_said_of_a_partition_goes_with_it_to_whoever_has_it_next(
     for place in places:
         producer.produce(topic, b"deleted before it is served", partition=place.partition)
     assert producer.flush(120) == 0
-    # The group has begun, and retention was faster.
+    # The group has committed an offset, and retention has passed it.
     group = Consumer(config | {"group.id": arena.settings.worker.group_id})
     group.commit(offsets=places, asynchronous=False)
     group.close()

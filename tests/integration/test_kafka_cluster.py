@@ -1,6 +1,6 @@
-"""The cluster of three brokers does what scenarios ask of it, and tells who is who.
+"""The cluster of three brokers does what scenarios require, and identifies leaders and coordinators.
 
-Marked slow: the scenarios that lean on it are those of ``make chaos``.
+Marked slow: the scenarios that rely on it are those of ``make chaos``.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def test_a_record_outlives_its_leader_and_the_broker_that_comes_back_catches_up(
     assert _values(own_cluster, topic) == [b"before", b"meanwhile"]
 
 
-def test_one_broker_of_three_leads_and_takes_nothing_until_another_is_back(own_cluster: KafkaCluster) -> None:
+def test_a_single_broker_of_three_leads_but_accepts_nothing_until_another_is_back(
+    own_cluster: KafkaCluster,
+) -> None:
     topic = _topic(own_cluster, [BROKERS])
     left, *down = own_cluster.brokers
 
@@ -80,7 +82,9 @@ def test_the_coordinator_of_a_group_is_the_one_that_kafka_names(own_cluster: Kaf
     }
 
 
-def test_the_coordinator_of_transactions_leads_the_partition_that_has_them(own_cluster: KafkaCluster) -> None:
+def test_the_transaction_coordinator_leads_the_partition_of_its_transactions(
+    own_cluster: KafkaCluster,
+) -> None:
     topic = _topic(own_cluster, [BROKERS])
     began = time.time()
     ids = {f"id-{number}-{uuid.uuid4().hex}" for number in range(4)}
@@ -100,7 +104,7 @@ def test_the_coordinator_of_transactions_leads_the_partition_that_has_them(own_c
         assert own_cluster.transaction_coordinator(name) is kept_by[name]
 
 
-def test_a_topic_lies_where_it_is_told_to(own_cluster: KafkaCluster) -> None:
+def test_a_topics_replicas_are_placed_as_requested(own_cluster: KafkaCluster) -> None:
     topic = _topic(own_cluster, [[2, 1], [3, 1]])
 
     assert own_cluster.leader(topic, 0) is own_cluster.broker(2)
@@ -121,12 +125,12 @@ def _leader(cluster: KafkaCluster, topic: str) -> Broker | None:
     try:
         return cluster.leader(topic, 0)
     except ServiceError:
-        # The client may have asked the one that has just failed.
+        # The client may have queried the broker that has just failed.
         return None
 
 
 def _publish(cluster: KafkaCluster, topic: str, value: bytes, timeout_ms: int = 60_000) -> int | None:
-    """The code of the error; ``None`` where the record was taken."""
+    """Error code of the delivery; ``None`` if the record was accepted."""
     told: list[int | None] = []
     producer = Producer(producer_config(cluster.settings) | {"message.timeout.ms": timeout_ms})
     producer.produce(topic, value, on_delivery=lambda error, _: told.append(error.code() if error else None))
@@ -139,7 +143,7 @@ def _values(cluster: KafkaCluster, topic: str) -> list[bytes]:
 
 
 def _messages(cluster: KafkaCluster, topic: str) -> list[Message]:
-    """All that is there."""
+    """All records in the topic."""
     consumer = Consumer(reader_config(cluster.settings) | {"enable.partition.eof": True})
     numbers = cluster.address.metadata(topic).topics[topic].partitions
     consumer.assign([TopicPartition(topic, number, 0) for number in numbers])

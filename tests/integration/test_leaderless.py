@@ -1,4 +1,4 @@
-"""``zimage status`` and ``zimage topics`` on three brokers, and what they say where one of them is down."""
+"""``zimage status`` and ``zimage topics`` on three brokers, with one of them down."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def errors(cluster: KafkaCluster, topics: TopicSettings, partitions: int) -> lis
 
 
 def found_errors(cluster: KafkaCluster, topics: TopicSettings) -> list[Finding] | None:
-    """``None`` while a broker does not know yet what was made a moment ago."""
+    """The errors found; ``None`` while a broker does not know yet what was created a moment ago."""
     try:
         return errors(cluster, topics, 2)
     except TopicError:
@@ -46,7 +46,7 @@ def status(cluster: KafkaCluster, topics: TopicSettings) -> tuple[int, dict[str,
     return done.returncode, json.loads(done.stdout or "{}"), done.stderr
 
 
-def test_topics_are_made_to_outlive_a_broker(own_cluster: KafkaCluster) -> None:
+def test_topics_are_created_to_survive_a_broker(own_cluster: KafkaCluster) -> None:
     topics = names()
     create_topics(own_cluster.settings, topics, request_partitions=2, replication_factor=3)
     until(lambda: found_errors(own_cluster, topics) == [], 60, "all is as it must be")
@@ -60,15 +60,15 @@ def test_topics_are_made_to_outlive_a_broker(own_cluster: KafkaCluster) -> None:
     until(lambda: "replication factor" in found(), 60, "a single replica is found")
 
 
-def test_a_partition_without_a_leader_is_named_and_the_others_are_shown(own_cluster: KafkaCluster) -> None:
+def test_a_partition_without_a_leader_is_reported_and_the_others_are_shown(own_cluster: KafkaCluster) -> None:
     topics = names()
     own_cluster.make_topic(topics.requests, [(1,), (3,)], {"min.insync.replicas": "1"})
     own_cluster.make_topic(topics.results, [(3,), (1,)], {"min.insync.replicas": "1"})
     until(lambda: own_cluster.leader(topics.requests, 1), 60, "the partition has a leader")
-    # The first question about a group makes Kafka's own topic of offsets.
+    # The first query about a group creates Kafka's own topic of offsets.
     until(lambda: status(own_cluster, topics)[0] == 0, 120, "all can be seen")
     own_cluster.broker(3).kill()
-    until(lambda: own_cluster.leader(topics.requests, 1) is None, 60, "nobody leads the partition")
+    until(lambda: own_cluster.leader(topics.requests, 1) is None, 60, "the partition has no leader")
     code, found, said = status(own_cluster, topics)
     assert code == 1, said
     assert found["leaderless"] == {topics.requests: [1], topics.results: [0]}

@@ -1,6 +1,6 @@
-"""Records that say a place where they do not lie cost nobody's request, and none is served twice.
+"""Records that claim a wrong offset cost no request, and no request is served twice.
 
-The brokers see to that, in a topic that has a codec of its own.
+The brokers ensure that, in a topic with a compression codec of its own.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import pytest
 from tests.fleet.arena import Arena
 from tests.fleet.batches import Batch, RefusedError, WireProducer, WireRecord
 from tests.fleet.workers import until
-from tests.integration.test_worker import picture
+from tests.integration.test_worker import image_request
 from tests.services import KafkaAddress, MinioAddress
 from zimage_stream.events.codec import Codec
 
 
 def lying(*offsets: int) -> Batch:
-    """A batch whose records say these offsets, from its first on."""
+    """A batch whose records claim these offsets, relative to its first."""
     return Batch([WireRecord(b"no request", offset=offset) for offset in offsets])
 
 
 class Upstream:
-    """Batches from the hands of two producers, in one partition."""
+    """Two producers of handmade batches, writing to one partition."""
 
     def __init__(self, arena: Arena, producer: WireProducer) -> None:
         self._arena = arena
@@ -33,16 +33,16 @@ class Upstream:
         self._count = 0
 
     def ordinary(self, count: int = 1) -> None:
-        """Requests, each in a batch of its own; all of them are to be answered."""
+        """Send requests, each in a batch of its own; all of them must be answered."""
         for _ in range(count):
             name = f"request-{self._count}"
             self._count += 1
-            value = Codec().encode_request(picture(request_id=name), "t")
+            value = Codec().encode_request(image_request(request_id=name), "t")
             offset = self._producer.send(self._topic, Batch([WireRecord(value)]))
             self._arena.accepted[0, offset] = name
 
     def send(self, batch: Batch) -> None:
-        """The broker may refuse it."""
+        """Send a batch that the broker may refuse."""
         with suppress(RefusedError):
             self._producer.send(self._topic, batch)
 

@@ -1,4 +1,4 @@
-"""One record never stops a worker, a command, or anybody else's request, whatever it holds."""
+"""No record, whatever it holds, stops a worker, a command, or another request."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.fleet.arena import Arena
 from tests.fleet.topics import EVER, take_anything
 from tests.fleet.wire import RawProducer
 from tests.fleet.workers import until
-from tests.integration.test_worker import picture, read
+from tests.integration.test_worker import image_request, read
 from tests.services import KafkaAddress, MinioAddress
 from tests.unit.events.registries import AnyRegistry
 from zimage_consumers.dead_letters.letter import DeadLetter, Decoder
@@ -25,11 +25,11 @@ from zimage_stream.settings import environment_of
 
 
 def request(request_id: str) -> bytes:
-    return Codec().encode_request(picture(request_id=request_id), "t")
+    return Codec().encode_request(image_request(request_id=request_id), "t")
 
 
 def zimage(arena: Arena, *words: str, code: int = 0) -> str:
-    """What a command prints; it ends with this code."""
+    """Output of a command that ends with this exit code."""
     done = subprocess.run(
         [sys.executable, "-m", "zimage_stream", *words],
         env=environment_of(arena.settings) | {"PYTHONUTF8": "1"},
@@ -51,14 +51,14 @@ class Sender:
         self._count = 0
 
     def send(self, value: bytes | None, **more: Any) -> int:
-        """Send it; returns its offset."""
+        """Send the record. Returns its offset."""
         self._producer.send(self._arena.settings.topics.requests, value, **more)
         self._arena.accepted[0, self._count] = f"record {self._count}"
         self._count += 1
         return self._count - 1
 
     def letters(self) -> dict[int, DeadLetter]:
-        """Once all are answered: the dead letters by offset of their record."""
+        """Wait until all are answered. Returns the dead letters by offset of their record."""
         self._arena.wait_answered(90)
         decoder = Decoder(Codec())
         found: dict[int, DeadLetter] = {}
@@ -70,23 +70,23 @@ class Sender:
 
 @pytest.fixture
 def arena(make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress) -> Arena:
-    # One partition, so that everything is behind everything else.
+    # One partition, so that every record is behind every earlier one.
     return make_arena(kafka, minio, partitions=1, engine={"simulated_ms": 0})
 
 
 @pytest.fixture
 def anything(arena: Arena) -> Arena:
-    """An arena whose requests topic takes any timestamp, and records of 8 MiB."""
+    """An arena whose requests topic accepts any timestamp, and records of 8 MiB."""
     take_anything(arena.settings.kafka, arena.settings.topics.requests)
     return arena
 
 
-def test_a_timestamp_that_is_no_time(anything: Arena) -> None:
+def test_a_timestamp_that_no_calendar_holds(anything: Arena) -> None:
     sender = Sender(anything)
     for number, timestamp in enumerate((1_785_000_000_000_000, -(10**15), EVER, -EVER - 1, -1)):
         sender.send(request(f"at-{number}"), timestamp=timestamp)
     sender.send(request("now"))
-    # Before and after they are answered.
+    # Requests before and after them are answered.
     found = json.loads(zimage(anything, "status", "--json"))
     assert found["unresolved"] == 6
     assert json.loads(zimage(anything, "status", "at-2", "--json"))["phase"] == "waiting"
@@ -107,14 +107,14 @@ def test_headers_of_any_kind(anything: Arena) -> None:
     too_many = sender.send(b"poison", headers=[(b"h", b"v")] * 100_001)
     good = sender.send(request("good"), headers=[(b"\xff", b"x"), (b"traceparent", b"t" * 3_000_000)])
     letters = sender.letters()
-    # Of a name the client shows what is before a NUL.
+    # The client shows a header's name only up to a NUL.
     assert without_reasons(letters[nul].headers) == [("a", b"\0\xff"), ("", b""), ("none", None)]
     assert letters[no_text].cut == {"headers-left-out": "all"}
     kept = without_reasons(letters[many].headers)
     assert letters[many].cut == {"headers-left-out": str(100_000 - len(kept))}
     assert kept == [(f"h{number}", b"v") for number in range(len(kept))]
     assert len(kept) > 99_900
-    # Of more than 100,000 it shows none.
+    # If there are more than 100,000, it shows none.
     assert without_reasons(letters[too_many].headers) == []
     assert letters.keys() == {nul, no_text, many, too_many}
     assert anything.report().results[0, good][0]["status"] == "SUCCEEDED"
@@ -134,7 +134,7 @@ def test_values_that_compress_well_and_are_too_large(anything: Arena) -> None:
     assert anything.report().results[0, good][0]["status"] == "SUCCEEDED"
 
 
-def test_a_schema_that_nobody_can_read_with_ends_and_others_go_on(
+def test_requests_with_an_unusable_schema_end_and_others_are_served(
     make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress
 ) -> None:
     with AnyRegistry() as registry:
@@ -147,7 +147,7 @@ def test_a_schema_that_nobody_can_read_with_ends_and_others_go_on(
             kafka, minio, partitions=1, engine={"simulated_ms": 0}, registry={"url": registry.url}
         )
         topics = arena.settings.topics
-        # Of the schema that results are written with.
+        # The id of the schema that results are written with.
         known = {"subject": "s", "id": 9, "version": 1, "schema": "{}"}
         registry.answers[f"/subjects/{topics.results}-value"] = 200, known
         worker = arena.fleet.start("worker")
@@ -165,13 +165,13 @@ def test_a_schema_that_nobody_can_read_with_ends_and_others_go_on(
 
         until(lambda: len(codes()) == 3 and list(read(arena, topics.results)), 90, "all but one are answered")
         assert codes() == {1: "UNKNOWN_SCHEMA", 2: "UNDECODABLE", 3: "UNDECODABLE"}
-        until(lambda: worker.ready() == (True, []), 60, "it can serve, and says so")
-        # What is mended is served.
+        until(lambda: worker.ready() == (True, []), 60, "it can serve and reports ready")
+        # Once the schema is fixed, the request is served.
         registry.put(4, '"int"')
         until(lambda: codes().get(0) == "UNDECODABLE", 60, "the one that waited is answered")
 
 
-def test_an_id_whose_answer_takes_its_time_holds_up_nobody(
+def test_a_slow_answer_for_a_schema_id_holds_up_no_other_request(
     make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress
 ) -> None:
     with AnyRegistry() as registry:
@@ -197,12 +197,12 @@ def test_an_id_whose_answer_takes_its_time_holds_up_nobody(
         until(lambda: list(read(arena, topics.dead_letters)), 90, "what was answered late is read")
 
 
-def test_names_that_are_no_text_end_no_process_that_reads_many(anything: Arena) -> None:
+def test_header_names_that_are_not_text_end_no_process_that_reads_them(anything: Arena) -> None:
     sender = Sender(anything)
     for _ in range(100):
         sender.send(b"poison", headers=[(b"mine", b"x")])
         sender.send(b"poison", headers=[(b"\xff", b"x"), (b"mine", b"y")])
-    # In a process of its own: what Python does not check in code that runs often ends it.
+    # In a separate process: an error that Python does not check for in hot code often ends it.
     program = """
 from zimage_stream import load_settings
 from zimage_stream.kafka.reader import TopicReader

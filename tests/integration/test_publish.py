@@ -1,4 +1,4 @@
-"""The two guarantees behind one call, on a real broker."""
+"""Both delivery guarantees behind one interface, on a real broker."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from confluent_kafka import OFFSET_INVALID, Consumer, TopicPartition
 from tests.services.addresses import KafkaAddress
 from zimage_consumers.image_worker.group.publish import (
     CommitRefusedError,
-    Outgoing,
+    OutgoingRecord,
     PlainPublisher,
     PublishAbortedError,
     Publisher,
@@ -28,7 +28,7 @@ MakePublisher = Callable[[Consumer], Publisher]
 
 @pytest.fixture
 def consumer(kafka: KafkaAddress, topics: TopicSettings) -> Iterator[Consumer]:
-    """Of a group of its own, which it has not joined."""
+    """A consumer with a group of its own, which it has not joined."""
     consumer = Consumer(worker_consumer_config(kafka.settings, topics.requests, "slot"))
     yield consumer
     consumer.close()
@@ -67,24 +67,24 @@ def test_a_commit_is_read_back(publisher: Publisher, consumer: Consumer, topics:
     join(consumer, topics)
     publisher.commit([TopicPartition(topics.requests, 0, 5, "checkpoint")])
     assert committed(consumer, topics) == (5, "checkpoint")
-    result = Outgoing(topics.results, b"key", b"value", [])
+    result = OutgoingRecord(topics.results, b"key", b"value", [])
     publisher.publish([result], [TopicPartition(topics.requests, 0, 6, "next")])
     assert committed(consumer, topics) == (6, "next")
 
 
-def test_who_is_in_no_group_commits_nothing(
+def test_a_consumer_outside_the_group_commits_nothing(
     publisher: Publisher, consumer: Consumer, topics: TopicSettings
 ) -> None:
-    # The group is empty, and a broker would take this from anybody.
+    # The group is empty, and a broker would accept this from any client.
     with pytest.raises(CommitRefusedError, match="not in the group"):
         publisher.commit([TopicPartition(topics.requests, 0, 5, "checkpoint")])
-    result = Outgoing(topics.results, b"key", b"value", [])
+    result = OutgoingRecord(topics.results, b"key", b"value", [])
     with pytest.raises((PublishAbortedError, CommitRefusedError)):
         publisher.publish([result], [TopicPartition(topics.requests, 0, 5, "checkpoint")])
     assert committed(consumer, topics)[0] == OFFSET_INVALID
 
 
-def test_nothing_of_a_publication_that_is_given_up_is_out(
+def test_nothing_of_an_abandoned_publication_is_visible(
     kafka: KafkaAddress, consumer: Consumer, topics: TopicSettings
 ) -> None:
     publisher = TransactionalPublisher(
@@ -93,9 +93,9 @@ def test_nothing_of_a_publication_that_is_given_up_is_out(
     publisher.start()
     join(consumer, topics)
     records = [
-        Outgoing(topics.dead_letters, b"key", b"dead", []),
-        Outgoing(topics.results, b"key", b"value", []),
-        Outgoing(topics.requests, b"key", os.urandom(3 << 20), []),
+        OutgoingRecord(topics.dead_letters, b"key", b"dead", []),
+        OutgoingRecord(topics.results, b"key", b"value", []),
+        OutgoingRecord(topics.requests, b"key", os.urandom(3 << 20), []),
     ]
     with pytest.raises(RefusedRecordError):
         publisher.publish(records, [TopicPartition(topics.requests, 0, 5, "never")])
@@ -108,15 +108,15 @@ def test_nothing_of_a_publication_that_is_given_up_is_out(
         assert [message.value() for message in seen if message.error() is None] == []
 
 
-def test_a_record_that_the_brokers_refuse_is_told_and_what_comes_next_goes_out(
+def test_a_refused_record_is_reported_and_the_next_publication_succeeds(
     publisher: Publisher, consumer: Consumer, topics: TopicSettings
 ) -> None:
     join(consumer, topics)
-    # Within the client's own limit and past that of the requests topic.
-    large = Outgoing(topics.requests, b"key", os.urandom(3 << 20), [])
+    # Within the client's own limit, but above that of the requests topic.
+    large = OutgoingRecord(topics.requests, b"key", os.urandom(3 << 20), [])
     with pytest.raises(RefusedRecordError):
         publisher.publish([large], [TopicPartition(topics.requests, 0, 5, "never")])
     assert committed(consumer, topics)[0] == OFFSET_INVALID
-    small = Outgoing(topics.results, b"key", b"value", [])
+    small = OutgoingRecord(topics.results, b"key", b"value", [])
     publisher.publish([small], [TopicPartition(topics.requests, 0, 6, "next")])
     assert committed(consumer, topics) == (6, "next")

@@ -1,7 +1,7 @@
-"""Every error that a broker may answer to every request of a publication.
+"""Every error that a broker may return for every request of a publication.
 
-Whatever it is, a publication ends in one of three ways: it is out; nothing of it is out and the same
-publisher goes on; or nobody knows, and a new publisher of the same slot goes on.
+Whatever the error, a publication has one of three outcomes: it is published; nothing of it is published and
+the same publisher continues; or the outcome is unknown, and a new publisher of the same slot continues.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from confluent_kafka import Consumer, KafkaError, TopicPartition
 from tests.integration.mock_cluster import MockCluster, Request
 from zimage_consumers.image_worker.group.publish import (
     ClientsLostError,
-    Outgoing,
+    OutgoingRecord,
     PublishAbortedError,
     RefusedRecordError,
     TransactionalPublisher,
@@ -25,10 +25,10 @@ from zimage_stream.settings import KafkaSettings
 from zimage_stream.telemetry.health import Health
 
 TOPIC = "zimage.requests"
-RESULT = Outgoing("zimage.results", b"key", b"value", [])
+RESULT = OutgoingRecord("zimage.results", b"key", b"value", [])
 ONCE, FOR_A_WHILE = 1, 4
 TRIES = 4
-"""One that meets the error and one that goes through; the others are for a machine that stands still."""
+"""One try that meets the error and one that succeeds; the others are for a machine that stalls."""
 GOES_ON_S = 120.0
 JOIN_S = 120.0
 
@@ -70,7 +70,8 @@ REQUESTS = (
 
 @pytest.fixture
 def cluster() -> Iterator[MockCluster]:
-    """The test's own, so that errors it orders meet none of another's clients and its ids none of theirs."""
+    """A cluster for this test alone, so that its errors and transactional ids meet no other test's
+    clients."""
     with MockCluster() as cluster:
         for topic in (TOPIC, RESULT.topic):
             cluster.create_topic(topic)
@@ -91,7 +92,7 @@ def joining(kafka: KafkaSettings) -> Iterator[Consumer]:
 
 
 def stay_in_the_group(consumer: Consumer) -> None:
-    """Poll, which whoever is new or was put out needs to get in: as on a machine that stood still."""
+    """Poll until the consumer is in the group, as a new or removed member must."""
     deadline = time.monotonic() + JOIN_S
     consumer.poll(0)
     while not (consumer.memberid() and consumer.assignment()):
@@ -111,7 +112,7 @@ def publisher(
     ("code", "times"), [(code, ONCE) for code in CODES] + [(code, FOR_A_WHILE) for code in PASSING]
 )
 @pytest.mark.parametrize("request_", REQUESTS, ids=lambda request: request.name)
-def test_a_publication_ends_in_one_of_three_ways(
+def test_a_publication_has_one_of_three_outcomes(
     cluster: MockCluster, kafka: KafkaSettings, joining: Consumer, request_: Request, code: str, times: int
 ) -> None:
     deadline = time.monotonic() + GOES_ON_S
@@ -120,12 +121,12 @@ def test_a_publication_ends_in_one_of_three_ways(
         return time.monotonic() > deadline
 
     slot = f"{request_.name}-{code}-{times}"
-    # As a worker does: the slot is taken while the group is still to be joined.
+    # As a worker does: the slot is claimed before the group is joined.
     ours = publisher(kafka, slot, joining, late)
     stay_in_the_group(joining)
     offsets = [TopicPartition(TOPIC, 0, 1, "checkpoint")]
     cluster.answer(request_, [CODES[code]] * times)
-    # Their words alone: an error's frames would keep a producer that was given up.
+    # Only their messages: an error's traceback would keep an abandoned producer alive.
     said: list[str] = []
     while True:
         try:
@@ -145,8 +146,8 @@ def test_a_publication_ends_in_one_of_three_ways(
 
 
 @pytest.mark.parametrize("records", [[], [RESULT]], ids=["a mark", "a result"])
-def test_an_id_that_has_expired_at_the_broker_costs_the_clients_and_not_the_worker(
-    cluster: MockCluster, kafka: KafkaSettings, joining: Consumer, records: list[Outgoing]
+def test_an_expired_transactional_id_costs_the_clients_but_not_the_worker(
+    cluster: MockCluster, kafka: KafkaSettings, joining: Consumer, records: list[OutgoingRecord]
 ) -> None:
     ours = publisher(kafka, "slot", joining, lambda: False)
     stay_in_the_group(joining)

@@ -1,4 +1,4 @@
-"""The services keep what they promise to the tests that lean on them."""
+"""The services keep the promises that tests rely on."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Services(NamedTuple):
 
 @pytest.fixture(scope="module")
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
-    """All three, native; every test leaves them running."""
+    """All three services, native; every test leaves them running."""
     folder = tmp_path_factory.mktemp("services")
     all_three = Services(Kafka(folder / "kafka"), Minio(folder / "minio"), Registry(folder / "registry"))
     launch_all(all_three)
@@ -58,7 +58,7 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     stop_all(all_three)
 
 
-def test_kafka_keeps_records_and_address_over_a_kill(
+def test_kafka_keeps_its_records_and_address_after_a_kill(
     services: Services, make_topics: Callable[..., TopicSettings]
 ) -> None:
     kafka = services.kafka
@@ -75,7 +75,7 @@ def test_kafka_keeps_records_and_address_over_a_kill(
     assert _values(kafka, topics.requests, 2) == [b"before", b"after"]
 
 
-def test_minio_keeps_objects_and_address_over_a_restart(services: Services) -> None:
+def test_minio_keeps_its_objects_and_address_after_a_restart(services: Services) -> None:
     minio = services.minio
     endpoint, session = minio.endpoint, minio.pid
     client = minio.address.client()
@@ -91,7 +91,7 @@ def test_minio_keeps_objects_and_address_over_a_restart(services: Services) -> N
     response.close()
 
 
-def test_registry_keeps_ids_over_a_restart(services: Services) -> None:
+def test_the_registry_keeps_its_ids_after_a_restart(services: Services) -> None:
     registry, session = services.registry, services.registry.pid
     with SchemaRegistryClient({"url": registry.url}) as client:
         schema_id = client.register_schema("things-value", SCHEMA)
@@ -113,7 +113,7 @@ def test_nothing_listens_beyond_loopback(services: Services) -> None:
         assert [str(host) for host, _ in addresses if not host.is_loopback] == []
 
 
-def test_a_paused_service_answers_again_when_it_is_resumed(services: Services) -> None:
+def test_a_paused_service_responds_again_once_resumed(services: Services) -> None:
     minio = services.minio
     answers: list[bool] = []
     caller = threading.Thread(target=lambda: answers.append(minio.address.client().bucket_exists("none")))
@@ -138,13 +138,13 @@ def test_a_service_started_by_a_thread_outlives_it(tmp_path: Path) -> None:
         minio.probe()
         minio.pause()
     finally:
-        # One that is paused ends in order, too.
+        # A paused service also stops cleanly.
         minio.stop()
     with pytest.raises(ServiceError, match="MinIO does not run"):
         _ = minio.pid
 
 
-def test_a_service_that_cannot_start_is_quoted_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_service_that_cannot_start_is_quoted_and_leaves_nothing_behind(tmp_path: Path) -> None:
     minio = Minio(tmp_path / "minio")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", minio.port))
@@ -172,7 +172,7 @@ def test_a_service_dies_with_the_process_that_started_it(tmp_path: Path) -> None
     _eventually(lambda: _processes_of(session) == [])
 
 
-def test_run_gives_a_command_the_services_and_passes_on_its_exit_code() -> None:
+def test_run_starts_services_for_a_command_and_returns_its_exit_code() -> None:
     program = (
         "import os, sys; from tests.services import MinioAddress\n"
         "assert os.environ['ZIMAGE_KAFKA__BOOTSTRAP_SERVERS'] == os.environ['ZIMAGE_TEST_KAFKA']\n"
@@ -193,7 +193,7 @@ def test_run_gives_a_command_the_services_and_passes_on_its_exit_code() -> None:
         assert probe.connect_ex((host, int(port))) != 0, "MinIO was left running"
 
 
-def test_services_run_until_they_are_told_to_stop(tmp_path: Path) -> None:
+def test_services_run_until_they_are_stopped(tmp_path: Path) -> None:
     env_file = tmp_path / "services.env"
     command = [sys.executable, "-m", "tests.services", "--no-registry", "--write-env", str(env_file)]
     with subprocess.Popen(
@@ -214,7 +214,9 @@ def test_services_run_until_they_are_told_to_stop(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("topics", [3], indirect=True)
-def test_topics_are_fresh_and_of_the_size_asked_for(kafka: KafkaAddress, topics: TopicSettings) -> None:
+def test_topics_are_fresh_and_have_the_requested_partitions(
+    kafka: KafkaAddress, topics: TopicSettings
+) -> None:
     cluster = AdminClient(common_config(kafka.settings)).list_topics(timeout=120)
 
     assert len(cluster.topics[topics.requests].partitions) == 3
@@ -225,7 +227,7 @@ def test_topics_are_fresh_and_of_the_size_asked_for(kafka: KafkaAddress, topics:
     assert (low, high) == (0, 0)
 
 
-def test_a_bucket_takes_objects(minio: MinioAddress, bucket: str) -> None:
+def test_a_bucket_accepts_objects(minio: MinioAddress, bucket: str) -> None:
     settings = minio.settings(bucket)
     assert (settings.endpoint, settings.bucket) == (minio.endpoint, bucket)
 
@@ -240,7 +242,7 @@ def test_the_shared_registry_serves(registry: RegistryAddress) -> None:
         assert client.get_latest_version("shared-value").schema_id == schema_id
 
 
-def test_the_secure_broker_lets_in_with_the_password_only(secure_kafka: SecureKafka) -> None:
+def test_the_secure_broker_requires_the_password(secure_kafka: SecureKafka) -> None:
     secure_kafka.probe()
 
     wrong = secure_kafka.settings.model_copy(update={"sasl_password": SecretStr("wrong")})
@@ -265,13 +267,13 @@ def _values(kafka: Kafka, topic: str, count: int) -> list[bytes | None]:
 
 
 def _processes_of(session: int) -> list[int]:
-    """The processes of a session, which every service has for itself and what it may have started."""
+    """The processes of a session: every service has one, with all that it has started."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
-            # The name, in parentheses, may hold spaces; session is the fourth field after it.
+            # The name, in parentheses, may contain spaces; the session is the fourth field after it.
             fields = (entry / "stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
@@ -298,7 +300,7 @@ def _listening(pid: int) -> set[tuple[ipaddress.IPv4Address | ipaddress.IPv6Addr
 
 
 def _host(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """/proc has addresses as hexadecimal words in the machine's byte order."""
+    """/proc lists addresses as hexadecimal words in the machine's byte order."""
     words = [int(text[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(text), 8)]
     address = ipaddress.ip_address(b"".join(words))
     return getattr(address, "ipv4_mapped", None) or address

@@ -1,4 +1,4 @@
-"""A membership in the group, on a real broker, where taking partitions over goes wrong."""
+"""A membership in the group on a real broker, when taking over partitions goes wrong."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from zimage_consumers.image_worker.group.publish import ClientsLostError
 from zimage_consumers.image_worker.group.roster import draw_nonce
 from zimage_consumers.image_worker.group.session import Session
 from zimage_consumers.image_worker.window.jobs import Job
-from zimage_consumers.image_worker.window.ledger import Taken
+from zimage_consumers.image_worker.window.ledger import OffsetStatus
 from zimage_consumers.image_worker.window.window import Window
 from zimage_stream.checkpoint import Checkpoint, Mark
 from zimage_stream.kafka.clients import (
@@ -67,7 +67,7 @@ def polled(session: Session) -> set[int]:
 
 
 def poll_for(session: Session, seconds: float) -> set[int]:
-    """What it holds after that time."""
+    """The partitions it holds after this many seconds."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         polled(session)
@@ -89,7 +89,7 @@ def test_while_no_checkpoint_can_be_read_nothing_is_held_and_leaving_is_clean(
         assert session.clean
 
 
-def test_what_is_dropped_without_being_released_is_not_clean(make_session: Callable[[], Session]) -> None:
+def test_a_session_that_drops_partitions_unreleased_is_not_clean(make_session: Callable[[], Session]) -> None:
     session = make_session()
     session.join()
     until(lambda: polled(session), 30, "it has partitions")
@@ -97,14 +97,14 @@ def test_what_is_dropped_without_being_released_is_not_clean(make_session: Calla
     assert not session.clean
 
 
-def test_a_transaction_that_nobody_ends_holds_up_its_own_partitions_alone(
+def test_an_abandoned_transaction_holds_up_only_its_own_partitions(
     kafka: KafkaAddress, topics: TopicSettings, make_session: Callable[[], Session]
 ) -> None:
     dead = Producer(transactional_config(kafka.settings, f"{topics.requests}-dead"))
     dead.init_transactions(120)
     dead.begin_transaction()
     offsets = [TopicPartition(topics.requests, number, 0) for number in (1, 2)]
-    # As a tool's commit, which a group without members takes.
+    # As a tool commits, which a group without members accepts.
     tool = Consumer(worker_consumer_config(kafka.settings, topics.requests, "dead"))
     dead.send_offsets_to_transaction(offsets, tool.consumer_group_metadata(), 30)
 
@@ -119,14 +119,14 @@ def test_a_transaction_that_nobody_ends_holds_up_its_own_partitions_alone(
     session.close()
 
 
-def test_partitions_that_left_while_they_were_paused_deliver_when_they_come_back(
+def test_partitions_that_left_while_paused_deliver_when_they_return(
     kafka: KafkaAddress, topics: TopicSettings, make_session: Callable[[], Session]
 ) -> None:
     session = make_session()
     session.join()
     until(lambda: polled(session) == ALL, 30, "it holds all partitions")
     session.claim()
-    session.regulate(set(ALL))
+    session.pause_only(set(ALL))
     other = Consumer(worker_consumer_config(kafka.settings, topics.requests, "other"))
     other.subscribe([topics.requests])
 
@@ -139,7 +139,7 @@ def test_partitions_that_left_while_they_were_paused_deliver_when_they_come_back
     other.close()
     until(lambda: polled(session) == ALL, 30, "it holds all partitions again")
     session.claim()
-    session.regulate(set())
+    session.pause_only(set())
 
     producer = Producer(producer_config(kafka.settings))
     for number in ALL:
@@ -157,7 +157,7 @@ def test_partitions_that_left_while_they_were_paused_deliver_when_they_come_back
     session.close()
 
 
-def test_a_group_that_it_may_not_read_ends_the_session(
+def test_a_group_that_may_not_be_read_ends_the_session(
     make_session: Callable[..., Session], topics: TopicSettings
 ) -> None:
     with MockCluster() as cluster:
@@ -180,7 +180,7 @@ def poll_until(session: Session, condition: Callable[[], object], what: str) -> 
 
 
 def leave_marks_open(session: Session, kafka: KafkaAddress, topics: TopicSettings) -> None:
-    """Take the partitions, with a request of each running alone, and end without a word."""
+    """Take over the partitions, with one request of each running alone, then end like a dead process."""
     session.join()
     poll_until(session, lambda: session.window.assignments.keys() == ALL, "it holds all partitions")
     session.claim()
@@ -189,16 +189,16 @@ def leave_marks_open(session: Session, kafka: KafkaAddress, topics: TopicSetting
     while len(jobs) < len(ALL):
         record = session.poll(1.0)
         if record is not None:
-            held = session.window.assignments[record.partition]
-            assert held.ledger.take(0) is Taken.NEW
-            jobs.append(Job(record, held, attempts=1))
-    session.mark({job: Mark(job.attempts, open=True, alone=True) for job in jobs})
+            assignment = session.window.assignments[record.partition]
+            assert assignment.ledger.observe(0) is OffsetStatus.NEW
+            jobs.append(Job(record, assignment, attempts=1))
+    session.commit_marks({job: Mark(job.attempts, open=True, alone=True) for job in jobs})
     session.abandon()
 
 
 def marks_of(session: Session) -> set[Mark]:
     """The marks of the first request in each partition."""
-    return {held.ledger.mark(0) for held in session.window.assignments.values()}
+    return {each.ledger.mark(0) for each in session.window.assignments.values()}
 
 
 def produce(kafka: KafkaAddress, topics: TopicSettings, partitions: Collection[int]) -> None:
@@ -209,14 +209,14 @@ def produce(kafka: KafkaAddress, topics: TopicSettings, partitions: Collection[i
 
 
 class TestWhatAnotherProcessLeftOpen:
-    def test_accuses_nobody_if_that_process_is_back_in_the_group(
+    def test_makes_no_request_suspect_if_that_process_is_back_in_the_group(
         self, kafka: KafkaAddress, topics: TopicSettings, make_session: Callable[..., Session]
     ) -> None:
         theirs = draw_nonce("other")
         leave_marks_open(make_session(slot="other", owner=theirs), kafka, topics)
         session, again = make_session(), make_session(slot="other", owner=theirs)
         session.join()
-        # The other one needs its time to come back; until then nothing that it held is judged.
+        # The other process gets its time to return; until then nothing that it held is judged.
         poll_for(session, 1.0)
         again.join()
 
@@ -224,12 +224,12 @@ class TestWhatAnotherProcessLeftOpen:
             return bool(polled(session)) and polled(session) | polled(again) == ALL
 
         until(shared, 30, "both have partitions")
-        marks = {held.ledger.mark(0) for held in session.window.assignments.values()}
+        marks = {each.ledger.mark(0) for each in session.window.assignments.values()}
         assert marks == {Mark(1)}
         again.abandon()
         session.abandon()
 
-    def test_is_charged_once_nobody_is_left_who_could_be_that_process(
+    def test_is_charged_once_no_member_can_be_that_process(
         self,
         kafka: KafkaAddress,
         topics: TopicSettings,
@@ -244,7 +244,7 @@ class TestWhatAnotherProcessLeftOpen:
         assert marks_of(session) == {Mark(2, suspect=True)}
         session.abandon()
 
-    def test_is_charged_at_once_if_its_slot_has_another_process(
+    def test_is_charged_at_once_if_its_slot_has_a_new_process(
         self,
         kafka: KafkaAddress,
         topics: TopicSettings,
@@ -276,11 +276,11 @@ def test_a_marker_at_the_end_of_the_log_is_committed_as_passed(
         record = session.poll(0.1)
         session.claim()
         if record is not None:
-            held = session.window.assignments[record.partition]
-            held.ledger.take(0)
+            assignment = session.window.assignments[record.partition]
+            assignment.ledger.observe(0)
             delivered.append(record.offset)
-            # What it comes to does not matter here.
-            session.publish([], {0: held.ledger.after([0])})
+            # The result of that does not matter here.
+            session.publish([], {0: assignment.ledger.after([0])})
         return bool(delivered) and committed(kafka, topics) == 2
 
     # Offset 0 is the request, offset 1 the transaction's marker.
@@ -299,7 +299,7 @@ def committed(kafka: KafkaAddress, topics: TopicSettings) -> int:
 
 
 class TestALogThatWentBack:
-    def test_a_topic_that_was_made_again_is_not_served_from_the_old_ones_offsets(
+    def test_a_topic_that_was_created_again_is_not_served_from_the_old_offsets(
         self, kafka: KafkaAddress, topics: TopicSettings, make_session: Callable[..., Session]
     ) -> None:
         session = make_session()
@@ -317,14 +317,14 @@ class TestALogThatWentBack:
                 return False
             return True
 
-        until(made, 30, "the topic is made again")
+        until(made, 30, "the topic is created again")
         poll_until(session, lambda: not session.window.assignments, "nothing of it is held")
         ready, reasons = session.health.ready()
         assert not ready
-        assert any("deleted and made again" in reason for reason in reasons)
+        assert any("deleted and created again" in reason for reason in reasons)
         session.close()
 
-    def test_a_checkpoint_that_knows_more_than_the_log_stops_its_partition_alone(
+    def test_a_checkpoint_that_is_ahead_of_the_log_stops_only_its_partition(
         self, kafka: KafkaAddress, topics: TopicSettings, make_session: Callable[..., Session]
     ) -> None:
         produce(kafka, topics, [0, 1])
@@ -335,37 +335,37 @@ class TestALogThatWentBack:
         session = make_session()
         session.join()
         poll_until(session, lambda: session.window.assignments.keys() == ALL, "it holds all partitions")
-        assert [number for number, held in session.window.assignments.items() if held.stopped] == [0]
+        assert [number for number, each in session.window.assignments.items() if each.stopped] == [0]
         assert any("partition 0 is stopped" in reason for reason in session.health.ready()[1])
         session.claim()
         session.close()
         assert not any("partition 0" in reason for reason in session.health.ready()[1])
 
-        # The log has grown since, and nothing else would tell whoever comes next.
+        # The log has grown since, so only the checkpoint can tell the next owner.
         produce(kafka, topics, [0] * 5)
         session = make_session()
         session.join()
         poll_until(session, lambda: session.window.assignments.keys() == ALL, "it holds all partitions again")
-        assert [number for number, held in session.window.assignments.items() if held.stopped] == [0]
+        assert [number for number, each in session.window.assignments.items() if each.stopped] == [0]
         session.close()
 
 
 def take(session: Session) -> int | None:
-    """What a worker does with what comes, without serving it. Returns the offset taken."""
+    """Observe records as a worker does, without serving them. Returns the offset observed."""
     record = session.poll(0.1)
     session.claim()
     if record is None:
         return None
-    session.window.assignments[record.partition].ledger.take(record.offset)
+    session.window.assignments[record.partition].ledger.observe(record.offset)
     return record.offset
 
 
 def stands_still(session: Session) -> list[str]:
-    return [reason for reason in session.health.ready()[1] if "stands still" in reason]
+    return [reason for reason in session.health.ready()[1] if "is stalled" in reason]
 
 
 UNOPENED = {"compression.type": "producer"}
-"""The brokers keep batches as they came."""
+"""Topic settings with which the brokers keep batches as they receive them."""
 
 
 class TestABatchThatCannotBeRead:
@@ -377,7 +377,7 @@ class TestABatchThatCannotBeRead:
             pytest.param(Batch([WireRecord(b"x"), WireRecord(b"x", null=-2)]), 1, id="a length of -2"),
         ],
     )
-    def test_is_named_with_the_first_offset_that_cannot_be_read_until_somebody_else_has_it(
+    def test_is_reported_with_its_first_unreadable_offset_until_another_member_has_the_partition(
         self,
         kafka: KafkaAddress,
         topics: TopicSettings,
@@ -400,7 +400,7 @@ class TestABatchThatCannotBeRead:
             return stands_still(session)
 
         (reason,) = until(named, 30, "it is named")
-        assert reason.startswith("partition 0 stands still")
+        assert reason.startswith("partition 0 is stalled")
         assert f"at offset {first + readable} that cannot be read" in reason
         assert session.stalled == 1
         assert session.health.is_up("kafka")
@@ -448,7 +448,7 @@ class TestABatchThatCannotBeRead:
         assert stands_still(session) == []
         session.close()
 
-    def test_is_not_what_an_open_transaction_is(
+    def test_is_told_apart_from_an_open_transaction(
         self,
         kafka: KafkaAddress,
         topics: TopicSettings,
@@ -457,13 +457,13 @@ class TestABatchThatCannotBeRead:
     ) -> None:
         monkeypatch.setattr(stalls, "STALLED_AFTER_S", 0.5)
         answers: list[int] = []
-        hear = stalls.Stalls._hear
+        hear = stalls.Stalls._process_answer
 
         def heard(watch: stalls.Stalls, number: int, *rest: Any) -> None:
             answers.append(number)
             hear(watch, number, *rest)
 
-        monkeypatch.setattr(stalls.Stalls, "_hear", heard)
+        monkeypatch.setattr(stalls.Stalls, "_process_answer", heard)
         producer = Producer(transactional_config(kafka.settings, f"{topics.requests}-upstream"))
         producer.init_transactions(120)
         producer.begin_transaction()

@@ -1,4 +1,4 @@
-"""Who may end whose transactions, on a real broker: a worker its own former life's, and nobody else's."""
+"""Which transactions a worker may end, on a real broker: those of its own former life, and no others."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def settings_of(kafka: KafkaAddress, topics: TopicSettings) -> Callable[[str], S
 
 @pytest.fixture
 def join(settings_of: Callable[[str], Settings]) -> Iterator[Callable[[str, str], Session]]:
-    """Joins this group in this slot."""
+    """A session that joins this group in this slot."""
     joined: list[Session] = []
 
     def make(group: str, slot: str) -> Session:
@@ -64,7 +64,7 @@ def holds_all(session: Session) -> bool:
     return set(session.window.assignments) == ALL
 
 
-def test_slots_and_groups_whose_names_run_together_leave_each_other_alone(
+def test_slots_and_groups_whose_names_concatenate_equally_do_not_interfere(
     topics: TopicSettings, join: Callable[[str, str], Session]
 ) -> None:
     group = topics.requests
@@ -75,7 +75,7 @@ def test_slots_and_groups_whose_names_run_together_leave_each_other_alone(
         session.claim()
 
 
-def test_a_replay_leaves_the_worker_in_a_slot_of_that_name_alone(
+def test_a_replay_does_not_fence_a_worker_in_a_slot_of_that_name(
     topics: TopicSettings, settings_of: Callable[[str], Settings], join: Callable[[str, str], Session]
 ) -> None:
     worker = join(topics.requests, "replay")
@@ -88,7 +88,7 @@ def test_a_transaction_left_open_under_the_former_id_of_a_slot_ends_by_itself(
     kafka: KafkaAddress, topics: TopicSettings, join: Callable[[str, str], Session]
 ) -> None:
     group = topics.requests
-    # As the version before named it, here with the shortest time-out, since only the broker ends it.
+    # As the previous version named it, here with the shortest timeout, since only the broker ends it.
     config = transactional_config(kafka.settings, f"zimage-{group}-slot")
     former = Producer({**config, "transaction.timeout.ms": 1_000})
     former.init_transactions(120)

@@ -48,7 +48,7 @@ def overview(zimage: Run) -> dict[str, Any]:
     return found
 
 
-def test_what_is_unresolved_is_told_from_the_checkpoints(zimage: Run, settings: Settings) -> None:
+def test_unresolved_requests_are_counted_from_the_checkpoints(zimage: Run, settings: Settings) -> None:
     assert overview(zimage)["unresolved"] == 0
     submit(settings, *"abcdef", partition=1)
     submit(settings, "x", partition=2)
@@ -74,7 +74,7 @@ def test_what_is_unresolved_is_told_from_the_checkpoints(zimage: Run, settings: 
     line = zimage("status", "d").stdout
     assert "a worker died with it" in line
     assert "held by nobody" in line
-    # Resolved, says the checkpoint, and nobody has its result.
+    # The checkpoint counts it as resolved, but its result is missing.
     gone = zimage("status", "c")
     assert (gone.returncode, gone.stdout) == (1, "")
 
@@ -91,7 +91,7 @@ def test_a_request_that_is_answered_shows_its_result(zimage: Run, settings: Sett
     assert zimage("status", "--tenant", "acme").returncode == 2
 
 
-def test_markers_of_transactions_are_no_requests(zimage: Run, settings: Settings) -> None:
+def test_transaction_markers_do_not_count_as_requests(zimage: Run, settings: Settings) -> None:
     producer = Producer({**producer_config(settings.kafka), "transactional.id": settings.topics.requests})
     producer.init_transactions(120)
     producer.begin_transaction()
@@ -111,7 +111,7 @@ def test_requests_that_retention_is_about_to_delete_are_found(zimage: Run, setti
     assert "its oldest unresolved request is 120.0 h old" in done.stdout
 
 
-def test_a_partition_that_lost_requests_says_so(zimage: Run, settings: Settings) -> None:
+def test_a_partition_that_lost_requests_is_reported(zimage: Run, settings: Settings) -> None:
     submit(settings, *"abc", partition=0)
     admin = AdminClient({"bootstrap.servers": settings.kafka.bootstrap_servers})
     for answer in admin.delete_records([TopicPartition(settings.topics.requests, 0, 2)]).values():
@@ -139,7 +139,7 @@ def open_transaction(
     return producer
 
 
-def test_requests_behind_an_open_transaction_are_told_and_whose_it_is(
+def test_requests_behind_an_open_transaction_are_reported_with_its_owner(
     zimage: Run, settings: Settings
 ) -> None:
     submit(settings, "a", partition=1)
@@ -165,7 +165,7 @@ def test_requests_behind_an_open_transaction_are_told_and_whose_it_is(
     assert (found["behind_transactions"], found["partitions"][1]["transaction"]) == (0, None)
 
 
-def test_who_sends_under_an_endless_name_is_told_in_short(zimage: Run, settings: Settings) -> None:
+def test_an_overlong_transactional_id_is_shortened(zimage: Run, settings: Settings) -> None:
     name = "x" * (1 << 20)
     upstream = open_transaction(settings, "t", partition=1, source=name)
     assert overview(zimage)["partitions"][1]["transaction"]["source"] == name
@@ -191,15 +191,15 @@ def test_a_worker_that_died_in_the_middle_of_a_commit_does_not_hold_up_the_answe
     dead.abort_transaction(120)
 
 
-def test_a_group_that_stands_past_the_end_of_the_log_says_so(zimage: Run, settings: Settings) -> None:
-    # As after the topic was deleted and made again under running workers.
+def test_a_group_offset_past_the_end_of_the_log_is_reported(zimage: Run, settings: Settings) -> None:
+    # As after the topic was deleted and created again under running workers.
     submit(settings, *"ab", partition=2)
     commit(settings, 2, Checkpoint(50))
     people = zimage("status").stdout
     assert "PAST END    partition 2: the group's offset is 50, and the log ends at 2" in people
 
 
-def test_a_record_whose_schema_is_not_to_be_had_is_no_obstacle(
+def test_a_record_whose_schema_is_unavailable_is_no_obstacle(
     settings: Settings,
 ) -> None:
     with Answers(settings), PromptClient(settings) as client:

@@ -1,4 +1,4 @@
-"""``zimage worker`` with several workers: one death touches nobody else, and none outlives it."""
+"""``zimage worker`` with several workers: one death affects no other, and none outlives the supervisor."""
 
 from __future__ import annotations
 
@@ -27,15 +27,13 @@ def supervised(arena: Arena, tmp_path: Path) -> Iterator[Supervised]:
         yield running.wait_with_work()
 
 
-def pictures(count: int) -> list[PromptRequest]:
+def image_requests(count: int) -> list[PromptRequest]:
     return [PromptRequest(prompt=f"picture {i}", width=256, height=256) for i in range(count)]
 
 
-def test_a_worker_that_is_killed_is_started_again_and_the_other_goes_on(
-    arena: Arena, supervised: Supervised
-) -> None:
+def test_a_killed_worker_is_restarted_and_the_other_continues(arena: Arena, supervised: Supervised) -> None:
     first, second = supervised.started()
-    arena.send(pictures(200))
+    arena.send(image_requests(200))
     os.kill(first, signal.SIGKILL)
     until(lambda: len(supervised.started()) == 3, 20, "the killed one is started again")
     report = arena.wait_answered(60)
@@ -46,13 +44,13 @@ def test_a_worker_that_is_killed_is_started_again_and_the_other_goes_on(
     assert supervised.stop() == 0
 
 
-def test_one_port_shows_all_workers(arena: Arena, supervised: Supervised) -> None:
+def test_one_port_serves_the_metrics_of_all_workers(arena: Arena, supervised: Supervised) -> None:
     until(lambda: supervised.get("/readyz") == '{"ready": true, "reasons": []}\n', 30, "all are ready")
-    arena.send(pictures(40))
+    arena.send(image_requests(40))
     arena.wait_answered(60)
 
     def results() -> dict[str, float]:
-        """Results that each worker has published."""
+        """Number of results that each worker has published."""
         return {
             sample.labels["device"]: sample.value
             for family in text_string_to_metric_families(supervised.get("/metrics"))
@@ -63,21 +61,21 @@ def test_one_port_shows_all_workers(arena: Arena, supervised: Supervised) -> Non
     until(lambda: sum(results().values()) == 40, 20, "all are counted")
     assert results().keys() == {"cpu:0", "cpu:1"}
     os.kill(supervised.started()[0], signal.SIGKILL)
-    until(lambda: "cpu:0: the worker does not run" in supervised.get("/readyz"), 20, "its death is told")
+    until(lambda: "cpu:0: the worker does not run" in supervised.get("/readyz"), 20, "its death is reported")
     assert 'zimage_worker_up{device="cpu:1"} 1.0' in supervised.get("/metrics")
     until(lambda: '"ready": true' in supervised.get("/readyz"), 40, "it is back")
 
 
-def test_a_crash_loop_is_told_with_the_last_lines(arena: Arena, tmp_path: Path) -> None:
+def test_a_crash_loop_is_reported_with_the_last_lines(arena: Arena, tmp_path: Path) -> None:
     with Supervised(arena, tmp_path / "supervisor.log", {"ZIMAGE_STORE__BUCKET": "nowhere"}) as running:
         until(lambda: "is in a crash loop" in running.words(), 60, "the verdict")
         verdict = next(line for line in running.words().splitlines() if "is in a crash loop" in line)
         assert "there is no bucket 'nowhere'" in verdict
-        until(lambda: "it died 4 times within 300 s" in running.get("/readyz"), 20, "its health says so")
+        until(lambda: "it died 4 times within 300 s" in running.get("/readyz"), 20, "its health reports it")
         assert running.stop() in (0, 1)
 
 
-def test_a_worker_that_leaks_is_replaced_and_no_request_pays_for_it(arena: Arena, tmp_path: Path) -> None:
+def test_a_worker_that_leaks_is_replaced_and_no_request_is_charged(arena: Arena, tmp_path: Path) -> None:
     leaking = {
         "ZIMAGE_ENGINE__SIMULATED_FAULTS": '{"picture": "leak:100"}',
         "ZIMAGE_ENGINE__LEAK_LIMIT_BYTES": str(1 << 30),
@@ -85,22 +83,22 @@ def test_a_worker_that_leaks_is_replaced_and_no_request_pays_for_it(arena: Arena
     }
     with Supervised(arena, tmp_path / "supervisor.log", leaking) as running:
         running.wait_with_work()
-        arena.send(pictures(160))
+        arena.send(image_requests(160))
         report = arena.wait_answered(90)
         arena.assert_exactly_once(report)
         assert report.statuses() == {"SUCCEEDED": 160}
         assert {result["attempts"] for (result,) in report.results.values()} == {1}
-        replaced = running.words().count("leaked memory and is replaced")
+        replaced = running.words().count("leaked memory and is being replaced")
         # 27 batches of 100 MB are past 1 GiB in the least of the latest 16.
         assert 2 <= replaced <= 160 // 27
-        assert "it is started again in" not in running.words()
+        assert "restarting it in" not in running.words()
         assert running.stop() == 0
 
 
-def test_models_that_do_not_fit_into_memory_together_load_one_by_one(arena: Arena, tmp_path: Path) -> None:
+def test_models_that_do_not_fit_into_memory_together_load_one_at_a_time(arena: Arena, tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(CHECKPOINT, model, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
-    # A file with a hole: as large as no memory, and nothing on the disk. The pipeline does not read it.
+    # A sparse file: larger than any memory, and nothing on the disk. The pipeline does not read it.
     with (model / "large.safetensors").open("wb") as hole:
         hole.truncate(1 << 42)
     real = {"ZIMAGE_ENGINE__KIND": "zimage", "ZIMAGE_ENGINE__MODEL": str(model)}
@@ -117,23 +115,23 @@ def test_models_that_do_not_fit_into_memory_together_load_one_by_one(arena: Aren
         assert running.stop() == 0
 
 
-def test_workers_end_with_a_supervisor_that_is_killed(supervised: Supervised) -> None:
+def test_workers_end_when_their_supervisor_is_killed(supervised: Supervised) -> None:
     supervised.process.kill()
     until(lambda: not any(alive(pid) for pid in supervised.started()), 40, "the workers have ended")
 
 
-def test_a_record_that_hangs_whoever_reads_it_ends_as_a_dead_letter(
+def test_a_record_that_hangs_every_worker_that_decodes_it_ends_as_a_dead_letter(
     make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress, tmp_path: Path
 ) -> None:
-    # One partition, so that everybody else's requests are behind it.
+    # One partition, so that all other requests are behind it.
     arena = make_arena(kafka, minio, partitions=1, worker={"max_attempts": 1})
     (bad, *others) = [PromptRequest(prompt=prompt) for prompt in ("hang", "before", "between", "after")]
     arena.send([others[0], bad, *others[1:]])
     with Supervised(arena, tmp_path / "supervisor.log", None, 1, "tests.fleet.hanging") as running:
         report = arena.wait_answered(180)
         words = running.words()
-        # Two before any mark; one under its mark, alone; one to tell its author, which nobody can.
-        assert words.count("does not hear SIGTERM and is killed") == 4
+        # Two before any mark; one alone under its mark; one to answer its author, which is impossible.
+        assert words.count("ignores SIGTERM; killing it") == 4
         assert len(running.started()) == 5
         assert running.stop() == 0
     ((letter,),) = report.dead.values()

@@ -1,4 +1,4 @@
-"""What a worker finds when it takes a partition over, on real services."""
+"""What a worker finds when it takes over a partition, on real services."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.fleet.workers import until
 from tests.integration.test_health import samples
 from tests.services.addresses import KafkaAddress, MinioAddress
 from zimage_consumers.image_worker.group.roster import draw_nonce
-from zimage_consumers.image_worker.window.ledger import CAUTIOUS_DEATHS, RECORDS_A_TURN
+from zimage_consumers.image_worker.window.ledger import RECORDS_PER_TURN, UNMARKED_DEATHS_LIMIT
 from zimage_stream import PromptRequest
 from zimage_stream.checkpoint import Checkpoint
 from zimage_stream.events.codec import Codec
@@ -20,12 +20,12 @@ from zimage_stream.events.codec import Codec
 SLOT = "worker"
 
 
-def picture(prompt: str = "a picture") -> PromptRequest:
+def image_request(prompt: str = "a picture") -> PromptRequest:
     return PromptRequest(prompt=prompt, width=64, height=64)
 
 
 def commit(arena: Arena, checkpoint: Checkpoint) -> None:
-    """Leave a checkpoint in partition 0, as a worker that is gone."""
+    """Leave a checkpoint in partition 0, as a former worker would."""
     settings = arena.settings
     tool = Consumer(client_config(settings.kafka) | {"group.id": settings.worker.group_id})
     place = TopicPartition(settings.topics.requests, 0, checkpoint.base, checkpoint.encode())
@@ -43,23 +43,23 @@ def committed(arena: Arena) -> int:
         tool.close()
 
 
-def test_records_that_are_decoded_one_by_one_wait_for_no_picture_of_each_other(
+def test_records_decoded_one_at_a_time_do_not_wait_for_each_others_images(
     make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress
 ) -> None:
     arena = make_arena(kafka, minio, partitions=1)
-    commit(arena, Checkpoint(0, owner=draw_nonce(SLOT), deaths=CAUTIOUS_DEATHS - 1))
+    commit(arena, Checkpoint(0, owner=draw_nonce(SLOT), deaths=UNMARKED_DEATHS_LIMIT - 1))
     count = 40
-    assert count < RECORDS_A_TURN
-    arena.send([picture() for _ in range(count)])
+    assert count < RECORDS_PER_TURN
+    arena.send([image_request() for _ in range(count)])
     worker = arena.fleet.start(SLOT, ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
     arena.assert_exactly_once(arena.wait_answered(60))
     values = samples(worker)
-    # Each was decoded under a mark of its own; and then they ran together.
+    # Each was decoded under a mark of its own, and then they ran together.
     assert values["zimage_marks_total", ""] >= count
     assert values["zimage_batch_size_count", ""] < count / 2
 
 
-def test_a_log_that_is_emptied_behind_a_marker_is_served_on(
+def test_a_log_emptied_behind_a_transaction_marker_is_still_served(
     make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress
 ) -> None:
     arena = make_arena(kafka, minio, partitions=1)
@@ -67,7 +67,7 @@ def test_a_log_that_is_emptied_behind_a_marker_is_served_on(
     upstream = Producer(client_config(arena.settings.kafka) | {"transactional.id": f"{topic}-upstream"})
     upstream.init_transactions(120)
     upstream.begin_transaction()
-    upstream.produce(topic, Codec().encode_request(picture(), topic), partition=0)
+    upstream.produce(topic, Codec().encode_request(image_request(), topic), partition=0)
     upstream.commit_transaction(120)
     arena.accepted[0, 0] = "the first"
     worker = arena.fleet.start(SLOT, ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
@@ -79,6 +79,6 @@ def test_a_log_that_is_emptied_behind_a_marker_is_served_on(
         deleted.result(120)
 
     worker.start().wait_ready()
-    arena.send([picture("after the log was emptied")])
+    arena.send([image_request("after the log was emptied")])
     report = arena.wait_answered(30)
     arena.assert_exactly_once(report)

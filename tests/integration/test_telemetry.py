@@ -1,4 +1,4 @@
-"""Metrics under load, spans as a collector gets them, and prompts in logs only where they are wanted."""
+"""Metrics under load, spans as a collector receives them, and prompts in logs only where enabled."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from zimage_stream import PromptClient, PromptRequest
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
-def picture(prompt: str = "a picture", tenant: str = "default") -> PromptRequest:
+def image_request(prompt: str = "a picture", tenant: str = "default") -> PromptRequest:
     return PromptRequest(prompt=prompt, width=64, height=64, tenant=tenant)
 
 
@@ -27,11 +27,11 @@ def by_label(worker: WorkerProcess, metric: str) -> dict[str, float]:
 
 
 def test_a_thousand_tenants_make_fifty_series(arena: Arena) -> None:
-    # So slow that none is resolved while we look.
+    # So slow that none is resolved during the test.
     worker = arena.fleet.start(
         "worker", ZIMAGE_ENGINE__SIMULATED_MS="10000000", ZIMAGE_TELEMETRY__TENANT_LABEL="true"
     ).wait_ready()
-    arena.send([picture(tenant=f"tenant-{number}") for number in range(1_000)])
+    arena.send([image_request(tenant=f"tenant-{number}") for number in range(1_000)])
 
     def waiting() -> dict[str, float]:
         return by_label(worker, "zimage_queue_requests")
@@ -47,7 +47,7 @@ def test_a_thousand_tenants_make_fifty_series(arena: Arena) -> None:
 
 
 class Collector:
-    """Takes spans as an OpenTelemetry collector does."""
+    """Receives spans as an OpenTelemetry collector does."""
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
@@ -89,7 +89,7 @@ def test_a_request_is_traced_under_its_producers_trace(arena: Arena, collector: 
         OTEL_BSP_SCHEDULE_DELAY="100",
     ).wait_ready()
     with PromptClient(arena.settings) as client:
-        request = picture()
+        request = image_request()
         client.submit(request, headers={"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"})
         client.wait(request.request_id, 30)
     spans = until(lambda: len(collector.spans) >= 7 and collector.spans, 30, "its spans have come")
@@ -106,11 +106,11 @@ def test_a_request_is_traced_under_its_producers_trace(arena: Arena, collector: 
         assert span.end_time_unix_nano <= whole.end_time_unix_nano
 
 
-def test_prompts_are_logged_where_somebody_wants_it(arena: Arena) -> None:
+def test_prompts_are_logged_if_the_setting_asks_for_it(arena: Arena) -> None:
     worker = arena.fleet.start(
         "worker", ZIMAGE_ENGINE__SIMULATED_MS="0", ZIMAGE_TELEMETRY__LOG_PROMPTS="true"
     ).wait_ready()
-    arena.send([picture("a wish for everybody")])
+    arena.send([image_request("a wish for everybody")])
     arena.wait_answered(30)
     until(
         lambda: any(line.get("prompt") == "a wish for everybody" for line in worker.lines()),

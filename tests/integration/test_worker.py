@@ -1,4 +1,4 @@
-"""One worker on real services: whatever is sent, each record gets its one terminal event."""
+"""One worker on real services: whatever is sent, each record gets exactly one terminal event."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from zimage_stream.settings import environment_of
 SIDE = 64
 
 
-def picture(prompt: str = "a picture", **fields: Any) -> PromptRequest:
+def image_request(prompt: str = "a picture", **fields: Any) -> PromptRequest:
     return PromptRequest(prompt=prompt, width=SIDE, height=SIDE, **fields)
 
 
 def publish(
     arena: Arena, value: bytes | None, headers: list[tuple[str, str | bytes | None]] | None = None
 ) -> None:
-    """Put a record on the requests topic as somebody would who does not use the client."""
+    """Send a record to the requests topic without using the client."""
     producer = Producer(client_config(arena.settings.kafka) | {"message.max.bytes": 4 << 20})
 
     def delivered(error: object, message: Any) -> None:
@@ -53,7 +53,7 @@ def publish(
 
 
 def publish_request(arena: Arena, request: PromptRequest) -> None:
-    """Put a request there without the client's own checks."""
+    """Send a request without the client's checks."""
     publish(arena, Codec().encode_request(request, arena.settings.topics.requests))
 
 
@@ -63,8 +63,10 @@ def worker(arena: Arena) -> WorkerProcess:
 
 
 class TestASuccessfulRequest:
-    def test_is_answered_with_the_picture_it_asked_for(self, arena: Arena, worker: WorkerProcess) -> None:
-        request = picture("一只红色的狐狸", tenant="studio", seed=7, batch_id="b1", attributes={"sku": "A-1"})
+    def test_is_answered_with_the_image_it_requested(self, arena: Arena, worker: WorkerProcess) -> None:
+        request = image_request(
+            "一只红色的狐狸", tenant="studio", seed=7, batch_id="b1", attributes={"sku": "A-1"}
+        )
         with PromptClient(arena.settings) as client:
             client.submit(request, headers={"traceparent": "00-" + "a" * 32 + "-" + "b" * 16 + "-01"})
             result = client.wait(request.request_id, timeout=120)
@@ -85,23 +87,23 @@ class TestASuccessfulRequest:
     def test_carries_its_trace_to_the_result(self, arena: Arena, worker: WorkerProcess) -> None:
         trace = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
         with PromptClient(arena.settings) as client:
-            client.wait(client.submit(picture(), headers={"traceparent": trace}), timeout=120)
+            client.wait(client.submit(image_request(), headers={"traceparent": trace}), timeout=120)
         topic = arena.settings.topics.results
         headers = [dict(message.headers() or []) for message in read(arena, topic)]
         assert [sent["traceparent"] for sent in headers] == [trace.encode()]
         assert headers[0]["ce_type"] == b"zimage.ImageResult.v1"
 
-    def test_in_other_formats(self, arena: Arena, worker: WorkerProcess) -> None:
+    def test_is_answered_in_other_formats(self, arena: Arena, worker: WorkerProcess) -> None:
         with PromptClient(arena.settings) as client:
             for name, content_type in (("webp", "image/webp"), ("jpeg", "image/jpeg")):
-                result = client.wait(client.submit(picture(format=name)), timeout=120)
+                result = client.wait(client.submit(image_request(format=name)), timeout=120)
                 assert result.image is not None
                 assert result.image.content_type == content_type
 
 
-class TestASecondRequestOfTheSameId:
+class TestASecondRequestWithTheSameId:
     def test_with_the_same_parameters_costs_no_generation(self, arena: Arena, worker: WorkerProcess) -> None:
-        request = picture()
+        request = image_request()
         with PromptClient(arena.settings) as client:
             first = client.wait(client.submit(request), timeout=120)
             second = client.wait(client.submit(request), timeout=120)
@@ -110,7 +112,7 @@ class TestASecondRequestOfTheSameId:
         assert arena.fleet.generated()[request.request_id] == 1
 
     def test_with_other_parameters_is_a_conflict(self, arena: Arena, worker: WorkerProcess) -> None:
-        request = picture()
+        request = image_request()
         arena.send([request])
         arena.wait_answered(30)
         arena.send([replace(request, prompt="something else")])
@@ -120,7 +122,7 @@ class TestASecondRequestOfTheSameId:
         assert codes == ["ID_CONFLICT", "None"]
 
     def test_in_another_format_is_a_conflict_too(self, arena: Arena, worker: WorkerProcess) -> None:
-        request = picture()
+        request = image_request()
         with PromptClient(arena.settings) as client:
             others = [
                 replace(request, format="webp"),
@@ -139,8 +141,8 @@ class TestASecondRequestOfTheSameId:
 
 class TestARequestThatCannotBeServed:
     def test_because_it_expired_has_no_dead_letter(self, arena: Arena, worker: WorkerProcess) -> None:
-        gone = picture(expires_at=datetime.now(UTC) - timedelta(seconds=1))
-        arena.send([gone, picture()])
+        gone = image_request(expires_at=datetime.now(UTC) - timedelta(seconds=1))
+        arena.send([gone, image_request()])
         report = arena.wait_answered(30)
         arena.assert_exactly_once(report)
         assert report.by_request()[gone.request_id]["status"] == "EXPIRED"
@@ -155,47 +157,49 @@ class TestAnEngineThatFails:
 
     def test_for_one_prompt_ends_that_request_after_its_attempts(self, arena: Arena) -> None:
         self.start(arena, broken="raise")
-        bad = picture("broken")
-        arena.send([picture("before"), bad, *(picture(f"after {i}") for i in range(10))])
+        bad = image_request("broken")
+        arena.send([image_request("before"), bad, *(image_request(f"after {i}") for i in range(10))])
         report = arena.wait_answered(40)
         arena.assert_exactly_once(report)
         failed = report.by_request()[bad.request_id]
         assert (failed["error"]["code"], failed["attempts"]) == ("GENERATION_FAILED", 3)
         assert report.statuses() == {"SUCCEEDED": 11, "FAILED": 1}
 
-    def test_for_want_of_memory_makes_smaller_batches(self, arena: Arena) -> None:
+    def test_for_lack_of_memory_gets_smaller_batches(self, arena: Arena) -> None:
         worker = self.start(arena, large="oom:2")
-        arena.send([picture(f"large {i}") for i in range(40)])
+        arena.send([image_request(f"large {i}") for i in range(40)])
         report = arena.wait_answered(40)
         arena.assert_exactly_once(report)
         assert report.statuses() == {"SUCCEEDED": 40}
-        # 8 taught 4, and 4 taught 2: what came after fitted at once.
+        # 8 led to 4, and 4 to 2: everything after that fitted at once.
         assert samples(worker)["zimage_out_of_memory_total", ""] <= 2
         assert {result["attempts"] for result in report.by_request().values()} == {1}
 
-    def test_for_want_of_memory_even_alone_condemns_that_one_only(self, arena: Arena) -> None:
+    def test_for_lack_of_memory_even_alone_ends_only_that_request(self, arena: Arena) -> None:
         self.start(arena, huge="oom:0")
-        huge = picture("huge")
-        arena.send([huge, *(picture(f"small {i}") for i in range(8))])
+        huge = image_request("huge")
+        arena.send([huge, *(image_request(f"small {i}") for i in range(8))])
         report = arena.wait_answered(40)
         arena.assert_exactly_once(report)
         assert report.by_request()[huge.request_id]["error"]["code"] == "OUT_OF_MEMORY"
         assert report.statuses() == {"SUCCEEDED": 8, "FAILED": 1}
 
-    def test_with_a_lost_context_ends_the_process_and_condemns_nobody_at_once(self, arena: Arena) -> None:
+    def test_with_a_lost_context_ends_the_process_without_ending_a_request_at_once(
+        self, arena: Arena
+    ) -> None:
         worker = self.start(arena, cursed="lost")
-        arena.send([picture("cursed")])
+        arena.send([image_request("cursed")])
         assert worker.wait(30) == 71
         assert arena.report().results == {}
 
-    def test_that_hangs_ends_the_process_and_condemns_nobody_at_once(self, arena: Arena) -> None:
+    def test_that_hangs_ends_the_process_without_ending_a_request_at_once(self, arena: Arena) -> None:
         hung = arena.fleet.start(
             "worker",
             ZIMAGE_ENGINE__SIMULATED_MS="0",
             ZIMAGE_ENGINE__SIMULATED_FAULTS=json.dumps({"endless": "hang"}),
             ZIMAGE_ENGINE__HANG_TIMEOUT_S="1",
         ).wait_ready()
-        arena.send([picture("endless"), *(picture(f"{i}") for i in range(5))])
+        arena.send([image_request("endless"), *(image_request(f"{i}") for i in range(5))])
         assert hung.wait(30) == 73
         arena.fleet.start("next", ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
         report = arena.wait_answered(40)
@@ -204,10 +208,10 @@ class TestAnEngineThatFails:
 
 
 def test_a_sick_engine_gives_its_requests_back(arena: Arena) -> None:
-    # The known-good picture fails too, so that the fault is the device's.
+    # The known-good image fails too, so the device is at fault.
     faults = json.dumps({"": "raise"})
     sick = arena.fleet.start("sick", ZIMAGE_ENGINE__SIMULATED_FAULTS=faults).wait_ready()
-    arena.send([picture(f"{i}") for i in range(20)])
+    arena.send([image_request(f"{i}") for i in range(20)])
     assert sick.wait(30) == 70
     assert arena.report().results == {}
     arena.fleet.start("healthy", ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
@@ -218,7 +222,7 @@ def test_a_sick_engine_gives_its_requests_back(arena: Arena) -> None:
 
 
 def flood(arena: Arena, count: int) -> None:
-    """So many records of a schema that nobody knows, by one producer, into one partition."""
+    """Send this many records of an unknown schema, from one producer, into one partition."""
     producer = Producer(client_config(arena.settings.kafka))
 
     def delivered(error: object, message: Any) -> None:
@@ -233,7 +237,7 @@ def flood(arena: Arena, count: int) -> None:
 
 
 def release(arena: Arena) -> None:
-    """What an operator does at night, on any machine."""
+    """Run the command that an operator runs, on any machine."""
     words = ["dead-letters", "release", "--code", "unknown_schema"]
     done = subprocess.run(
         [sys.executable, "-m", "zimage_stream", *words],
@@ -246,8 +250,8 @@ def release(arena: Arena) -> None:
     assert done.returncode == 0, done.stderr
 
 
-class TestRequestsThatFailForReasonsThatMayBeOurs:
-    def test_are_held_back_where_nothing_succeeds_until_an_operator_lets_them_go(self, arena: Arena) -> None:
+class TestRequestsThatMayFailThroughTheDeployment:
+    def test_are_held_back_if_nothing_succeeds_until_an_operator_releases_them(self, arena: Arena) -> None:
         worker = arena.fleet.start("worker", ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
         flood(arena, 300)
 
@@ -265,14 +269,14 @@ class TestRequestsThatFailForReasonsThatMayBeOurs:
         assert report.duplicates == []
         worker.wait_ready()
 
-    def test_of_one_producer_stop_nobody_else(self, arena: Arena) -> None:
+    def test_do_not_stop_the_requests_of_other_producers(self, arena: Arena) -> None:
         flood(arena, 1_500)
         worker = arena.fleet.start("worker", ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
         until(
             lambda: any("held back" in reason for reason in worker.ready()[1]), 60, "the flood is held back"
         )
-        arena.send([picture(f"{i}", tenant=f"tenant-{i}") for i in range(40)])
-        # Others succeed, so that the fault is not the deployment's, and the flood ends too.
+        arena.send([image_request(f"{i}", tenant=f"tenant-{i}") for i in range(40)])
+        # Others succeed, so the deployment is not at fault, and the flood ends too.
         report = arena.wait_answered(60)
         assert report.statuses() == {"SUCCEEDED": 40}
         assert len(report.dead) == 1_500
@@ -280,12 +284,12 @@ class TestRequestsThatFailForReasonsThatMayBeOurs:
         worker.wait_ready()
 
 
-def test_at_least_once_answers_everything_too(
+def test_at_least_once_also_answers_every_request(
     make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress
 ) -> None:
     arena = make_arena(kafka, minio, worker={"guarantee": "at_least_once"})
     arena.fleet.start("worker", ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
-    arena.send([picture(f"{i}") for i in range(100)])
+    arena.send([image_request(f"{i}") for i in range(100)])
     publish(arena, b"poison")
     report = arena.wait_answered(30)
     assert report.statuses() == {"SUCCEEDED": 100}
@@ -299,13 +303,13 @@ def test_with_a_schema_registry(
     arena = make_arena(kafka, minio, registry={"url": registry.url, "auto_register": True})
     arena.fleet.start("worker", ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
     with PromptClient(arena.settings) as client:
-        result = client.wait(client.submit(picture()), timeout=120)
+        result = client.wait(client.submit(image_request()), timeout=120)
     assert result.succeeded
     (record,) = read(arena, arena.settings.topics.results)
     assert record.value()[0] == 0
 
 
-def test_where_the_results_schema_is_not_registered_a_worker_waits_and_charges_nobody(
+def test_without_a_registered_results_schema_a_worker_waits_and_charges_no_request(
     make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress, registry: RegistryAddress
 ) -> None:
     arena = make_arena(kafka, minio, registry={"url": registry.url})
@@ -317,7 +321,7 @@ def test_where_the_results_schema_is_not_registered_a_worker_waits_and_charges_n
 
         register(PROMPT_REQUEST, topics.requests)
         worker = arena.fleet.start("worker", ZIMAGE_ENGINE__SIMULATED_MS="0")
-        sent = arena.send([picture(f"{i}") for i in range(10)])
+        sent = arena.send([image_request(f"{i}") for i in range(10)])
         missing = f"not registered under subject {topics.results}-value"
         until(
             lambda: any(missing in reason for reason in worker.ready()[1]), 30, "/readyz says what is missing"
@@ -336,20 +340,20 @@ def test_client_and_worker_over_sasl_ssl(
     arena = make_arena(secure_kafka, minio)
     assert arena.settings.kafka.security_protocol == "SASL_SSL"
     arena.fleet.start("worker", ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
-    arena.send([picture(f"{i}") for i in range(20)])
+    arena.send([image_request(f"{i}") for i in range(20)])
     report = arena.wait_answered(60)
     arena.assert_exactly_once(report)
     assert report.statuses() == {"SUCCEEDED": 20}
 
 
-def test_a_missing_bucket_is_said_at_start(arena: Arena, tmp_path: Path) -> None:
+def test_a_missing_bucket_is_reported_at_start(arena: Arena, tmp_path: Path) -> None:
     worker = arena.fleet.start("worker", ZIMAGE_STORE__BUCKET="nowhere")
     assert worker.wait(30) == 1
     assert "there is no bucket 'nowhere'" in worker.log.read_text()
 
 
 def read(arena: Arena, topic: str) -> Iterator[Any]:
-    """Every record of a topic that is there now."""
+    """All records that are in a topic now."""
     consumer = Consumer(
         client_config(arena.settings.kafka)
         | {"group.id": "test", "enable.partition.eof": "true", "isolation.level": "read_committed"}

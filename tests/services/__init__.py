@@ -1,8 +1,8 @@
 """Real Kafka, MinIO and a schema registry for tests and for working by hand.
 
-Each is a plain process on loopback ("native"), made from packages that are fetched once into a cache
-outside the tree. ``python -m tests.services --help`` says how to use them from a shell;
-``tests/conftest.py`` has the fixtures.
+Each is a plain process on loopback ("native"), built from packages that are fetched once into a cache
+outside the tree. ``python -m tests.services --help`` explains their use from a shell; ``tests/conftest.py``
+has the fixtures.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ _SIGNALLED = 128
 
 def main(arguments: Sequence[str]) -> int:
     options = _parse(arguments)
-    # The default would end this process before it has removed the services' data.
+    # The default handler would end this process before it has removed the services' data.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_SIGNALLED + signal.SIGTERM))
     try:
         if options.action == "prepare":
@@ -83,7 +83,7 @@ def _serve(write_env: Path | None, with_registry: bool) -> int:
 
 def _run(command: Sequence[str], with_registry: bool) -> int:
     with _services(with_registry) as variables:
-        # The command gets Ctrl-C from the terminal as we do, and decides what it means.
+        # The command receives Ctrl-C from the terminal as we do, and decides what it means.
         signal.signal(signal.SIGINT, lambda *_: None)
         try:
             child = subprocess.Popen(command, env={**os.environ, **variables})
@@ -96,7 +96,7 @@ def _run(command: Sequence[str], with_registry: bool) -> int:
 
 @contextmanager
 def _services(with_registry: bool) -> Iterator[Mapping[str, str]]:
-    """Run them, with a bucket made; gives the variables that a client needs."""
+    """Run the services, with a bucket created. Yields the variables that a client needs."""
     with tempfile.TemporaryDirectory(prefix="zimage-services-") as folder:
         broker = kafka.Kafka(Path(folder) / "kafka")
         store = minio.Minio(Path(folder) / "minio")
@@ -114,11 +114,11 @@ def _services(with_registry: bool) -> Iterator[Mapping[str, str]]:
 def _variables(
     broker: kafka.Kafka, store: minio.Minio, schemas: registry.Registry | None
 ) -> Mapping[str, str]:
-    """The settings for the ``zimage`` command, and the addresses for a run of the tests."""
+    """Settings for the ``zimage`` command, and addresses for a run of the tests."""
     of_registry = (
         {
             "ZIMAGE_REGISTRY__URL": schemas.url,
-            # It begins empty.
+            # It starts out empty.
             "ZIMAGE_REGISTRY__AUTO_REGISTER": "true",
             GIVEN_REGISTRY: schemas.url,
         }
@@ -140,7 +140,7 @@ def _variables(
 
 
 def _write_private(path: Path, text: str) -> None:
-    """Whole or not at all, and for nobody else to read: there are passwords in it."""
+    """Write the file atomically and readable by its owner only: it contains passwords."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.touch(mode=0o600)
     partial.write_text(text)

@@ -1,4 +1,4 @@
-"""Where a service is and how to be let in, whoever runs it."""
+"""Addresses and credentials of services, whoever runs them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from zimage_stream.settings import KafkaSettings, RegistrySettings, StoreSetting
 _POLL_S = 0.05
 _PROBE_S = 2.0
 
-# A probe is refused many times while a service starts; librdkafka would log every one.
+# A probe is refused many times while a service starts; librdkafka would log each refusal.
 _SILENT = logging.getLogger("tests.services.probe")
 _SILENT.addHandler(logging.NullHandler())
 _SILENT.propagate = False
@@ -39,7 +39,7 @@ class KafkaAddress:
         return self.settings.bootstrap_servers
 
     def probe(self) -> None:
-        """Return when every partition that is there has a leader.
+        """Return if every existing partition has a leader.
 
         Raises:
             ServiceError: not ready yet.
@@ -50,10 +50,10 @@ class KafkaAddress:
             raise ServiceError("partitions without a leader")
 
     def metadata(self, topic: str | None = None) -> ClusterMetadata:
-        """What the brokers say of themselves and of all topics, or of one.
+        """Metadata from the brokers about themselves and all topics, or one.
 
         Raises:
-            ServiceError: none answers.
+            ServiceError: no broker responds.
         """
         config: dict[str, Any] = {**common_config(self.settings), **self.settings.extra, "logger": _SILENT}
         admin = AdminClient(config)
@@ -73,7 +73,7 @@ class MinioAddress:
 
     @classmethod
     def from_url(cls, url: str) -> MinioAddress:
-        """Of ``http://key:secret@host:port``.
+        """Parse ``http://key:secret@host:port``.
 
         Raises:
             ServiceError: a part is missing.
@@ -87,12 +87,12 @@ class MinioAddress:
 
     @property
     def url(self) -> str:
-        """What :meth:`from_url` reads."""
+        """The URL that :meth:`from_url` parses."""
         scheme = "https" if self.secure else "http"
         return f"{scheme}://{self.access_key}:{self.secret_key}@{self.endpoint}"
 
     def settings(self, bucket: str) -> StoreSettings:
-        """A store in that bucket."""
+        """Store settings for this bucket."""
         return StoreSettings(
             endpoint=self.endpoint,
             access_key=self.access_key,
@@ -112,7 +112,7 @@ class MinioAddress:
         )
 
     def probe(self) -> None:
-        """Return when requests with these credentials are served.
+        """Return if requests with these credentials are served.
 
         Raises:
             ServiceError: not ready yet.
@@ -126,15 +126,15 @@ class MinioAddress:
 @dataclass(frozen=True)
 class RegistryAddress:
     url: str
-    """Of the Confluent-compatible API."""
+    """Base URL of the Confluent-compatible API."""
 
     @property
     def settings(self) -> RegistrySettings:
-        """For a registry that begins empty: whoever publishes first registers the schema."""
+        """Settings for a registry that starts out empty: the first publisher registers the schema."""
         return RegistrySettings(url=self.url, auto_register=True)
 
     def probe(self) -> None:
-        """Return when subjects can be listed.
+        """Return if subjects can be listed.
 
         Raises:
             ServiceError: not ready yet.
@@ -157,10 +157,10 @@ Address = KafkaAddress | MinioAddress | RegistryAddress
 
 
 def wait_until_ready(probe: Callable[[], None], timeout_s: float) -> None:
-    """Call ``probe`` until it returns.
+    """Call ``probe`` repeatedly until it returns.
 
     Raises:
-        ServiceError: what the probe raised last, when the time is up.
+        ServiceError: the time is up; the probe's last error.
     """
     deadline = time.monotonic() + timeout_s
     while True:

@@ -1,4 +1,4 @@
-"""The services as containers, where a Docker daemon answers."""
+"""The services as containers, where a Docker daemon responds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.services.native.ports import free_ports
 from zimage_stream.settings import KafkaSettings
 
 KAFKA_IMAGE = f"apache/kafka:{native_kafka.VERSION}"
-# The last that was published; the server differs from the native one by fixes only.
+# The last image published; its server differs from the native one only by fixes.
 MINIO_IMAGE = "minio/minio:RELEASE.2025-09-07T16-13-09Z"
 REGISTRY_IMAGE = f"apicurio/apicurio-registry:{native_registry.VERSION}"
 
@@ -26,7 +26,7 @@ _START_TIMEOUT_S = 90.0
 
 @functools.cache
 def docker_answers() -> bool:
-    """Whether a daemon really answers; that the command is installed says nothing."""
+    """Whether a daemon really responds; an installed command proves nothing."""
     # Imported late: it takes half a second, which a run of the unit tests need not spend.
     from testcontainers.core.docker_client import DockerClient
 
@@ -34,18 +34,18 @@ def docker_answers() -> bool:
         warnings.simplefilter("ignore", ResourceWarning)
         try:
             DockerClient(timeout=_PROBE_S).client.close()
-        except Exception:  # no socket, no rights, an old daemon, a broken context: no Docker for us
+        except Exception:  # no socket, no permission, an old daemon, a broken context: no Docker for us
             answers = False
         else:
             answers = True
-        # A client that fails leaves its socket open; collected later, it would fail some test.
+        # A client that fails leaves its socket open; collected later, that would fail some other test.
         gc.collect()
     return answers
 
 
 @contextmanager
 def kafka() -> Iterator[KafkaAddress]:
-    """A broker in a container, for as long as the context lasts.
+    """A broker in a container, for the lifetime of the context.
 
     Raises:
         ServiceError: it does not come up.
@@ -65,7 +65,7 @@ def kafka() -> Iterator[KafkaAddress]:
 
 @contextmanager
 def minio() -> Iterator[MinioAddress]:
-    """MinIO in a container, as :func:`kafka`."""
+    """MinIO in a container, like :func:`kafka`."""
     (port,) = free_ports(1)
     address = MinioAddress(f"{_host()}:{port}", f"zimage-{secrets.token_hex(4)}", secrets.token_hex(16))
     environment = {
@@ -80,7 +80,7 @@ def minio() -> Iterator[MinioAddress]:
 
 @contextmanager
 def registry() -> Iterator[RegistryAddress]:
-    """A schema registry in a container, as :func:`kafka`."""
+    """A schema registry in a container, like :func:`kafka`."""
     (port,) = free_ports(1)
     with _container(REGISTRY_IMAGE, 8080, port, {}):
         address = RegistryAddress(f"http://{_host()}:{port}{native_registry.API}")
@@ -93,7 +93,7 @@ def _host() -> str:
     from testcontainers.core.docker_client import DockerClient
 
     host = DockerClient().host()
-    # A published port may be there for one of the two families that the name stands for.
+    # A port may be published for only one of the two address families that the name stands for.
     return "127.0.0.1" if host == "localhost" else host
 
 

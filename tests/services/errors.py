@@ -1,17 +1,17 @@
-"""What can go wrong with a service.
+"""Errors of services.
 
 ::
 
-    ServiceError                  a service did not start, stop or answer; quotes its last log lines
-    └── ServiceMissingError       it cannot be had on this machine: a tool or a package is missing
+    ServiceError                  a service did not start, stop or respond; quotes its last log lines
+    └── ServiceMissingError       it is unavailable on this machine: a tool or a package is missing
 """
 
 from __future__ import annotations
 
 
 class ServiceError(Exception):
-    """A service did not do what was asked of it."""
+    """A service failed to do what was requested."""
 
 
 class ServiceMissingError(ServiceError):
-    """The service cannot be had on this machine; the message says what to install."""
+    """The service is unavailable on this machine; the message names what to install."""

@@ -1,4 +1,4 @@
-"""Where a test's service comes from: an address given by the user, a container, a plain process."""
+"""Where a test's service comes from: an address given by the user, a container, or a plain process."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ class Source(Enum):
 
 
 class Absence(Enum):
-    """What becomes of a test that cannot have its service."""
+    """What happens to a test whose service is unavailable."""
 
     SKIP = "skip"
     FAIL = "fail"
 
 
 def choose_source(given: str | None, docker_answers: Callable[[], bool]) -> Source:
-    """The first that can be had; Docker is asked only where no address is given."""
+    """The first available source; Docker is only queried if no address is given."""
     if given:
         return Source.GIVEN
     return Source.CONTAINER if docker_answers() else Source.NATIVE
 
 
 def on_absence(environment: Mapping[str, str]) -> Absence:
-    """A person's machine may lack a service; in CI, a test that did not run must not pass for one."""
+    """A developer's machine may lack a service; in CI, a test that did not run must not count as passed."""
     return Absence.FAIL if environment.get("CI", "").lower() not in ("", "0", "false") else Absence.SKIP
 
 
 def kafka(environment: Mapping[str, str], folder: Path) -> AbstractContextManager[KafkaAddress]:
-    """A broker, for as long as the context lasts; ``folder`` is for a native one.
+    """A broker, for the lifetime of the context; ``folder`` is for a native one.
 
     Raises:
-        ServiceError: it does not answer or start.
-        ServiceMissingError: there is no way to have one on this machine.
+        ServiceError: it does not start or respond.
+        ServiceMissingError: there is no source for it on this machine.
     """
     return _provide(
         environment.get(GIVEN_KAFKA),
@@ -64,14 +64,14 @@ def kafka(environment: Mapping[str, str], folder: Path) -> AbstractContextManage
 
 
 def minio(environment: Mapping[str, str], folder: Path) -> AbstractContextManager[MinioAddress]:
-    """A MinIO, as :func:`kafka`."""
+    """A MinIO, like :func:`kafka`."""
     return _provide(
         environment.get(GIVEN_MINIO), MinioAddress.from_url, containers.minio, lambda: Minio(folder)
     )
 
 
 def registry(environment: Mapping[str, str], folder: Path) -> AbstractContextManager[RegistryAddress]:
-    """A schema registry, as :func:`kafka`."""
+    """A schema registry, like :func:`kafka`."""
     return _provide(
         environment.get(GIVEN_REGISTRY), RegistryAddress, containers.registry, lambda: Registry(folder)
     )
@@ -79,11 +79,11 @@ def registry(environment: Mapping[str, str], folder: Path) -> AbstractContextMan
 
 @contextmanager
 def shared(environment: Mapping[str, str], folder: Path) -> Iterator[Mapping[str, str]]:
-    """All of them, as the variables by which other processes find them. One that cannot be had is left out:
-    the tests that need it say so.
+    """All services, as variables by which other processes find them. An unavailable one is left out: the
+    tests that need it report that.
 
     Raises:
-        ServiceError: one does not answer or start.
+        ServiceError: one does not start or respond.
     """
     with ExitStack() as stack:
         variables = {}

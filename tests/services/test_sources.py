@@ -1,4 +1,4 @@
-"""The parts of the services' machinery that need no service."""
+"""The parts of the services' code that need no running service."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from tests.services.sources import Absence, Source, choose_source, on_absence
         (None, False, Source.NATIVE),
     ],
 )
-def test_the_first_source_that_can_be_had_is_taken(given: str | None, docker: bool, expected: Source) -> None:
+def test_the_first_available_source_is_used(given: str | None, docker: bool, expected: Source) -> None:
     assert choose_source(given, lambda: docker) is expected
 
 
-def test_docker_is_not_asked_where_an_address_is_given() -> None:
+def test_docker_is_not_queried_if_an_address_is_given() -> None:
     asked: list[bool] = []
 
     def docker_answers() -> bool:
@@ -66,13 +66,13 @@ def test_the_address_of_minio_survives_its_url() -> None:
 @pytest.mark.parametrize(
     "url", ["127.0.0.1:9000", "http://127.0.0.1:9000", "http://k:s@host", "ftp://k:s@h:1"]
 )
-def test_an_address_of_minio_without_a_part_says_what_it_takes(url: str) -> None:
+def test_an_incomplete_minio_address_is_refused_with_the_expected_form(url: str) -> None:
     with pytest.raises(ServiceError, match="http://key:secret@host:port"):
         MinioAddress.from_url(url)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_ports_lie_below_those_that_the_system_gives_to_clients() -> None:
+def test_ports_are_below_the_ephemeral_range() -> None:
     ports = free_ports(50)
 
     assert len(set(ports)) == 50
@@ -80,7 +80,7 @@ def test_ports_lie_below_those_that_the_system_gives_to_clients() -> None:
     assert max(ports) < lowest
 
 
-def test_the_error_for_a_missing_java_says_which_are_too_old() -> None:
+def test_the_error_for_a_missing_java_names_versions_that_are_too_old() -> None:
     assert find_java(8).is_file()
 
     with pytest.raises(ServiceMissingError, match=r"no Java 999 .*java is \d+"):
@@ -105,7 +105,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def test_many_at_once_build_one_time(empty_cache: Path) -> None:
+def test_concurrent_builds_run_only_once(empty_cache: Path) -> None:
     builds: list[Path] = []
     together = threading.Barrier(4)
     folders: list[Path] = []
@@ -129,14 +129,14 @@ def test_many_at_once_build_one_time(empty_cache: Path) -> None:
     assert (empty_cache / "thing-1" / "file").read_text() == "whole"
 
 
-def test_a_build_that_fails_leaves_nothing_and_is_tried_again(empty_cache: Path) -> None:
+def test_a_failed_build_leaves_nothing_behind_and_is_retried(empty_cache: Path) -> None:
     def fail(folder: Path) -> None:
         (folder / "half").touch()
         raise ServiceMissingError("no such tool")
 
     with pytest.raises(ServiceMissingError, match="no such tool"):
         cache.cached("thing-1", fail)
-    # What a process leaves that is killed while it builds.
+    # What a process that is killed during a build leaves behind.
     left_over = empty_cache / ".thing-1.building-killed"
     left_over.mkdir()
 

@@ -1,1 +1,1 @@
-"""Dead letters: list, show, replay, export."""
+"""Dead letters: list, show, export, replay, release."""

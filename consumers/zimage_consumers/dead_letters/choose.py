@@ -1,4 +1,4 @@
-"""Which dead letters are meant, what a replay sends for each, and how they are counted. Pure."""
+"""Selects dead letters, counts them, and builds the requests that a replay sends. Pure."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from zimage_consumers.dead_letters.letter import DeadLetter, Place
+from zimage_consumers.dead_letters.letter import DeadLetter, LetterPosition
 from zimage_stream.errors import ZImageError
 from zimage_stream.events.prompt_request import PromptRequest
 
 
-class NotMendableError(ZImageError):
-    """A dead letter cannot be replayed in the way that was asked for."""
+class NotReplayableError(ZImageError):
+    """A dead letter cannot be replayed as requested."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What dead letters must be; an empty set allows any."""
+class LetterFilter:
+    """Criteria for dead letters; an empty set allows any value."""
 
     codes: frozenset[str] = frozenset()
     ids: frozenset[str] = frozenset()
     tenants: frozenset[str] = frozenset()
-    places: frozenset[Place] = frozenset()
+    places: frozenset[LetterPosition] = frozenset()
 
     def matches(self, letter: DeadLetter) -> bool:
-        """Whether the letter is one of them."""
+        """Whether the letter meets all criteria."""
         tenant = letter.request.tenant if letter.request else None
         pairs: tuple[tuple[Collection[Any], Any], ...] = (
             (self.codes, letter.code),
@@ -38,7 +38,7 @@ class Wanted:
 
 
 @dataclass(slots=True)
-class Group:
+class LetterGroup:
     """The dead letters of one code."""
 
     count: int
@@ -48,7 +48,7 @@ class Group:
     example: DeadLetter
 
     def add(self, letter: DeadLetter, replayed: bool) -> None:
-        """One more."""
+        """Add a letter to the group."""
         self.count += 1
         self.replayed += replayed
         self.oldest = min(self.oldest, letter.at)
@@ -56,7 +56,7 @@ class Group:
             self.newest, self.example = letter.at, letter
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The group as a JSON object."""
         return {
             "count": self.count,
             "replayed": self.replayed,
@@ -66,25 +66,27 @@ class Group:
         }
 
     @staticmethod
-    def of(letter: DeadLetter) -> Group:
-        """An empty group that begins with this letter."""
-        return Group(0, 0, letter.at, letter.at, letter)
+    def of(letter: DeadLetter) -> LetterGroup:
+        """An empty group that starts with this letter."""
+        return LetterGroup(0, 0, letter.at, letter.at, letter)
 
 
-def mended(letter: DeadLetter, changes: Mapping[str, Any], *, keep_expiry: bool) -> PromptRequest | None:
-    """The request to send instead, or ``None`` where the record goes as it was.
+def request_to_send(
+    letter: DeadLetter, changes: Mapping[str, Any], *, keep_expiry: bool
+) -> PromptRequest | None:
+    """The request to send for a letter, or ``None`` where its record is sent unchanged.
 
     Args:
         changes: fields with their new values.
-        keep_expiry: else ``expires_at`` is cleared, or most replays would expire at once.
+        keep_expiry: keep ``expires_at``. Otherwise it is cleared, or most replays would expire at once.
 
     Raises:
-        NotMendableError: fields are to be changed, and the record does not decode.
+        NotReplayableError: fields are to be changed, but the record does not decode.
     """
     request = letter.request
     if request is None:
         if changes:
-            raise NotMendableError(f"{letter.place} cannot be changed field by field: {letter.unreadable}")
+            raise NotReplayableError(f"{letter.place} cannot be changed field by field: {letter.unreadable}")
         return None
     if not keep_expiry:
         changes = {"expires_at": None, **changes}

@@ -1,4 +1,4 @@
-"""``zimage dead-letters``."""
+"""The ``zimage dead-letters`` command."""
 
 from __future__ import annotations
 
@@ -11,15 +11,20 @@ from typing import Annotated, Any
 
 import typer
 
-from zimage_consumers.dead_letters.choose import Group, NotMendableError, Wanted, mended
-from zimage_consumers.dead_letters.letter import DeadLetter, Place
+from zimage_consumers.dead_letters.choose import (
+    LetterFilter,
+    LetterGroup,
+    NotReplayableError,
+    request_to_send,
+)
+from zimage_consumers.dead_letters.letter import DeadLetter, LetterPosition
 from zimage_consumers.dead_letters.notes import read_notes
-from zimage_consumers.dead_letters.original import whole
+from zimage_consumers.dead_letters.original import complete_letter
 from zimage_consumers.dead_letters.read import read_letters
 from zimage_consumers.dead_letters.release import write_releases
-from zimage_consumers.dead_letters.replay import AT_A_TIME, Replay, Replayer
+from zimage_consumers.dead_letters.replay import MAX_LETTERS_PER_TRANSACTION, Replay, Replayer
 from zimage_consumers.dead_letters.show import details, groups_table, id_of, line_of
-from zimage_consumers.image_worker.stages.verdict import OURS
+from zimage_consumers.image_worker.stages.verdict import DEPLOYMENT_CODES
 from zimage_stream.cli.context import settings_of
 from zimage_stream.cli.printing import print_table, say_json
 from zimage_stream.cli.terminal import say
@@ -34,20 +39,20 @@ from zimage_stream.settings import Settings
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
-    help="What could not be served: list it, look at it, mend it, send it again.",
+    help="Requests that could not be served: list, inspect, fix and replay them.",
 )
 
 Codes = Annotated[
-    list[str] | None, typer.Option("--code", help="Of these codes: " + ", ".join(list(Code)[:3]) + ", …")
+    list[str] | None, typer.Option("--code", help="With these codes: " + ", ".join(list(Code)[:3]) + ", …")
 ]
-Ids = Annotated[list[str] | None, typer.Option("--id", help="Of these requests.")]
-Tenants = Annotated[list[str] | None, typer.Option("--tenant", help="Of these tenants.")]
+Ids = Annotated[list[str] | None, typer.Option("--id", help="With these request ids.")]
+Tenants = Annotated[list[str] | None, typer.Option("--tenant", help="From these tenants.")]
 At = Annotated[
     list[str] | None,
-    typer.Option("--at", metavar="PARTITION:OFFSET", help="At these places in the dead-letter topic."),
+    typer.Option("--at", metavar="PARTITION:OFFSET", help="At these positions in the dead-letter topic."),
 ]
-Limit = Annotated[int | None, typer.Option(min=1, help="At most so many, the oldest first.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most this many, oldest first.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
 
 
 @app.command("list")
@@ -60,26 +65,26 @@ def list_(
     limit: Limit = None,
     json: Json = False,
 ) -> None:
-    """How many there are of each code, or, with options that choose, each of them.
+    """Count dead letters by code or, with options that select, list each of them.
 
     Example: zimage dead-letters list --code INVALID_REQUEST
     """
     settings = settings_of(context)
     wanted, now = _wanted(code, id_, tenant, at), datetime.now(UTC)
     replayed = read_notes(settings)
-    groups: dict[str, Group] = {}
+    groups: dict[str, LetterGroup] = {}
     found = 0
     with create_codec(settings.registry) as codec:
         for letter in read_letters(settings, codec, wanted):
             found += 1
-            if wanted != Wanted() or limit is not None:
+            if wanted != LetterFilter() or limit is not None:
                 again = letter in replayed
                 if json:
                     _say_json(letter, again)
                 else:
                     say(line_of(letter, now, replayed=again))
             else:
-                groups.setdefault(letter.code, Group.of(letter)).add(letter, letter in replayed)
+                groups.setdefault(letter.code, LetterGroup.of(letter)).add(letter, letter in replayed)
             if found == limit:
                 break
     if json:
@@ -88,27 +93,27 @@ def list_(
     elif groups:
         print_table(groups_table(groups, now))
         say(err=True)
-        say("one by one: zimage dead-letters list --code CODE", err=True)
+        say("to list each: zimage dead-letters list --code CODE", err=True)
     elif not found:
-        say("there are no such dead letters" if wanted != Wanted() else "there are none", err=True)
+        say("there are no such dead letters" if wanted != LetterFilter() else "there are none", err=True)
 
 
 @app.command()
 def show(
     context: typer.Context,
-    which: Annotated[list[str], typer.Argument(metavar="ID|PARTITION:OFFSET", help="Request ids or places.")],
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Write the record's value alone, byte for byte.")
-    ] = False,
+    which: Annotated[
+        list[str], typer.Argument(metavar="ID|PARTITION:OFFSET", help="Request ids or positions.")
+    ],
+    raw: Annotated[bool, typer.Option("--raw", help="Write only the record's value, byte for byte.")] = False,
     json: Json = False,
 ) -> None:
-    """Everything about a dead letter: what was sent, why it died, and where it came from.
+    """Show all about a dead letter: what was sent, why it failed, and where it came from.
 
     Example: zimage dead-letters show 0:17
     """
     if raw and sys.stdout.isatty():
         raise typer.BadParameter(
-            "a terminal may obey what is in the value; write it to a file: … --raw > value",
+            "the value may contain terminal control codes; write it to a file: … --raw > value",
             param_hint="--raw",
         )
     settings, now = settings_of(context), datetime.now(UTC)
@@ -117,17 +122,17 @@ def show(
     replayed = read_notes(settings)
     shown = 0
     with create_codec(settings.registry) as codec:
-        for letter in read_letters(settings, codec, Wanted()):
+        for letter in read_letters(settings, codec, LetterFilter()):
             if letter.place not in places and letter.request_id not in ids:
                 continue
             if raw:
                 if shown:
                     raise typer.BadParameter(
-                        "it has several dead letters; give one place", param_hint="--raw"
+                        "it has several dead letters; give one position", param_hint="--raw"
                     )
                 try:
-                    sys.stdout.buffer.write(whole(settings.kafka, codec, letter).value or b"")
-                except NotMendableError as error:
+                    sys.stdout.buffer.write(complete_letter(settings.kafka, codec, letter).value or b"")
+                except NotReplayableError as error:
                     say(str(error), err=True)
                     raise typer.Exit(1) from error
             elif json:
@@ -151,7 +156,7 @@ def export(
     at: At = None,
     limit: Limit = None,
 ) -> None:
-    """Write them as JSON Lines: request, reasons, headers, and the bytes in base64.
+    """Write dead letters as JSON Lines: request, reasons, headers, and the bytes in base64.
 
     Example: zimage dead-letters export > dead-letters.jsonl
     """
@@ -176,30 +181,32 @@ def replay(
     limit: Limit = None,
     change: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Mend a field of the request; repeatable."),
+        typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the request; repeatable."),
     ] = None,
     value: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Send these bytes instead; for one dead letter.")
     ] = None,
-    keep_expiry: Annotated[bool, typer.Option("--keep-expiry", help="Else expires_at is cleared.")] = False,
-    again: Annotated[bool, typer.Option("--again", help="Also those that were replayed before.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be sent.")] = False,
+    keep_expiry: Annotated[
+        bool, typer.Option("--keep-expiry", help="Keep expires_at, which is cleared by default.")
+    ] = False,
+    again: Annotated[bool, typer.Option("--again", help="Include those that were replayed before.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be sent.")] = False,
     json: Json = False,
 ) -> None:
-    """Send dead letters to the workers again, as they were or mended; each only once.
+    """Send dead letters to the workers again, unchanged or fixed; each only once.
 
     A replayed dead letter stays where it is and is marked as replayed. Its
-    request keeps its id, so its result comes where it was waited for. Those
-    that the brokers refuse are named, and the others are sent: exit code 1.
+    request keeps its id, so its result reaches whoever waits for that id. Those
+    that the brokers refuse are named, the others are sent, and the exit code is 1.
 
     Example: zimage dead-letters replay --code INVALID_REQUEST --set width=1024
     """
     settings, wanted = settings_of(context), _wanted(code, id_, tenant, at)
-    if wanted == Wanted() and not all_:
-        raise typer.BadParameter("say which: --code, --id, --tenant, --at or --all", param_hint="replay")
+    if wanted == LetterFilter() and not all_:
+        raise typer.BadParameter("select some: --code, --id, --tenant, --at or --all", param_hint="replay")
     if change and value:
-        raise typer.BadParameter("give one of them", param_hint="--set, --value")
-    mending = _Mending(settings, _changes(change or []), _bytes_of(value), keep_expiry)
+        raise typer.BadParameter("give only one of them", param_hint="--set, --value")
+    replay_values = _ReplayValues(settings, _changes(change or []), _bytes_of(value), keep_expiry)
     tally = _Tally(settings, json, dry_run)
     with create_codec(settings.registry) as codec, _replayer(settings, dry_run) as replayer:
         replayed = read_notes(settings) if replayer is None else replayer.replayed
@@ -210,13 +217,13 @@ def replay(
                 continue
             try:
                 if value is None:
-                    letter = whole(settings.kafka, codec, letter)
-                waiting.append(Replay(letter, mending.value_for(letter, codec, tally.chosen)))
-            except (NotMendableError, RequestError) as error:
+                    letter = complete_letter(settings.kafka, codec, letter)
+                waiting.append(Replay(letter, replay_values.value_for(letter, codec, tally.chosen)))
+            except (NotReplayableError, RequestError) as error:
                 tally.refuse(letter, error)
                 continue
             tally.chosen += 1
-            if len(waiting) >= AT_A_TIME and not mending.single:
+            if len(waiting) >= MAX_LETTERS_PER_TRANSACTION and not replay_values.single:
                 tally.send(waiting, replayer)
             if tally.chosen == limit:
                 break
@@ -229,22 +236,22 @@ def release(
     context: typer.Context,
     code: Codes = None,
     minutes: Annotated[
-        float, typer.Option(min=0, help="For so long nothing is held back; 0: hold back again.")
+        float, typer.Option(min=0, help="Hold nothing back for this long; 0: hold back again.")
     ] = 60.0,
 ) -> None:
-    """Let go what workers hold back since it may be the deployment's fault.
+    """Release requests that workers hold back as possibly the deployment's fault.
 
-    All workers of the group try it once more, within seconds: what is mended by
-    now is served, what fails again goes to the dead letters.
+    All workers of the group retry them once, within seconds: what is fixed by now
+    is served, what fails again goes to the dead letters.
 
     Example: zimage dead-letters release --code UNKNOWN_SCHEMA
     """
     settings = settings_of(context)
-    codes = [Code(name) for name in sorted(_wanted(code, None, None, None).codes)] or list(OURS)
-    strange = [each for each in codes if each not in OURS]
+    codes = [Code(name) for name in sorted(_wanted(code, None, None, None).codes)] or list(DEPLOYMENT_CODES)
+    strange = [each for each in codes if each not in DEPLOYMENT_CODES]
     if strange:
         raise typer.BadParameter(
-            f"{strange[0]} is never held back, only {', '.join(OURS)} are", param_hint="--code"
+            f"{strange[0]} is never held back, only {', '.join(DEPLOYMENT_CODES)} are", param_hint="--code"
         )
     until = datetime.now(UTC) + timedelta(minutes=minutes)
     write_releases(settings, codes, until.timestamp())
@@ -255,8 +262,8 @@ def release(
         say(f"{names}: workers hold back again what may be the deployment's fault", err=True)
 
 
-class _Mending:
-    """What a replay sends for a dead letter."""
+class _ReplayValues:
+    """Determines the value that a replay sends for each dead letter."""
 
     def __init__(
         self, settings: Settings, changes: dict[str, Any], value: bytes | None, keep_expiry: bool
@@ -267,26 +274,27 @@ class _Mending:
         self._keep_expiry = keep_expiry
         self._limits = Limits(settings.engine.max_pixels, settings.engine.allow_guidance)
         self.single = value is not None or "request_id" in changes
-        """It makes sense for one dead letter only."""
+        """Whether the options make sense for one dead letter only."""
 
     def value_for(self, letter: DeadLetter, codec: Codec, chosen: int) -> bytes | None:
         if self.single and chosen:
             raise typer.BadParameter(
-                "several dead letters are meant; choose one with --at", param_hint="--value, --set request_id"
+                "several dead letters are selected; choose one with --at",
+                param_hint="--value, --set request_id",
             )
         if self._value is not None:
             return self._value
-        request = mended(letter, self._changes, keep_expiry=self._keep_expiry)
+        request = request_to_send(letter, self._changes, keep_expiry=self._keep_expiry)
         if request is None:
             return letter.value
-        # Only what a person changed is checked: what fails as it was may pass by now.
+        # Only what a person changed is checked: what failed unchanged may pass by now.
         if self._changes:
             request = check_request(request, self._limits)
         return codec.encode_request(request, self._settings.topics.requests)
 
 
 class _Tally:
-    """Says what is sent, and what is not."""
+    """Reports what is sent and what is not."""
 
     def __init__(self, settings: Settings, json: bool, dry_run: bool) -> None:
         self._requests = settings.topics.requests
@@ -300,7 +308,7 @@ class _Tally:
         say(f"{letter.place} {id_of(letter)} is not sent: {error}", err=True)
 
     def send(self, waiting: list[Replay], replayer: Replayer | None) -> None:
-        """Send and forget them."""
+        """Send these replays, report each, and empty the list."""
         refusals = [] if replayer is None else replayer.send(waiting)
         for refusal in refusals:
             self.chosen -= 1
@@ -308,7 +316,7 @@ class _Tally:
             self.refuse(
                 refusal.replay.letter,
                 f"the brokers refuse it ({refusal.reason}). A replay has two headers more than the record "
-                f"that died; raise max.message.bytes of {self._requests}, or mend it with --set or --value",
+                f"that failed; raise max.message.bytes of {self._requests}, or fix it with --set or --value",
             )
         for each in waiting:
             letter = each.letter
@@ -329,7 +337,7 @@ class _Tally:
         waiting.clear()
 
     def end(self) -> int:
-        """The last line; the exit code."""
+        """Print the summary, and return the exit code."""
         verb = "would be replayed" if self._dry_run else "replayed"
         parts = [f"{self.chosen:,} {verb}"]
         if self.skipped:
@@ -351,7 +359,7 @@ def _replayer(settings: Settings, dry_run: bool) -> Iterator[Replayer | None]:
 
 def _wanted(
     codes: list[str] | None, ids: list[str] | None, tenants: list[str] | None, at: list[str] | None
-) -> Wanted:
+) -> LetterFilter:
     known = [code.upper() for code in codes or ()]
     for code in known:
         if code not in Code.__members__:
@@ -362,12 +370,12 @@ def _wanted(
         if place is None:
             raise typer.BadParameter(f"{text!r} is not PARTITION:OFFSET", param_hint="--at")
         places.add(place)
-    return Wanted(frozenset(known), frozenset(ids or ()), frozenset(tenants or ()), frozenset(places))
+    return LetterFilter(frozenset(known), frozenset(ids or ()), frozenset(tenants or ()), frozenset(places))
 
 
-def _place(text: str) -> Place | None:
+def _place(text: str) -> LetterPosition | None:
     try:
-        return Place.parse(text)
+        return LetterPosition.parse(text)
     except ValueError:
         return None
 

@@ -1,4 +1,4 @@
-"""One dead letter: what was sent, and what is said of its death. Pure."""
+"""One dead letter: what was sent, and why it failed. Pure."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from zimage_stream.events.registry import SchemaUnavailableError
 from zimage_stream.kafka.record import Record
 
 UNSAID = "(unsaid)"
-"""Code of a record that does not say why it is here: somebody else put it there."""
+"""Code of a record without a code header, which a foreign program must have put there."""
 
 
-class Place(NamedTuple):
-    """Where a dead letter lies in its topic; people write it ``partition:offset``."""
+class LetterPosition(NamedTuple):
+    """Position of a dead letter in its topic; people write it ``partition:offset``."""
 
     partition: int
     offset: int
@@ -30,14 +30,14 @@ class Place(NamedTuple):
         return f"{self.partition}:{self.offset}"
 
     @staticmethod
-    def parse(text: str) -> Place:
-        """Raises ValueError: it is no place."""
+    def parse(text: str) -> LetterPosition:
+        """Parse ``partition:offset``. Raises ValueError if it is not one."""
         partition, colon, offset = text.partition(":")
         if not (
             colon and partition.isascii() and partition.isdigit() and offset.isascii() and offset.isdigit()
         ):
             raise ValueError(f"{text!r} is not PARTITION:OFFSET")
-        return Place(int(partition), int(offset))
+        return LetterPosition(int(partition), int(offset))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +45,12 @@ class DeadLetter:
     """A record of the dead-letter topic.
 
     Attributes:
-        key, value, headers: as they lie there; the reasons are among the headers.
+        key, value, headers: as in the topic; the reasons are among the headers.
         at: when it was written.
-        request: what it asks for, where that can be read; else ``unreadable`` says why not.
+        request: the request in it, where it can be read; else ``unreadable`` says why not.
     """
 
-    place: Place
+    place: LetterPosition
     key: bytes | None
     value: bytes | None
     headers: Headers
@@ -59,58 +59,58 @@ class DeadLetter:
     unreadable: str | None
 
     def said(self, name: str) -> str | None:
-        """The last header of that name, as text."""
+        """The last header with this name, as text."""
         values = [value for header, value in self.headers if header == name and value is not None]
         return values[-1].decode(errors="replace") if values else None
 
     @property
     def code(self) -> str:
-        """Why it died."""
+        """Code of the reason why it failed."""
         return self.said("zimage.code") or UNSAID
 
     @property
     def message(self) -> str:
-        """Why it died, for people."""
+        """Reason why it failed, for people."""
         return self.said("__connect.errors.exception.message") or ""
 
     @property
     def cut(self) -> dict[str, str]:
-        """What of the record did not fit into the letter, as the letter says it."""
+        """Parts of the record that did not fit into the letter, as its headers state them."""
         return {name.removeprefix("zimage."): said for name in CUTS if (said := self.said(name)) is not None}
 
     @property
     def request_id(self) -> str | None:
-        """As its request says, else as its key does."""
+        """Id in its request, else its key."""
         if self.request is not None:
             return self.request.request_id
         return self.key.decode(errors="replace") if self.key else None
 
     @property
     def fingerprint(self) -> str:
-        """Tells it from every other letter, also from one that lies at its place after the topic was made
-        anew: SHA-256 (hex) of all that it is."""
+        """SHA-256 (hex) of all its contents. It tells the letter from every other, even from one at the same
+        position after the topic was created again."""
         digest = hashlib.sha256(self.at.isoformat().encode())
         parts = [self.key, self.value]
         for name, value in self.headers:
             parts += [name.encode(errors="backslashreplace"), value]
         for part in parts:
-            # With its length before it, no part runs into the next.
+            # Each part is preceded by its length, so that no part runs into the next.
             digest.update(b"-" if part is None else b"%d:%b" % (len(part), part))
         return digest.hexdigest()
 
     @property
     def replays(self) -> int:
-        """How often its record was replayed before it died this time."""
+        """How often its record had been replayed before it failed this time."""
         return replays_of(self.headers)
 
     @property
     def source(self) -> str:
-        """The record that died, as topic/partition/offset."""
+        """The record that failed, as topic/partition/offset."""
         names = ("topic", "partition", "offset")
         return "/".join(self.said(f"__connect.errors.{name}") or "?" for name in names)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: ``value`` and ``key`` in base64, headers in their order, as text where they are text."""
+        """The letter as JSON: ``value`` and ``key`` in base64, headers in order, as text if possible."""
         return {
             "place": str(self.place),
             "code": self.code,
@@ -131,7 +131,7 @@ class DeadLetter:
 
 
 class Decoder:
-    """Makes dead letters of records."""
+    """Builds dead letters from records."""
 
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
@@ -139,15 +139,15 @@ class Decoder:
 
     def letter_of(self, record: Record) -> DeadLetter:
         """The dead letter in a record of the dead-letter topic."""
-        place = Place(record.partition, record.offset)
+        place = LetterPosition(record.partition, record.offset)
         request, unreadable = self.read(record.value)
-        # Headers that cannot be read are somebody else's.
+        # Headers that cannot be read are not ours.
         headers = list(record.headers)
         return DeadLetter(place, record.key, record.value, headers, record.timestamp, request, unreadable)
 
     def read(self, value: bytes | None) -> tuple[PromptRequest | None, str | None]:
-        """The request in a record's value, or why there is none."""
-        # Asked once for each letter, a registry that is down would take hours to say so.
+        """The request in a record's value, or why it cannot be read."""
+        # Not asked again for each letter: a registry that is down would take hours in total.
         if self._registry_down is not None and value and value.startswith(CONFLUENT_V0):
             return None, str(self._registry_down)
         try:

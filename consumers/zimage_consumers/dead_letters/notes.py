@@ -1,4 +1,4 @@
-"""Which dead letters were replayed before: a note for each, in a compacted topic beside theirs."""
+"""Notes of replayed dead letters: one each, in a compacted topic next to the dead letters."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from zimage_consumers.dead_letters.letter import DeadLetter, Place
+from zimage_consumers.dead_letters.letter import DeadLetter, LetterPosition
 from zimage_stream.kafka.reader import TopicReader
 from zimage_stream.kafka.record import Record
 from zimage_stream.kafka.topics import replayed_topic, topic_exists
@@ -15,63 +15,63 @@ from zimage_stream.settings import Settings
 log = logging.getLogger(__name__)
 
 CLOCKS_DIFFER = timedelta(minutes=1)
-"""By so much the clock of who replays may be behind the clock of who buried."""
+"""How far the clock of a replaying machine may be behind the clock of the worker that wrote the letter."""
 
 _REPLAYED = b"replayed"
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
-    """That a letter was replayed.
+class ReplayNote:
+    """A note that a letter was replayed.
 
     Attributes:
-        at: when.
-        fingerprint: of the letter; ``None`` in notes of earlier versions, which say its place alone.
+        at: when it was replayed.
+        fingerprint: the letter's fingerprint; ``None`` in notes of earlier versions, with only a position.
     """
 
     at: datetime = field(compare=False)
     fingerprint: str | None
 
     def is_of(self, letter: DeadLetter) -> bool:
-        """Whether the letter at the note's place is the one that was replayed. After the dead-letter topic
-        is made anew another one lies there."""
+        """Whether this is the letter that was replayed. After the dead-letter topic is created again, another
+        letter is at the note's position."""
         if self.fingerprint is not None:
             return self.fingerprint == letter.fingerprint
         return letter.at <= self.at + CLOCKS_DIFFER
 
 
 @dataclass(slots=True)
-class Notes:
-    """The notes, by place. ``letter in notes`` says whether the letter was replayed."""
+class ReplayNotes:
+    """The notes, by position. ``letter in notes`` tells whether the letter was replayed."""
 
-    _notes: dict[Place, Note] = field(default_factory=dict)
+    _notes: dict[LetterPosition, ReplayNote] = field(default_factory=dict)
 
     def __contains__(self, letter: DeadLetter) -> bool:
         note = self._notes.get(letter.place)
         return note is not None and note.is_of(letter)
 
-    def add(self, place: Place, note: Note) -> None:
-        """One more; it takes the place of a former one."""
+    def add(self, place: LetterPosition, note: ReplayNote) -> None:
+        """Add a note, replacing an earlier one for the same position."""
         self._notes[place] = note
 
 
 def key_of(letter: DeadLetter) -> bytes:
-    """Key of the note of a letter: a place has one note, the latest."""
+    """Key of a letter's note: a position has one note, the latest."""
     return str(letter.place).encode()
 
 
 def value_of(letter: DeadLetter) -> bytes:
-    """What the note says."""
+    """Value of a letter's note."""
     return _REPLAYED + b" " + letter.fingerprint.encode()
 
 
-def read_notes(settings: Settings) -> Notes:
-    """Which dead letters were replayed before; none where nothing ever was.
+def read_notes(settings: Settings) -> ReplayNotes:
+    """Read the notes of all dead letters replayed so far.
 
     Raises:
-        BrokerUnavailableError: no broker answers.
+        BrokerUnavailableError: no broker responds.
     """
-    topic, notes = replayed_topic(settings.topics).name, Notes()
+    topic, notes = replayed_topic(settings.topics).name, ReplayNotes()
     if not topic_exists(settings.kafka, topic):
         return notes
     with TopicReader(settings.kafka, topic) as reader:
@@ -81,14 +81,14 @@ def read_notes(settings: Settings) -> Notes:
     return notes
 
 
-def _add(notes: Notes, record: Record) -> None:
+def _add(notes: ReplayNotes, record: Record) -> None:
     try:
-        place = Place.parse(_text(record.key))
+        place = LetterPosition.parse(_text(record.key))
     except ValueError:
-        log.warning("a record of %s that is no note is skipped (offset %s)", record.topic, record.offset)
+        log.warning("skipped a record of %s that is not a note (offset %s)", record.topic, record.offset)
         return
     _, _, fingerprint = _text(record.value).partition(" ")
-    notes.add(place, Note(record.timestamp, fingerprint or None))
+    notes.add(place, ReplayNote(record.timestamp, fingerprint or None))
 
 
 def _text(data: bytes | None) -> str:

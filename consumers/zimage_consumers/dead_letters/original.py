@@ -1,11 +1,11 @@
-"""The record that a dead letter is about, where it did not fit into the letter whole."""
+"""Fetches the original record of a dead letter that does not hold all of it."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from hashlib import sha256
 
-from zimage_consumers.dead_letters.choose import NotMendableError
+from zimage_consumers.dead_letters.choose import NotReplayableError
 from zimage_consumers.dead_letters.letter import DeadLetter, Decoder
 from zimage_stream.errors import TopicMissingError
 from zimage_stream.events.codec import Codec
@@ -15,21 +15,21 @@ from zimage_stream.kafka.record import Record
 from zimage_stream.settings import KafkaSettings
 
 
-def whole(kafka: KafkaSettings, codec: Codec, letter: DeadLetter) -> DeadLetter:
-    """The letter with all of its record, read again at its place where the letter does not have all of it.
+def complete_letter(kafka: KafkaSettings, codec: Codec, letter: DeadLetter) -> DeadLetter:
+    """Complete a letter from its original record, where parts did not fit into the letter.
 
     Raises:
-        NotMendableError: it cannot be had any more.
-        BrokerUnavailableError: no broker answers.
+        NotReplayableError: the original record is not available any more.
+        BrokerUnavailableError: no broker responds.
     """
     cut = {name for name in CUTS if letter.said(name) is not None}
-    # Headers that nobody could read are not to be had at its place either.
+    # Headers that the worker could not read cannot be read from the original record either.
     if not cut or (cut == {HEADERS_LEFT_OUT} and letter.said(HEADERS_LEFT_OUT) == "all"):
         return letter
     record = _find(kafka, letter)
     if not _same_value(record, letter):
-        raise NotMendableError(
-            f"{letter.place} does not have all of its record, and the record that lies at {letter.source} "
+        raise NotReplayableError(
+            f"{letter.place} does not have all of its record, and the record that is at {letter.source} "
             f"now is another one"
         )
     said = [(name, text) for name, text in letter.headers if name in REASONS or name in CUTS]
@@ -45,7 +45,7 @@ def whole(kafka: KafkaSettings, codec: Codec, letter: DeadLetter) -> DeadLetter:
 
 
 def _same_value(record: Record, letter: DeadLetter) -> bool:
-    """Whether the record has the value that the letter has, or says that it had."""
+    """Whether the record has the value that the letter has, or whose hash it has."""
     hashed = letter.said(VALUE_SHA256)
     if hashed is None:
         return record.value == letter.value
@@ -55,7 +55,7 @@ def _same_value(record: Record, letter: DeadLetter) -> bool:
 def _find(kafka: KafkaSettings, letter: DeadLetter) -> Record:
     topic = letter.said("__connect.errors.topic") or ""
     number, offset = (letter.said(f"__connect.errors.{name}") or "" for name in ("partition", "offset"))
-    gone = NotMendableError(
+    gone = NotReplayableError(
         f"{letter.place} does not have all of its record, which is not kept any more at {letter.source}; "
         f"give its bytes with --value"
     )
@@ -69,7 +69,7 @@ def _find(kafka: KafkaSettings, letter: DeadLetter) -> Record:
             record = next(reader.read_to_end(), None)
     except TopicMissingError as error:
         raise gone from error
-    # What was deleted is passed over.
+    # Deleted offsets are passed over.
     if record is None or record.offset != int(offset):
         raise gone
     return record

@@ -1,4 +1,4 @@
-"""What operators let go, of all that workers hold back: notes in a compacted topic, one for each code."""
+"""Releases of requests that workers hold back: notes in a compacted topic, one for each code."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _TIMEOUT_S = 30.0
 
 
 def write_releases(settings: Settings, codes: Iterable[Code], until: float) -> None:
-    """Let requests that fail with these codes end until then, in UNIX time; makes the topic if need be.
+    """Release requests that fail with these codes until a UNIX time; creates the topic if necessary.
 
     Raises:
-        BrokerUnavailableError: no broker took it.
-        TopicError: the topic is not there and cannot be made.
+        BrokerUnavailableError: no broker accepted the notes.
+        TopicError: the topic does not exist and cannot be created.
     """
     make_topics(settings.kafka, [released_topic(settings.topics)])
     trouble, failures = Trouble(settings.kafka), list[KafkaError]()
@@ -45,11 +45,11 @@ def write_releases(settings: Settings, codes: Iterable[Code], until: float) -> N
 
 
 def read_releases(settings: Settings) -> dict[Code, float]:
-    """Until when requests that fail with each code are to end, in UNIX time.
+    """Read until when requests with each code are released, in UNIX time.
 
     Raises:
-        BrokerUnavailableError: no broker answers.
-        TopicMissingError: these credentials may not read it.
+        BrokerUnavailableError: no broker responds.
+        TopicMissingError: these credentials may not read the topic.
     """
     topic, found = released_topic(settings.topics).name, dict[Code, float]()
     try:
@@ -68,5 +68,5 @@ def _note(record: Record, found: dict[Code, float]) -> None:
     try:
         found[Code((record.key or b"").decode())] = float(json.loads(record.value or b"")["until"])
     except (ValueError, TypeError, KeyError) as error:
-        # Not written by us; whoever may write there must not stop a worker.
-        log.warning("a note of what is released is not used (offset %s): %s", record.offset, error)
+        # Not written by us; whoever may write to the topic must not be able to stop a worker.
+        log.warning("ignoring a note about releases (offset %s): %s", record.offset, error)

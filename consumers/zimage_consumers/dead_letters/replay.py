@@ -1,5 +1,5 @@
-"""Sending dead letters again, each at most once unless asked for: the replay and the note of it are
-one transaction."""
+"""Replays dead letters, each at most once unless requested otherwise: a replay and its note are one
+transaction."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from zimage_consumers.dead_letters.letter import DeadLetter
-from zimage_consumers.dead_letters.notes import Note, Notes, key_of, read_notes, value_of
+from zimage_consumers.dead_letters.notes import ReplayNote, ReplayNotes, key_of, read_notes, value_of
 from zimage_stream.errors import ZImageError
 from zimage_stream.events.headers import replay_headers
 from zimage_stream.kafka.clients import (
@@ -26,15 +26,15 @@ from zimage_stream.kafka.partitions import walk
 from zimage_stream.kafka.topics import make_topics, replayed_topic
 from zimage_stream.settings import Settings
 
-AT_A_TIME = 200
+MAX_LETTERS_PER_TRANSACTION = 200
 """Letters in one transaction."""
 _TIMEOUT_S = 30.0
 _REFUSED = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE, KafkaError.INVALID_RECORD)
-"""What is said of a record that no broker will take, however often it is sent."""
+"""Errors for a record that no broker will accept, however often it is sent."""
 
 
 class ReplayError(ZImageError):
-    """The brokers did not take a replay. What was not taken can be replayed again."""
+    """The brokers did not accept a replay. Whatever was not accepted can be replayed again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +47,15 @@ class Replay:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A replay that no broker will take, and why."""
+    """A replay that no broker will accept, and why."""
 
     replay: Replay
     reason: str
 
 
 @dataclass(slots=True)
-class _Outcome:
-    """What came of replays that were sent together, by their place among them."""
+class _DeliveryReports:
+    """Delivery reports of replays that were sent together, by their index."""
 
     delivered: set[int] = field(default_factory=set)
     refused: dict[int, str] = field(default_factory=dict)
@@ -71,15 +71,15 @@ class _Outcome:
 
 
 class Replayer:
-    """Replays, and remembers it. A context manager.
+    """Replays dead letters and records it in notes. A context manager.
 
-    Only one can be at work: a later one ends it. So no letter is replayed twice because two people
-    had the same thought.
+    Only one replayer can be at work: a later one fences it. So no letter is replayed twice because two people
+    had the same idea.
 
     Raises:
-        BrokerUnavailableError: no broker answers.
-        TopicMissingError: there is no requests topic.
-        TopicError: the topic of notes is not there and cannot be made.
+        BrokerUnavailableError: no broker responds.
+        TopicMissingError: the requests topic does not exist.
+        TopicError: the topic of notes does not exist and cannot be created.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -91,7 +91,7 @@ class Replayer:
         count = len(partitions_of(self._producer, self._trouble, settings.topics.requests))
         self._walk: Iterator[int] = walk(count, secrets.randbelow(count))
         self.replayed = self._take_over()
-        """Which were replayed before, this replayer's own among them."""
+        """Notes of what was replayed before, by this replayer or earlier ones."""
 
     def __enter__(self) -> Replayer:
         return self
@@ -100,21 +100,21 @@ class Replayer:
         self._producer.purge()
 
     def send(self, replays: Sequence[Replay]) -> list[Refusal]:
-        """Send them, each with its note. Returns those that no broker will take; the others are sent.
+        """Send replays, each with its note. Returns those that no broker will accept; the others are sent.
 
         Raises:
             ReplayError: not all of them are sent.
         """
         refusals = []
-        for start in range(0, len(replays), AT_A_TIME):
-            waiting = list(replays[start : start + AT_A_TIME])
+        for start in range(0, len(replays), MAX_LETTERS_PER_TRANSACTION):
+            waiting = list(replays[start : start + MAX_LETTERS_PER_TRANSACTION])
             while waiting:
                 refused = self._send(waiting)
                 refusals += [Refusal(waiting[number], reason) for number, reason in refused.items()]
                 if not refused:
                     break
                 self._renew()
-                # In a transaction nothing else is sent either, and a few are refused at a time.
+                # In a transaction nothing else was sent either, and only a few are refused at a time.
                 left = [replay for number, replay in enumerate(waiting) if number not in refused]
                 waiting = left if self._transactional else []
         return refusals
@@ -125,28 +125,28 @@ class Replayer:
         if self._transactional:
             name = transactional_id(kafka, self._settings.worker.group_id, "dead-letters", "replay")
             config = transactional_config(kafka, name)
-        # Records in one batch are refused together, for one that is too large.
+        # One record that is too large would have all records in its batch refused.
         return Producer({**config, "batch.num.messages": 1, "error_cb": self._trouble})
 
-    def _take_over(self) -> Notes:
-        """Be the only one at work, and know what was replayed up to now."""
+    def _take_over(self) -> ReplayNotes:
+        """Fence other replayers, then read what was replayed up to now."""
         if self._transactional:
             self._call(lambda: self._producer.init_transactions(_TIMEOUT_S))
-        # Only now: whoever was at work before us has ended or is fenced.
+        # Only now: any replayer at work before us has ended or is fenced.
         return read_notes(self._settings)
 
     def _renew(self) -> None:
-        """Replace the producer. After a record of its was refused, what it sends to the same partition is
-        out of order for the broker, and times out."""
+        """Replace the producer. Once one of its records was refused, what it sends to the same partition is
+        out of sequence for the broker, and times out."""
         self._producer.purge()
         self._producer = self._new_producer()
         notes = self._take_over()
         if notes != self.replayed:
-            raise ReplayError("somebody else has replayed dead letters meanwhile; run it again")
+            raise ReplayError("another process has replayed dead letters meanwhile; run it again")
 
     def _send(self, group: Sequence[Replay]) -> dict[int, str]:
-        """Send these together: in a transaction all or, where one is refused, none; else those that are not
-        refused. Returns which were refused, and why."""
+        """Send these replays together. In a transaction all are sent, or none if one is refused; otherwise
+        all are sent that are not refused. Returns the refused ones, by index, with the reason."""
         if not self._transactional:
             outcome = self._produce_all(group)
             self._note([group[number].letter for number in outcome.delivered])
@@ -161,14 +161,14 @@ class Replayer:
             self._raise_unless_settled(outcome, len(group))
             self._note([replay.letter for replay in group])
         except ZImageError:
-            # Left open, it would hold up the workers, and whoever replays next.
+            # Left open, it would hold up the workers and the next replay.
             with suppress(KafkaException):
                 self._producer.abort_transaction(_TIMEOUT_S)
             raise
         return {}
 
-    def _produce_all(self, group: Sequence[Replay]) -> _Outcome:
-        outcome = _Outcome()
+    def _produce_all(self, group: Sequence[Replay]) -> _DeliveryReports:
+        outcome = _DeliveryReports()
         for number, replay in enumerate(group):
             try:
                 self._produce(replay, number, outcome)
@@ -179,7 +179,7 @@ class Replayer:
         self._producer.flush(_TIMEOUT_S)
         return outcome
 
-    def _produce(self, replay: Replay, number: int, outcome: _Outcome) -> None:
+    def _produce(self, replay: Replay, number: int, outcome: _DeliveryReports) -> None:
         letter = replay.letter
         headers = replay_headers(
             letter.headers,
@@ -197,8 +197,8 @@ class Replayer:
         )
 
     def _note(self, letters: Sequence[DeadLetter]) -> None:
-        """Note that these are sent; in a transaction, end it."""
-        outcome, topic = _Outcome(), replayed_topic(self._settings.topics).name
+        """Write the notes of sent replays; commits the transaction, if there is one."""
+        outcome, topic = _DeliveryReports(), replayed_topic(self._settings.topics).name
         for number, letter in enumerate(letters):
 
             def produce(number: int = number, letter: DeadLetter = letter) -> None:
@@ -215,9 +215,9 @@ class Replayer:
         self._producer.flush(_TIMEOUT_S)
         self._raise_unless_settled(outcome, len(letters))
         for letter in letters:
-            self.replayed.add(letter.place, Note(datetime.now(UTC), letter.fingerprint))
+            self.replayed.add(letter.place, ReplayNote(datetime.now(UTC), letter.fingerprint))
 
-    def _raise_unless_settled(self, outcome: _Outcome, count: int) -> None:
+    def _raise_unless_settled(self, outcome: _DeliveryReports, count: int) -> None:
         if outcome.failed:
             raise self._error(outcome.failed[0])
         if len(outcome.delivered) + len(outcome.refused) < count:
@@ -231,5 +231,5 @@ class Replayer:
 
     def _error(self, problem: KafkaError) -> ZImageError:
         if problem.code() == KafkaError._FATAL or problem.fatal():
-            return ReplayError(f"somebody else replays dead letters now ({problem.str()})")
-        return self._trouble.error or ReplayError(f"the brokers did not take the replay: {problem.str()}")
+            return ReplayError(f"another process is replaying dead letters now ({problem.str()})")
+        return self._trouble.error or ReplayError(f"the brokers did not accept the replay: {problem.str()}")

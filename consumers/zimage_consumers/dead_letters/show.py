@@ -1,6 +1,6 @@
-"""Dead letters as people read them on a terminal. Pure.
+"""Formats dead letters for a terminal. Pure.
 
-A key, a header, an id can have megabytes: what is longer than anybody reads is shortened, and says so.
+A key, header or id can have megabytes: anything longer than people read is shortened, and marked as such.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from datetime import datetime
 
 from rich.table import Table
 
-from zimage_consumers.dead_letters.choose import Group
+from zimage_consumers.dead_letters.choose import LetterGroup
 from zimage_consumers.dead_letters.letter import DeadLetter
 from zimage_stream.cli.printing import age, plain_fields, table
 from zimage_stream.escaping import LINE_CHARACTERS, NAME_CHARACTERS, shortened
@@ -19,13 +19,13 @@ from zimage_stream.events.headers import Headers, without_reasons
 
 DUMPED_BYTES = 512
 SHOWN_BYTES = 2_000
-"""Of a key or a header's value."""
+"""Bytes shown of a key or of a header's value."""
 SHOWN_HEADERS = 100
 _WIDTH = 16
 
 
-def groups_table(groups: Mapping[str, Group], now: datetime) -> Table:
-    """A row for each code, the most frequent first."""
+def groups_table(groups: Mapping[str, LetterGroup], now: datetime) -> Table:
+    """A table with a row for each code, the most frequent first."""
     shown = table("CODE", ">COUNT", ">REPLAYED", ">OLDEST", ">NEWEST", "THE NEWEST ONE SAYS")
     for code, group in sorted(groups.items(), key=lambda pair: -pair[1].count):
         shown.add_row(
@@ -40,12 +40,12 @@ def groups_table(groups: Mapping[str, Group], now: datetime) -> Table:
 
 
 def id_of(letter: DeadLetter) -> str:
-    """Its request's id in a line."""
+    """The letter's request id, shortened to fit a line."""
     return shortened(letter.request_id or "-", NAME_CHARACTERS)
 
 
 def line_of(letter: DeadLetter, now: datetime, *, replayed: bool) -> str:
-    """Place, age, code, id and reason."""
+    """One line with position, age, code, id and reason."""
     mark = (" (replayed)" if replayed else "") + (" (cut)" if letter.cut else "")
     return (
         f"{letter.place!s:>8}  {age(now - letter.at):>5}  {shortened(letter.code, NAME_CHARACTERS):<17} "
@@ -54,9 +54,9 @@ def line_of(letter: DeadLetter, now: datetime, *, replayed: bool) -> str:
 
 
 def details(letter: DeadLetter, now: datetime, *, replayed: bool) -> Iterator[str]:
-    """Everything about it: why it died, what it asked for, its headers and its bytes.
+    """Lines with everything about a letter: why it failed, its request, its headers and its bytes.
 
-    Where anything is shortened, the last line says how to get all of it.
+    Where anything is shortened, the last line tells how to get all of it.
     """
     brief = _Brief()
     said = {
@@ -87,7 +87,7 @@ def details(letter: DeadLetter, now: datetime, *, replayed: bool) -> Iterator[st
     yield ""
     if letter.cut:
         yield "left out     " + ", ".join(f"{name} {brief.text(cut)}" for name, cut in letter.cut.items())
-        yield f"             all of it, while it is kept, lies at {brief.text(letter.source)}"
+        yield f"             all of it, while it is kept, is at {brief.text(letter.source)}"
         yield ""
     yield f"key          {brief.data(letter.key)}"
     if letter.value is None:
@@ -106,7 +106,7 @@ def details(letter: DeadLetter, now: datetime, *, replayed: bool) -> Iterator[st
 
 
 class _Brief:
-    """Shortens, and remembers whether it had to."""
+    """Shortens text, and remembers whether it had to."""
 
     def __init__(self) -> None:
         self.shortened = False
@@ -118,12 +118,12 @@ class _Brief:
         return short
 
     def data(self, value: bytes | None) -> str:
-        """A key, or a header's value: text where it is text, and how much there is of it."""
+        """A key or a header's value: as text if it is text, with its size if it is shortened."""
         if value is None:
             return "none"
         some = value[:SHOWN_BYTES]
         try:
-            # A sign that the cut goes through is left out.
+            # A character that the cut goes through is left out.
             text = codecs.utf_8_decode(some, "strict", len(some) == len(value))[0]
         except UnicodeDecodeError:
             shown = f"{some.hex(' ')} (hexadecimal)"
@@ -144,7 +144,7 @@ def _headers(headers: Headers, brief: _Brief) -> Iterator[str]:
 
 
 def dump(data: bytes) -> Iterator[str]:
-    """Bytes in hexadecimal with their characters beside them, 16 to a line."""
+    """Lines of 16 bytes in hexadecimal, followed by their characters."""
     for start in range(0, len(data), _WIDTH):
         row = data[start : start + _WIDTH]
         text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in row)

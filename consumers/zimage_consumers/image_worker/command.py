@@ -18,26 +18,26 @@ from zimage_stream.telemetry.logs import configure
 def worker(
     context: typer.Context,
     devices: Annotated[
-        str, typer.Option(help="GPUs to use: all, a list such as 0,2, or cpu, cpu:2 to run without one.")
+        str, typer.Option(help="GPUs to use: all, a list such as 0,2, or cpu or cpu:2 to run without one.")
     ] = "all",
     supervise: Annotated[
-        bool, typer.Option(help="Start one process per device and restart what dies; else run here.")
+        bool, typer.Option(help="Start one process per device and restart any that dies; else run here.")
     ] = True,
     parent: Annotated[int | None, typer.Option(hidden=True, help="Process id of the supervisor.")] = None,
     report: Annotated[
-        int | None, typer.Option(hidden=True, help="Where port and progress are written to.")
+        int | None, typer.Option(hidden=True, help="File descriptor to report port and progress to.")
     ] = None,
 ) -> None:
-    """Generate pictures for requests, one process per GPU, until stopped.
+    """Generate images for requests, one process per GPU, until stopped.
 
-    The first SIGTERM or Ctrl-C finishes what runs and commits; the second ends
-    at once. Exit codes beside the usual: 70 the device is sick, 71 its context is
-    lost, 72 another process uses the slot, 73 a picture would not end, 74 the
-    device's memory leaks.
+    The first SIGTERM or Ctrl-C finishes what is running and commits; the second
+    ends at once. Exit codes in addition to the usual ones: 70 the device is sick,
+    71 its context is lost, 72 another process uses the slot, 73 a batch hung,
+    74 the device's memory leaks.
 
     Example: zimage worker --devices 0,1
     """
-    # Until a worker runs there is nothing to finish, and loading torch is no place to be interrupted.
+    # Until a worker runs there is nothing to finish, and an import of torch does not take interrupts well.
     interrupt.ends_at_once()
     from zimage_consumers.image_worker.host.process import StopSignals, run_worker
     from zimage_consumers.image_worker.host.supervisor import (
@@ -63,14 +63,14 @@ def worker(
 
         def tell(line: bytes) -> None:
             if report is not None:
-                # Without a supervisor the signal that its death sends us is on its way.
+                # If the supervisor has died, the signal that its death sends us is on its way.
                 with contextlib.suppress(BrokenPipeError):
                     os.write(report, line + b"\n")
 
         code = run_worker(settings, slot, started=started, loaded=lambda: tell(LOADED))
         raise typer.Exit(signals.exit_code(code))
     configure(settings.telemetry, slot="supervisor")
-    # A simulated engine uses no device, so any number of workers may run on any machine.
+    # A simulated engine uses no device, so any number of workers can run on any machine.
     names = devices_of(devices, count_gpus()) if settings.engine.kind == "zimage" else None
     chosen = names if names is not None else devices_of(devices if devices != "all" else "cpu", 0)
     arguments = [sys.executable, "-m", "zimage_stream"]

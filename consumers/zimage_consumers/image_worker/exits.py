@@ -1,4 +1,4 @@
-"""How a worker process ends."""
+"""Exit codes of a worker process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What the process says when it ends; the supervisor and an init system read it."""
+    """Exit code of a worker process, for the supervisor and the init system."""
 
     DONE = 0
     FAILED = 1

@@ -1,6 +1,6 @@
-"""Places where a test can have the process die, as by ``kill -9``; inert without their variable.
+"""Points at which a test can kill the process, as by ``kill -9``; inert unless the variable is set.
 
-``ZIMAGE_FAILPOINT=produced:3`` ends the process at the third time that it comes by ``produced``.
+``ZIMAGE_FAILPOINT=produced:3`` kills the process the third time it reaches ``produced``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,6 @@ _left = itertools.count(int(_count or 1) - 1, -1)
 
 
 def failpoint(point: Point) -> None:
-    """Die here if the environment says so, and so often did not."""
+    """Die here if this is the point that the environment names and has been reached often enough."""
     if point == _armed and next(_left) == 0:
         os.kill(os.getpid(), signal.SIGKILL)

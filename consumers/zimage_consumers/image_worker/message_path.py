@@ -1,8 +1,8 @@
 """The message path, from top to bottom.
 
-One turn of the Kafka thread: take records in, collect what the engine and the uploads have finished, put the
+One turn of the Kafka thread: fetch records, collect what the engine and the uploads have finished, put the
 next batch on deck, publish what is done. It waits for none of them longer than a poll.
-``docs/architecture.md`` has the picture.
+``docs/architecture.md`` has a diagram.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from zimage_consumers.image_worker.window.jobs import (
     Timings,
     now,
 )
-from zimage_consumers.image_worker.window.ledger import RECORDS_A_TURN, Taken
+from zimage_consumers.image_worker.window.ledger import RECORDS_PER_TURN, OffsetStatus
 from zimage_consumers.image_worker.window.window import Window
 from zimage_stream.checkpoint import Mark
 from zimage_stream.engines.base import Engine
@@ -63,24 +63,24 @@ from zimage_stream.telemetry.tracing import Tracer
 log = logging.getLogger(__name__)
 
 BUSY_POLL_S, IDLE_POLL_S = 0.003, 0.1
-BYTES_A_TURN = 4 << 20
+BYTES_PER_TURN = 4 << 20
 
 
-def poll_timeout_s(under_way: bool, solitude_due: bool) -> float:
-    """How long a turn may wait for a record: only while there is nothing else to do. Pure.
+def poll_timeout_s(under_way: bool, quarantine_due: bool) -> float:
+    """Seconds that a turn may wait for a record: none while there is anything else to do. Pure.
 
     Args:
-        under_way: something is taken in, started or ready to be published.
-        solitude_due: a request is to run by itself, which is under way only once it has started.
+        under_way: some request is being decoded, started, or ready to be published.
+        quarantine_due: a request that must run alone is due; it is under way only once it has started.
     """
-    return 0.0 if under_way or solitude_due else IDLE_POLL_S
+    return 0.0 if under_way or quarantine_due else IDLE_POLL_S
 
 
 class MessagePath:
-    """What happens to a record between its fetch and its terminal event. Kafka thread only.
+    """Takes each record from its fetch to its terminal event. Kafka thread only.
 
     Args:
-        engine: not loaded yet; loaded, used and closed on a thread of its own.
+        engine: not loaded yet; it is loaded, used and closed on a thread of its own.
         slot: this worker's stable name.
     """
 
@@ -96,24 +96,23 @@ class MessagePath:
         metrics: Metrics,
         tracer: Tracer,
     ) -> None:
-        self._settings = settings
         self._health = health
         self._metrics = metrics
-        self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        reported: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self._delivery = Delivery(
             store,
             model=engine.model,
             public_base_url=settings.store.public_base_url,
             encode_threads=settings.worker.encode_threads,
             upload_threads=settings.worker.upload_threads,
-            report=self._outcomes.put,
+            report=reported.put,
             health=health,
             metrics=metrics,
         )
         self.window = Window(settings.worker.window, settings.worker.window_bytes)
         batches = BatchLimits(settings.engine.max_batch)
         self.engine = EngineThread(
-            engine, batches, self._delivery.deliver, self._outcomes.put, metrics, settings.engine
+            engine, batches, self._delivery.deliver, reported.put, metrics, settings.engine
         )
         self._scheduler = Scheduler(settings.scheduler.tenant_weights, batches)
         limits = Limits(settings.engine.max_pixels, settings.engine.allow_guidance)
@@ -132,42 +131,53 @@ class MessagePath:
         self._held_back = HeldBack(self.window, settings.worker.window_bytes, releases, health)
         identity = Identity(engine.model, engine.model_revision, slot)
         self._outbox = Outbox(settings.topics, codec, identity, health, metrics, tracer)
+        self._outcomes = Outcomes(
+            reported,
+            self.window,
+            self._admission,
+            self._dispatcher,
+            self._held_back,
+            self._outbox,
+            max_attempts=settings.worker.max_attempts,
+            metrics=metrics,
+        )
         self._gauges = Gauges(metrics, settings.telemetry)
         self._clock = ClockGuard(now().timestamp(), time.monotonic())
-        self._starts = True
-        self.leaked = False
-        """The device's memory has grown beyond what any batch explains: only a new process has none of it."""
+        self._accepting = True
+
+    @property
+    def leaked(self) -> bool:
+        """Whether the device's memory has grown more than any batch explains; only a new process frees it."""
+        return self._outcomes.leaked
 
     def can_answer(self) -> bool:
-        """Whether a picture could be stored and its result be written; waits for the store.
+        """Whether an image could be stored and its result written; waits for the store.
 
         Raises:
-            StoreError: the store answers, and takes none until an operator acts.
+            StoreError: the store responds, but accepts no objects until an operator acts.
         """
         return self._delivery.store_answers() and self._outbox.can_encode()
 
     def close(self) -> None:
-        """Take no more work."""
+        """Accept no more work."""
         self._delivery.close()
 
-    # -- one turn
-
     def turn(self, session: Session) -> None:
-        """Take in what was fetched, and advance what is under way.
+        """Fetch records, and advance what is under way.
 
         Raises:
-            EngineHungError, EngineLostError: the engine cannot go on in this process.
+            EngineHungError, EngineLostError: the engine cannot continue in this process.
             ClientsLostError: the session is over.
         """
         if not self._under_way:
-            self._ask_again()
-        self.advance(session, waits=not self._take_in(session))
+            self._recheck_services()
+        self.advance(session, waits=not self._fetch(session))
 
     def advance(self, session: Session, waits: bool = True) -> None:
-        """Advance what is under way, without anything new; raises as :meth:`turn`.
+        """Advance what is under way without fetching anything new. Raises as :meth:`turn`.
 
         Args:
-            waits: a little for an outcome of engine or store, where one is to come.
+            waits: whether to wait briefly for an outcome of engine or store, if one is expected.
         """
         self._health.beat()
         self._sweep()
@@ -176,102 +186,95 @@ class MessagePath:
         try:
             session.claim()
             self._admit()
-            # With work under way this is where a turn waits: what has ended goes out at once.
-            self._collect(BUSY_POLL_S if waits and self._under_way else 0.0)
-            self._try_again(self._held_back.released())
-            if self._starts:
+            # With work under way this is where a turn waits, so that finished work is published at once.
+            self._outcomes.collect(BUSY_POLL_S if waits and self._under_way else 0.0)
+            self._outcomes.retry(self._held_back.released())
+            if self._accepting:
                 self._plan(session)
-                # The store has answered while the marks were committed: on deck at once, not after what is
-                # published now.
-                self._collect(0.0)
+                # The store has answered meanwhile: put those batches on deck before publishing.
+                self._outcomes.collect(0.0)
             self._publish(session)
         except CommitRefusedError as error:
-            log.info("a commit has to wait for the group: %s", error)
-        self._gauges.sample(session, self.window, self._scheduler, self.engine.picture_s)
+            log.info("a commit must wait for a rebalance: %s", error)
+        self._gauges.sample(session, self.window, self._scheduler, self.engine.image_s)
 
     @property
     def _under_way(self) -> bool:
         return bool(self.window.under_way or self._admission)
 
-    def _ask_again(self) -> None:
-        """Nobody waits for a service any more that was down: without us /readyz would say so for ever."""
+    def _recheck_services(self) -> None:
+        """Check services that were down and that no request is waiting for, or /readyz would never clear."""
         if not self._health.is_up("store"):
-            self._delivery.ask_again()
+            self._delivery.recheck()
         if self._outbox.waits_for_schema:
-            self._outbox.ask_again()
+            self._outbox.recheck()
         elif not self._health.is_up("registry"):
             self._health.up("registry")
 
-    def _take_in(self, session: Session) -> int:
-        """Take what has been fetched, and wait for it where there is nothing else to do. Returns how many."""
-        stopping = self._held_back.crowded or not self._starts
-        session.regulate(set(self.window.assignments) if stopping else self.window.to_pause())
+    def _fetch(self, session: Session) -> int:
+        """Fetch records, waiting for them where there is nothing else to do. Returns their number."""
+        stopping = self._held_back.crowded or not self._accepting
+        session.pause_only(set(self.window.assignments) if stopping else self.window.to_pause())
         if not self._health.is_up("kafka"):
             session.probe()
-        wait_s = poll_timeout_s(self._under_way, self._scheduler.wants_solitude(time.monotonic()))
-        taken_bytes = 0
-        for count in range(RECORDS_A_TURN):
-            # Large ones are not taken beyond what the window has room for before it is looked at again.
-            if taken_bytes > BYTES_A_TURN:
+        wait_s = poll_timeout_s(self._under_way, self._scheduler.quarantine_due(time.monotonic()))
+        fetched_bytes = 0
+        for count in range(RECORDS_PER_TURN):
+            # Check the window's room again before large records exceed it by too much.
+            if fetched_bytes > BYTES_PER_TURN:
                 return count
             record = session.poll(wait_s)
             if record is None:
                 return count
             failpoint("fetched")
-            held = self.window.assignments.get(record.partition)
-            if held is not None and held.ledger.take(record.offset) is Taken.NEW:
-                taken_bytes += self._take(held, record)
-            if held is not None and held.ledger.full:
-                # Paused before another record of it is taken.
+            assignment = self.window.assignments.get(record.partition)
+            if assignment is not None and assignment.ledger.observe(record.offset) is OffsetStatus.NEW:
+                fetched_bytes += self._enter(assignment, record)
+            if assignment is not None and assignment.ledger.full:
+                # The next turn pauses it, before another of its records is fetched.
                 return count + 1
             wait_s = 0.0
-        return RECORDS_A_TURN
+        return RECORDS_PER_TURN
 
-    def _take(self, held: Assignment, record: Record) -> int:
-        """Make a job of it. Returns the bytes that it takes."""
-        mark = held.ledger.mark(record.offset)
+    def _enter(self, assignment: Assignment, record: Record) -> int:
+        """Make a job of a new record. Returns the bytes that it takes."""
+        mark = assignment.ledger.mark(record.offset)
         job = Job(
             record,
-            held,
+            assignment,
             attempts=mark.attempts,
             suspect=mark.suspect,
-            cautious=held.ledger.cautious,
-            started=mark != Mark(),
+            decode_under_mark=assignment.ledger.decode_under_mark,
+            ever_started=mark != Mark(),
         )
         size = job.size
         self.window.enter(job)
         self._metrics.requests_taken.inc()
-        self._enqueue(job)
+        self._outcomes.enqueue(job)
         return size
 
-    def _enqueue(self, job: Job) -> None:
-        if job.alone:
-            self._dispatcher.add(job)
-        else:
-            self._admission.add(job)
-
     def _admit(self) -> None:
-        """Schedule what was fetched; nothing of it is decoded while a suspect runs, or a death would be
-        blamed on the wrong one."""
-        if self._dispatcher.alone:
+        """Decode and schedule fetched records, but not next to a suspect, or a death would be
+        misattributed."""
+        if self._dispatcher.quarantine_active:
             return
         for admitted in self._admission.admit(self._outbox.waits_for_schema):
             if isinstance(admitted, Failed):
-                self._fail(admitted)
+                self._outcomes.fail(admitted)
             else:
-                self._try_again(self._held_back.could_be_read())
+                self._outcomes.retry(self._held_back.record_decoded())
                 self._dispatcher.add(admitted)
 
     def _plan(self, session: Session) -> None:
-        """Put the next batches on deck, and end what cannot run."""
+        """Put the next batches on deck, and end jobs that cannot run."""
         at = now()
         steady = self._clock.steady(at.timestamp(), time.monotonic())
         if steady:
             for expired in self._dispatcher.expired(at):
-                self._fail(expired)
+                self._outcomes.fail(expired)
         failed = self._dispatcher.plan(session, at if steady else None)
         if failed is not None:
-            self._fail(failed)
+            self._outcomes.fail(failed)
 
     def _publish(self, session: Session) -> None:
         published = self._outbox.publish(session)
@@ -282,98 +285,22 @@ class MessagePath:
             self._dispatcher.withhold(job)
             self.window.exit(job)
 
-    def _collect(self, wait_s: float) -> None:
-        try:
-            outcome = self._outcomes.get(timeout=wait_s) if wait_s else self._outcomes.get_nowait()
-            while True:
-                self._note(outcome)
-                outcome = self._outcomes.get_nowait()
-        except queue.Empty:
-            return
-
-    def _note(self, outcome: Outcome) -> None:
-        match outcome:
-            case LookedUp():
-                if self._dispatcher.looked_up(outcome) and outcome.ended is not None:
-                    self._note(outcome.ended)
-            case BatchDone(batch_id):
-                self._dispatcher.batch_done(batch_id)
-            case EngineLost():
-                raise EngineLostError(outcome)
-            case MemoryLeaked(grown):
-                log.error(
-                    "the device's memory in use has grown by %.2f GB; finishing what runs, then a new "
-                    "process begins with none of it", grown / 1e9,
-                )  # fmt: skip
-                self.leaked = True
-            case Generating(jobs):
-                self._move(jobs, Stage.GENERATING)
-            case Generated(jobs):
-                self._move(jobs, Stage.DELIVERING)
-            case Stored(job, image, timings, reused) if not job.gone:
-                self._attempted(job, timings)
-                self._metrics.store_reused.inc(reused)
-                self._try_again(self._held_back.worked(job))
-                self._end(Resolution(job, image=image))
-            case Failed(job, _, timings) if not job.gone:
-                self._attempted(job, timings)
-                self._fail(outcome)
-            case Stored(job) | Failed(job):
-                log.info("a completion of a partition given up is discarded", extra=job.log)
-
-    def _move(self, jobs: Iterable[Job], stage: Stage) -> None:
-        for job in jobs:
-            self.window.move(job, stage)
-
-    def _attempted(self, job: Job, timings: Timings) -> None:
-        """An attempt has ended; one that was started is charged."""
-        job.timings = job.timings.and_then(timings)
-        job.attempts += timings.started_at is not None
-
-    def _fail(self, failed: Failed) -> None:
-        """Try the job again, hold it back, or have it end, as the verdict says."""
-        job, error = failed.job, failed.error
-        verdict = judge(error, job.attempts, self._settings.worker.max_attempts)
-        if verdict.action is Action.RETRY:
-            log.warning("the attempt failed and is made again: %s", error, extra=job.log)
-            self._metrics.attempts.labels("retried").inc()
-            self._dispatcher.retry(job, backoff_s(job.attempts))
-            return
-        resolution = Resolution(job, None, verdict.code, error, verdict.ours, verdict.retriable)
-        if resolution.ours and self._held_back.takes(resolution):
-            self._dispatcher.withhold(job)
-        else:
-            self._end(resolution)
-
-    def _end(self, resolution: Resolution) -> None:
-        """Have the job's terminal event published."""
-        self.window.move(resolution.job, Stage.ENDED)
-        self._outbox.add(resolution)
-
-    def _try_again(self, jobs: Iterable[Job]) -> None:
-        """What was held back begins once more, for its last attempt; its record may be read otherwise now."""
-        for job in jobs:
-            job.begin_anew(not_before=0.0)
-            job.request, job.attempts = None, min(job.attempts, self._settings.worker.max_attempts - 1)
-            job.tried_again = True
-            self._enqueue(job)
-
-    # -- partitions that go, and the end
+    # -- partitions that leave, and the end
 
     def stop_starting(self) -> None:
-        """Begin nothing new any more, and forget what waits."""
-        self._starts = False
+        """Start nothing new from now on, and drop what is waiting."""
+        self._accepting = False
         for each in self.window.assignments.values():
             each.leaving = True
         self._withdraw()
 
     def drain(self, session: Session, deadline: float) -> None:
-        """Finish what is under way, until that monotonic time at the latest. Raises as :meth:`turn`."""
+        """Finish what is under way, until this monotonic time at the latest. Raises as :meth:`turn`."""
         while self.window.under_way and self._may_drain(deadline):
             self.turn(session)
 
     def give_back(self, session: Session, deadline: float) -> None:
-        """Finish what runs of partitions being revoked, until then at the latest, and go on with the rest.
+        """Finish what is running of partitions being revoked, until the deadline; keep advancing the others.
 
         Runs inside a rebalance callback, where nothing can be polled.
         """
@@ -381,23 +308,142 @@ class MessagePath:
         while self.window.leaving_under_way and self._may_drain(deadline):
             self.advance(session)
 
+    def drop_engine_work(self) -> None:
+        """Drop what was on the engine: it will never end. Images already generated may."""
+        self._dispatcher.drop_engine_work()
+
     def _withdraw(self) -> None:
         self._admission.sweep()
         self._dispatcher.withdraw()
 
     def _sweep(self) -> None:
-        """Let go of the jobs of partitions that have left since the last turn."""
+        """Drop the jobs of partitions that have left since the last turn."""
         if not self.window.swept:
-            self._admission.sweep()
-            self._dispatcher.sweep()
-            self._outbox.sweep()
-            self._held_back.sweep()
+            for stage in (self._admission, self._dispatcher, self._outbox, self._held_back):
+                stage.sweep()
             self.window.swept = True
-
-    def engine_is_gone(self) -> None:
-        """What was on the engine will never end; what it has made may."""
-        self._dispatcher.engine_is_gone()
 
     def _may_drain(self, deadline: float) -> bool:
         answers = self._health.is_up("store") and not self._outbox.waits_for_schema
         return time.monotonic() < deadline and answers
+
+
+class Outcomes:
+    """Collects what engine and store report, and decides how each job continues. Kafka thread only.
+
+    Args:
+        reported: filled by other threads.
+        max_attempts: attempts that a request has.
+    """
+
+    def __init__(
+        self,
+        reported: queue.SimpleQueue[Outcome],
+        window: Window,
+        admission: Admission,
+        dispatcher: Dispatcher,
+        held_back: HeldBack,
+        outbox: Outbox,
+        *,
+        max_attempts: int,
+        metrics: Metrics,
+    ) -> None:
+        self._reported = reported
+        self._window = window
+        self._admission = admission
+        self._dispatcher = dispatcher
+        self._held_back = held_back
+        self._outbox = outbox
+        self._max_attempts = max_attempts
+        self._metrics = metrics
+        self.leaked = False
+        """Whether the engine has reported a leak."""
+
+    def collect(self, wait_s: float) -> None:
+        """Process all outcomes reported so far, waiting up to ``wait_s`` seconds for the first.
+
+        Raises:
+            EngineLostError: the engine cannot continue in this process.
+        """
+        try:
+            outcome = self._reported.get(timeout=wait_s) if wait_s else self._reported.get_nowait()
+            while True:
+                self._process(outcome)
+                outcome = self._reported.get_nowait()
+        except queue.Empty:
+            return
+
+    def enqueue(self, job: Job) -> None:
+        """Queue a job to be decoded, or to run alone."""
+        if job.runs_alone:
+            self._dispatcher.add(job)
+        else:
+            self._admission.add(job)
+
+    def fail(self, failed: Failed) -> None:
+        """Retry the job, hold it back, or end it, according to the verdict on its error."""
+        job, error = failed.job, failed.error
+        verdict = judge(error, job.attempts, self._max_attempts)
+        if verdict.action is Action.RETRY:
+            log.warning("the attempt failed and will be retried: %s", error, extra=job.log)
+            self._metrics.attempts.labels("retried").inc()
+            self._dispatcher.retry(job, backoff_s(job.attempts))
+            return
+        fault = verdict.deployment_fault
+        resolution = Resolution(job, None, verdict.code, error, fault, verdict.retriable)
+        if fault and self._held_back.holds_back(resolution):
+            self._dispatcher.withhold(job)
+        else:
+            self._end(resolution)
+
+    def retry(self, jobs: Iterable[Job]) -> None:
+        """Give jobs that were held back their last attempt; their records may be decoded differently now."""
+        for job in jobs:
+            job.reset_for_retry(not_before=0.0)
+            job.request, job.attempts = None, min(job.attempts, self._max_attempts - 1)
+            job.last_chance = True
+            self.enqueue(job)
+
+    def _process(self, outcome: Outcome) -> None:
+        match outcome:
+            case LookedUp():
+                if self._dispatcher.looked_up(outcome) and outcome.ended is not None:
+                    self._process(outcome.ended)
+            case BatchDone(batch_id):
+                self._dispatcher.batch_done(batch_id)
+            case EngineLost():
+                raise EngineLostError(outcome)
+            case MemoryLeaked(grown):
+                log.error(
+                    "the device's memory in use has grown by %.2f GB; after finishing what is running, a new "
+                    "process starts without the leak", grown / 1e9,
+                )  # fmt: skip
+                self.leaked = True
+            case Generating(jobs):
+                self._move(jobs, Stage.GENERATING)
+            case Generated(jobs):
+                self._move(jobs, Stage.DELIVERING)
+            case Stored(job, image, timings, reused) if not job.gone:
+                self._record_attempt(job, timings)
+                self._metrics.store_reused.inc(reused)
+                self.retry(self._held_back.succeeded(job))
+                self._end(Resolution(job, image=image))
+            case Failed(job, _, timings) if not job.gone:
+                self._record_attempt(job, timings)
+                self.fail(outcome)
+            case Stored(job) | Failed(job):
+                log.info("discarded an outcome of a partition that was given up", extra=job.log)
+
+    def _move(self, jobs: Iterable[Job], stage: Stage) -> None:
+        for job in jobs:
+            self._window.move(job, stage)
+
+    def _record_attempt(self, job: Job, timings: Timings) -> None:
+        """Record the end of an attempt; it is charged if its generation was started."""
+        job.timings = job.timings.and_then(timings)
+        job.attempts += timings.started_at is not None
+
+    def _end(self, resolution: Resolution) -> None:
+        """Queue the job's terminal event for publication."""
+        self._window.move(resolution.job, Stage.ENDED)
+        self._outbox.add(resolution)

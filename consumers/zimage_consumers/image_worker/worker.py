@@ -1,4 +1,4 @@
-"""The life of a worker process: from loading the model to the exit code."""
+"""The life of a worker process, from loading the model to the exit code."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ FENCED_AGAIN_S = 60.0
 
 
 class Worker:
-    """One process, one GPU, one member of the group.
+    """A worker: one process, one GPU, one member of the group.
 
     Args:
-        engine: not loaded yet; loaded, used and closed on a thread of its own.
+        engine: not loaded yet; it is loaded, used and closed on a thread of its own.
         slot: this worker's stable name.
     """
 
@@ -65,7 +65,7 @@ class Worker:
         self._deadline: float | None = None
 
     def stop(self) -> None:
-        """Finish what runs, commit and leave; returns at once. Safe from a signal handler."""
+        """Finish what is running, commit and leave. Does not wait. Safe to call from a signal handler."""
         self._stopped_at = time.monotonic()
         self._stop.set()
 
@@ -80,13 +80,13 @@ class Worker:
             loaded: called once the engine can generate.
 
         Raises:
-            ZImageError: it cannot start, since settings or model are wrong.
+            ZImageError: the worker cannot start, since the settings or the model are wrong.
         """
-        # Before the model, which takes long to load, and which nobody needs where nothing can be answered.
+        # First, since the model takes long to load and is useless where no request can be answered.
         while not (self._stop.is_set() or self._path.can_answer()):
             self._stop.wait(OUTAGE_WAIT_S)
-        # Before it, too: this frees a dead predecessor's transaction.
-        session = self._take_slot()
+        # Also before the model: this ends a dead predecessor's transaction.
+        session = self._claim_slot()
         if session is None:
             return ExitCode.DONE
         self._path.engine.start()
@@ -99,14 +99,14 @@ class Worker:
             self._path.close()
             self._path.engine.stop()
 
-    def _take_slot(self) -> Session | None:
-        """The first session, with its publisher started; ``None`` where we are stopped before that."""
+    def _claim_slot(self) -> Session | None:
+        """The first session, with its publisher started; ``None`` if stopped before that."""
         while not self._stop.is_set():
             session = self._open()
             try:
                 session.start_publisher()
             except ClientsLostError as error:
-                log.warning("the slot is not taken yet, trying again: %s", error)
+                log.warning("the slot could not be claimed, trying again: %s", error)
                 session.abandon()
                 self._stop.wait(REJOIN_WAIT_S)
             else:
@@ -127,18 +127,18 @@ class Worker:
             except EngineLostError as error:
                 return self._end_without_engine(session, error)
             except EngineHungError as error:
-                # The marks stay open: what ran is under suspicion.
+                # The marks stay open: the requests that were running are under suspicion.
                 log.error("%s; only a new process can use the device", error)
                 session.abandon()
                 return ExitCode.HUNG
             except (ClientsLostError, KafkaException) as error:
-                log.warning("both clients are thrown away and the group is joined anew: %s", error)
+                log.warning("discarding both clients and joining the group again: %s", error)
                 session.abandon()
                 if self._stop.is_set():
                     return self._code if session.clean else ExitCode.FAILED
                 if isinstance(error, FencedError):
-                    # Once may be our own transaction that the broker timed out. Twice is another process
-                    # in our slot, and two that go on would fence each other for ever.
+                    # Once may be our own transaction that the broker timed out. Twice means another process
+                    # in our slot, and if both went on they would fence each other forever.
                     if time.monotonic() - fenced_at < FENCED_AGAIN_S:
                         log.error("another process uses slot %s; this one ends", self._slot)
                         return ExitCode.FENCED
@@ -160,25 +160,25 @@ class Worker:
         )
 
     def _leave(self, session: Session) -> None:
-        """Finish what runs within the drain time, then let everything go cleanly."""
+        """Finish what is running within the drain time, then release everything cleanly."""
         self._deadline = time.monotonic() + self._settings.worker.drain_timeout_s
         self._path.stop_starting()
         self._path.drain(session, self._deadline)
         session.close()
 
     def _end_without_engine(self, session: Session, error: EngineLostError) -> ExitCode:
-        self._path.engine_is_gone()
+        self._path.drop_engine_work()
         if not error.sick:
-            # The marks stay open: what ran when the context was lost is under suspicion.
+            # The marks stay open: the requests running when the context was lost are under suspicion.
             log.error("the device context is lost; only a new process can use the device: %s", error)
             session.abandon()
             return ExitCode.CONTEXT_LOST
-        log.error("the device is sick, the requests are given back: %s", error)
+        log.error("the device is sick, giving its requests back: %s", error)
         self._health.hold("engine", f"the device is sick: {error}")
         try:
             self._leave(session)
         except (ClientsLostError, KafkaException) as lost:
-            log.warning("the requests could not be given back, their marks stay open: %s", lost)
+            log.warning("the requests could not be given back, so their marks stay open: %s", lost)
             session.abandon()
         return ExitCode.SICK
 

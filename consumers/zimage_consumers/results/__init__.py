@@ -1,1 +1,1 @@
-"""Readers of the results topic: follow, gather, save."""
+"""Readers of the results topic."""

@@ -1,4 +1,4 @@
-"""``zimage results``."""
+"""The ``zimage results`` command."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from zimage_consumers.results.follow import Wanted, follow
+from zimage_consumers.results.follow import ResultFilter, follow
 from zimage_stream.cli.context import settings_of
 from zimage_stream.cli.printing import say_result
 from zimage_stream.cli.terminal import say
@@ -24,37 +24,37 @@ from zimage_stream.stores import create_store
 def results(
     context: typer.Context,
     follow_: Annotated[
-        bool, typer.Option("--follow", "-f", help="Show new ones as they come, until stopped.")
+        bool, typer.Option("--follow", "-f", help="Show new results as they arrive, until stopped.")
     ] = False,
     from_beginning: Annotated[
-        bool, typer.Option("--from-beginning", help="With --follow: show the earlier ones first.")
+        bool, typer.Option("--from-beginning", help="With --follow: show earlier results first.")
     ] = False,
     id_: Annotated[
-        list[str] | None, typer.Option("--id", help="Of these requests; --follow ends with the last.")
+        list[str] | None, typer.Option("--id", help="With these request ids; --follow ends with the last.")
     ] = None,
-    batch: Annotated[list[str] | None, typer.Option(help="Of these batches.")] = None,
-    tenant: Annotated[list[str] | None, typer.Option(help="Of these tenants.")] = None,
+    batch: Annotated[list[str] | None, typer.Option(help="From these batches.")] = None,
+    tenant: Annotated[list[str] | None, typer.Option(help="From these tenants.")] = None,
     status: Annotated[
         list[Status] | None, typer.Option(metavar="STATUS", help="SUCCEEDED, FAILED, …", case_sensitive=False)
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Save the pictures here, with results.csv and index.html."),
+        typer.Option(metavar="DIR", help="Save the images here, with results.csv and index.html."),
     ] = None,
     timeout: Annotated[
-        float | None, typer.Option(min=0, metavar="SECONDS", help="Stop after so many seconds.")
+        float | None, typer.Option(min=0, metavar="SECONDS", help="Stop after this many seconds.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
-    """Show what came of requests: all that the topic holds, or with --follow what is yet to come.
+    """Show the results of requests: all in the topic or, with --follow, new ones.
 
-    Options that choose can be repeated, and all kinds of them must hold.
+    Options that select can be repeated; a result must match every kind given.
 
     Example: zimage results --batch cats --status FAILED
     """
     settings = settings_of(context)
-    wanted = Wanted.of(id_, batch, tenant, status)
-    # A request asked for by its id may have ended long before.
+    wanted = ResultFilter.of(id_, batch, tenant, status)
+    # A request selected by its id may have ended long before.
     earlier = from_beginning or not follow_ or bool(id_)
     found = 0
     with _saver(settings, out) as saver:
@@ -71,7 +71,7 @@ def results(
 
 @contextmanager
 def _saver(settings: Settings, out: Path | None) -> Iterator[Saver | None]:
-    """Saves into the folder, if there is to be one, and says at the end what could not be saved."""
+    """A saver for the folder, if one is given. At the end it reports what could not be saved."""
     if out is None:
         yield None
         return
@@ -82,7 +82,7 @@ def _saver(settings: Settings, out: Path | None) -> Iterator[Saver | None]:
 
 
 def _read(
-    settings: Settings, wanted: Wanted, earlier: bool, on: bool, timeout: float | None
+    settings: Settings, wanted: ResultFilter, earlier: bool, on: bool, timeout: float | None
 ) -> Iterator[ImageResult]:
     with (
         create_codec(settings.registry) as codec,

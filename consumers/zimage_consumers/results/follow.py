@@ -1,4 +1,4 @@
-"""Which results to show, and reading until there are no more of them."""
+"""Selects results, and reads them until no more are expected."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from zimage_stream.kafka.reader import POLL_S, ResultReader
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What results must be; an empty set allows any."""
+class ResultFilter:
+    """Criteria for results; an empty set allows any value."""
 
     ids: frozenset[str] = frozenset()
     batches: frozenset[str] = frozenset()
@@ -26,12 +26,12 @@ class Wanted:
         batches: Iterable[str] | None,
         tenants: Iterable[str] | None,
         statuses: Iterable[str] | None,
-    ) -> Wanted:
-        """What is in these; ``None`` allows any."""
-        return Wanted(*(frozenset(each or ()) for each in (ids, batches, tenants, statuses)))
+    ) -> ResultFilter:
+        """Build a filter from lists; ``None`` allows any value."""
+        return ResultFilter(*(frozenset(each or ()) for each in (ids, batches, tenants, statuses)))
 
     def matches(self, result: ImageResult) -> bool:
-        """Whether the result is one of them."""
+        """Whether the result meets all criteria."""
         pairs = (
             (self.ids, result.request_id),
             (self.batches, result.batch_id),
@@ -42,17 +42,17 @@ class Wanted:
 
 
 def follow(
-    reader: ResultReader, wanted: Wanted, *, until_end: bool, timeout_s: float | None = None
+    reader: ResultReader, wanted: ResultFilter, *, until_end: bool, timeout_s: float | None = None
 ) -> Iterator[ImageResult]:
-    """Matching results from where the reader stands.
+    """Yield matching results from the reader's position on.
 
     Args:
-        until_end: end when every partition has been read to its end.
-        timeout_s: end after so many seconds in all; absent: never.
+        until_end: stop when every partition has been read to its end.
+        timeout_s: stop after this many seconds in total; ``None``: never.
 
     Raises:
-        ResultTimeoutError: ``timeout_s`` passed, and some of ``wanted.ids`` have not come.
-        BrokerUnavailableError: no broker answers, and the end or ``timeout_s`` was to be reached.
+        ResultTimeoutError: ``timeout_s`` passed while some of ``wanted.ids`` were missing.
+        BrokerUnavailableError: no broker responds, so the end cannot be reached, or ``timeout_s`` passed.
     """
     deadline, missing = Deadline(timeout_s), set(wanted.ids)
     while True:
@@ -67,7 +67,7 @@ def follow(
 
 
 def _is_late(reader: ResultReader, missing: Collection[str], deadline: Deadline, until_end: bool) -> bool:
-    """Whether nothing more is waited for, where nothing has come. Raises as :func:`follow`."""
+    """Whether to stop after a poll that returned nothing. Raises as :func:`follow`."""
     if reader.topic.trouble is not None and (until_end or deadline.passed):
         raise reader.topic.trouble
     if deadline.passed and missing:

@@ -1,4 +1,4 @@
-"""The folder outside the tree that keeps what was fetched and built, one folder a package and version."""
+"""The folder outside the tree for what was fetched and built, with one folder per package and version."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
 
 
 def cached(name: str, build: Callable[[Path], None]) -> Path:
-    """The folder ``name`` of the cache; ``build`` fills it if it is not there.
+    """The folder ``name`` of the cache; ``build`` fills it if it does not exist.
 
-    Safe against several processes at once, which wait for the one that builds, and against being ended
-    half way: the name appears only when the folder is complete.
+    Safe when several processes call it at once, which wait for the one that builds, and when interrupted: the
+    name appears only when the folder is complete.
 
     Args:
-        name: what it is, with its version.
-        build: is given an empty folder.
+        name: name of the package, with its version.
+        build: receives an empty folder to fill.
 
     Raises:
         ServiceMissingError: the cache cannot be written, or whatever ``build`` raises.
@@ -64,7 +64,7 @@ def run_tool(command: Sequence[str], folder: Path, environment: Mapping[str, str
     """Run a build tool in ``folder``, quietly.
 
     Raises:
-        ServiceMissingError: there is no such tool, or it failed; its last lines are quoted.
+        ServiceMissingError: the tool is not installed, or it failed; its last lines are quoted.
     """
     program = shutil.which(command[0])
     if program is None:
@@ -86,5 +86,5 @@ def run_tool(command: Sequence[str], folder: Path, environment: Mapping[str, str
 
 
 def announce(what: str) -> None:
-    """Say on stderr what takes a while; pytest shows it only where a test fails."""
+    """Announce a slow step on stderr; pytest shows it only if a test fails."""
     sys.stderr.write(f"preparing {what} (once)\n")

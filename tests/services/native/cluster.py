@@ -1,9 +1,9 @@
-"""Three Kafka brokers and the controller that watches over them.
+"""Three Kafka brokers and a controller.
 
-The controller is a process of its own, and nobody takes it down. Machines that run Kafka in earnest keep
-brokers and controllers apart, so that brokers that die take no metadata quorum with them. Were each broker
-a controller, too, two dead ones of three would stop all elections, and every loss of two would be played
-as that rarer accident.
+The controller is a process of its own that tests never take down. Production clusters keep brokers and
+controllers apart, so that dying brokers take no metadata quorum with them. If each broker were also a
+controller, two dead ones of three would stop all elections, and every loss of two brokers would be tested as
+that rarer accident.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from zimage_stream.kafka.clients import common_config, reader_config
 from zimage_stream.settings import KafkaSettings
 
 BROKERS = (1, 2, 3)
-"""Their node ids."""
+"""Node ids of the brokers."""
 COPIES = len(BROKERS)
 OFFSETS, TRANSACTIONS = "__consumer_offsets", "__transaction_state"
 _CONTROLLER = 100
@@ -40,7 +40,7 @@ _REPLICATED = {
     "transaction.state.log.min.isr": "2",
     "share.coordinator.state.topic.replication.factor": str(COPIES),
     "share.coordinator.state.topic.min.isr": "2",
-    # A dead or frozen broker is missed soon; four JVMs on a busy machine miss a heartbeat at times.
+    # A dead or frozen broker is missed soon; four JVMs on a busy machine sometimes miss a heartbeat.
     "broker.session.timeout.ms": "3000",
 }
 
@@ -50,7 +50,7 @@ class _Node(Kafka):
 
     Args:
         number: its node id.
-        roles: of Kafka's ``process.roles``.
+        roles: value of Kafka's ``process.roles``.
     """
 
     def __init__(self, folder: Path, number: int, roles: str) -> None:
@@ -60,7 +60,7 @@ class _Node(Kafka):
         self._quorum = ""
 
     def join(self, quorum: str) -> None:
-        """Say who the controllers are, as ``controller.quorum.voters``; before the first start."""
+        """Set the controllers, as in ``controller.quorum.voters``; call it before the first start."""
         self._quorum = quorum
 
     def _properties(self) -> dict[str, str]:
@@ -73,7 +73,7 @@ class _Node(Kafka):
 
     def _set_up(self) -> None:
         super()._set_up()
-        # The data folder is formatted as node 1's, and no two nodes may have a folder of the same id.
+        # The data folder is formatted as node 1's, and no two nodes may share a folder id.
         properties = self.folder / "data" / "meta.properties"
         lines = [
             line for line in properties.read_text().splitlines() if line.startswith(("version", "cluster"))
@@ -84,7 +84,7 @@ class _Node(Kafka):
 
 
 class Controller(_Node):
-    """Elects leaders and knows who lives."""
+    """The controller: elects leaders and tracks which brokers are alive."""
 
     title = "Kafka controller"
     heap_mb = 128
@@ -94,7 +94,7 @@ class Controller(_Node):
 
     @property
     def voter(self) -> str:
-        """Itself, as ``controller.quorum.voters`` names it."""
+        """This controller's entry in ``controller.quorum.voters``."""
         return f"{self.number}@127.0.0.1:{self._controller_port}"
 
     def probe(self) -> None:
@@ -110,7 +110,7 @@ class Controller(_Node):
 
 
 class Broker(_Node):
-    """One of the three; ``bootstrap_servers`` and ``settings`` are its own address alone."""
+    """One of the three brokers; ``bootstrap_servers`` and ``settings`` have its own address alone."""
 
     title = "Kafka broker"
     heap_mb = 256
@@ -119,22 +119,22 @@ class Broker(_Node):
         super().__init__(folder, number, "broker")
 
     def probe(self) -> None:
-        """Return when the broker serves, whatever has become of the others."""
+        """Return if this broker serves, whatever the state of the others."""
         if self.number not in self.address.metadata().brokers:
-            raise ServiceError(f"broker {self.number} is not let in yet")
+            raise ServiceError(f"broker {self.number} has not been admitted yet")
 
     def _properties(self) -> dict[str, str]:
         return super()._properties() | {"listeners": f"CLIENTS://127.0.0.1:{self.port}"}
 
 
 class KafkaCluster:
-    """Three brokers on loopback, each of which may be stopped, killed, frozen and started by itself.
+    """Three brokers on loopback, each of which can be stopped, killed, frozen and started on its own.
 
-    Every topic has three copies and takes a record when two have it, Kafka's own topics among them. Usable
-    as a context manager.
+    Every topic, Kafka's own included, has three copies and accepts a record when two have it. Usable as a
+    context manager.
 
     Args:
-        folder: made if it is not there; whoever gives it removes it.
+        folder: created if missing; the caller removes it.
     """
 
     title = "Kafka, three brokers"
@@ -147,30 +147,30 @@ class KafkaCluster:
 
     @property
     def bootstrap_servers(self) -> str:
-        """All three, the same after every restart."""
+        """Addresses of all three, the same after every restart."""
         return ",".join(broker.bootstrap_servers for broker in self.brokers)
 
     @property
     def settings(self) -> KafkaSettings:
-        """What a client needs to be let in."""
+        """Client settings to connect."""
         return KafkaSettings(bootstrap_servers=self.bootstrap_servers)
 
     @property
     def address(self) -> KafkaAddress:
-        """The same for those who need no more than to reach it."""
+        """Address for tests that only need to connect."""
         return KafkaAddress(self.settings)
 
     def start(self) -> None:
-        """Start what does not run, and wait until all serve.
+        """Start whatever is not running, and wait until all serve.
 
         Raises:
             ServiceError: a process did not come up; none is left running.
-            ServiceMissingError: Kafka cannot be had on this machine.
+            ServiceMissingError: Kafka is unavailable on this machine.
         """
         launch_all((self._controller, *self.brokers))
 
     def stop(self) -> None:
-        """End all in order, frozen ones too, and the controller when no broker needs it any more."""
+        """Shut down all processes, frozen ones included; the controller last, since brokers need it."""
         with ThreadPoolExecutor(len(self.brokers), "stop") as pool:
             list(pool.map(lambda broker: broker.stop(), self.brokers))
         self._controller.stop()
@@ -183,16 +183,16 @@ class KafkaCluster:
         self.stop()
 
     def broker(self, number: int) -> Broker:
-        """The broker with that node id."""
+        """The broker with this node id."""
         return next(broker for broker in self.brokers if broker.number == number)
 
     def make_topic(
         self, name: str, copies: Sequence[Sequence[int]], config: Mapping[str, str] | None = None
     ) -> None:
-        """Make a topic whose copies lie where they are told to.
+        """Create a topic with the given placement of copies.
 
         Args:
-            copies: for each partition the brokers that have it, the first of which leads.
+            copies: for each partition, the brokers that hold it, leader first.
         """
         admin = AdminClient(common_config(self.settings))
         topic = NewTopic(
@@ -201,20 +201,20 @@ class KafkaCluster:
         admin.create_topics([topic])[name].result(30)
 
     def leader(self, topic: str, partition: int) -> Broker | None:
-        """Who leads the partition; ``None`` while nobody does.
+        """The leader of the partition; ``None`` while there is none.
 
         Raises:
-            ServiceError: no broker answers, or there is no such partition.
+            ServiceError: no broker responds, or the partition does not exist.
         """
         leading = self._partition(topic, partition).leader
         return self.broker(leading) if leading >= 0 else None
 
     def in_sync(self, topic: str, partition: int) -> set[int]:
-        """Node ids of the brokers that have all of the partition. Raises as :meth:`leader`."""
+        """Node ids of the brokers in sync with the partition. Raises as :meth:`leader`."""
         return set(self._partition(topic, partition).isrs)
 
     def end(self, topic: str, partition: int) -> int:
-        """The offset that the next record of the partition gets. Raises as :meth:`leader`."""
+        """Offset of the partition's next record. Raises as :meth:`leader`."""
         consumer = Consumer(_quiet(reader_config(self.settings)))
         try:
             return consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=_PROBE_S)[1]
@@ -224,20 +224,20 @@ class KafkaCluster:
             consumer.close()
 
     def group_coordinator(self, group: str) -> Broker | None:
-        """Who keeps the group's members and offsets, once it has any. Else as :meth:`leader`."""
+        """The group's coordinator, once there is one. Otherwise as :meth:`leader`."""
         return self._coordinator(OFFSETS, group)
 
     def transaction_coordinator(self, transactional_id: str) -> Broker | None:
-        """Who keeps the state of that id's transactions, once there are any. Else as :meth:`leader`."""
+        """The coordinator of the id's transactions, once there are any. Otherwise as :meth:`leader`."""
         return self._coordinator(TRANSACTIONS, transactional_id)
 
     def transactional_ids(self, since: float) -> set[str]:
-        """Ids that have begun or ended a transaction since then, an instant of ``time.time()``.
+        """Transactional ids that have begun or ended a transaction since an instant of ``time.time()``.
 
-        They are read from Kafka's own log of them: clients and tools have their own ways to name theirs.
+        They are read from Kafka's own log of transactions: clients and tools name theirs in different ways.
 
         Raises:
-            ServiceError: not every broker that keeps some answers.
+            ServiceError: not every broker that holds part of the log responds.
         """
         consumer = Consumer(_quiet(reader_config(self.settings)) | {"enable.partition.eof": True})
         try:
@@ -250,7 +250,7 @@ class KafkaCluster:
             while open_:
                 message = consumer.poll(_PROBE_S)
                 if message is None:
-                    raise ServiceError(f"{TRANSACTIONS} is not answered for")
+                    raise ServiceError(f"{TRANSACTIONS} is not fully readable")
                 if error := message.error():
                     if error.code() != KafkaError._PARTITION_EOF:
                         raise ServiceError(error.str())
@@ -265,12 +265,12 @@ class KafkaCluster:
             consumer.close()
 
     def wait_in_sync(self, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Wait until every partition has a leader, and all of its copies are there and have all of it.
+        """Wait until every partition has a leader and all of its copies are in sync.
 
-        All brokers must say so: one that has been frozen believes at first that nothing has changed.
+        All brokers must confirm it: one that was frozen believes at first that nothing has changed.
 
         Raises:
-            ServiceError: they have not within that time.
+            ServiceError: they are not within that time.
         """
         wait_until_ready(self._probe_in_sync, timeout_s)
 
@@ -288,7 +288,7 @@ class KafkaCluster:
     def _coordinator(self, topic: str, name: str) -> Broker | None:
         partitions = self.address.metadata(topic).topics[topic].partitions
         if not partitions:
-            raise ServiceError(f"there is no {topic} yet: nobody has a coordinator")
+            raise ServiceError(f"there is no {topic} yet, so there is no coordinator")
         return self.leader(topic, _java_hash(name) % len(partitions))
 
     def _partition(self, topic: str, partition: int) -> PartitionMetadata:
@@ -299,14 +299,14 @@ class KafkaCluster:
 
 
 def _quiet(config: dict[str, Any]) -> dict[str, Any]:
-    """For clients that ask while brokers are down, which need no line for each attempt."""
+    """Client settings while brokers are down, without a log line for each attempt."""
     return config | {"log_level": 0}
 
 
 def _java_hash(text: str) -> int:
-    """``String.hashCode`` without its sign, by which Kafka spreads groups and transactional ids."""
+    """``String.hashCode`` without its sign, by which Kafka distributes groups and transactional ids."""
     value = 0
     for unit in memoryview(text.encode("utf-16-le")).cast("H"):
         value = (31 * value + unit) & 0xFFFF_FFFF
-    # The smallest has no counterpart, and Kafka takes 0 for it.
+    # The smallest number has no positive counterpart, and Kafka uses 0 for it.
     return min(value, -value & 0xFFFF_FFFF) & 0x7FFF_FFFF

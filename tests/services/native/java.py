@@ -1,4 +1,4 @@
-"""Finding a Java that is new enough, and fetching what runs on it with Maven."""
+"""Finds a Java that is new enough, and fetches programs that need it with Maven."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _POM = """<project>
 
 @functools.cache
 def find_java(least: int) -> Path:
-    """A ``java`` program of that major version or newer: JAVA_HOME, the PATH, what is installed.
+    """A ``java`` program of this major version or newer, from JAVA_HOME, the PATH, or installed packages.
 
     Raises:
-        ServiceMissingError: there is none; names those that are too old.
+        ServiceMissingError: there is none; the message names those that are too old.
     """
     seen: dict[Path, int] = {}
     for program in _candidates():
@@ -41,13 +41,13 @@ def find_java(least: int) -> Path:
 
 
 def fetch_libraries(artifacts: list[str], folder: Path) -> None:
-    """Put these jars and all they need into ``folder``.
+    """Put these jars and all their dependencies into ``folder``.
 
     Args:
         artifacts: ``group:artifact:version``.
 
     Raises:
-        ServiceMissingError: there is no Maven, or it cannot get them.
+        ServiceMissingError: Maven is not installed, or cannot fetch them.
     """
     names = ("groupId", "artifactId", "version")
     dependencies = "".join(
@@ -69,7 +69,7 @@ def fetch_archive(artifact: str, folder: Path) -> None:
         artifact: ``group:artifact:version:type:classifier``.
 
     Raises:
-        ServiceMissingError: there is no Maven, or it cannot get it.
+        ServiceMissingError: Maven is not installed, or cannot fetch it.
     """
     pom = folder / "pom.xml"
     pom.write_text(_POM.format(""))
@@ -89,7 +89,7 @@ def _candidates() -> Iterator[Path]:
 
 
 def _major_version(program: Path) -> int:
-    """0 where it cannot be run."""
+    """Major version of a ``java`` program; 0 if it cannot be run."""
     try:
         told = subprocess.run([program, "-version"], capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):

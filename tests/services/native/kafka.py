@@ -1,4 +1,4 @@
-"""Apache Kafka: one node that is broker and controller, without ZooKeeper."""
+"""Apache Kafka: a single node that is both broker and controller, without ZooKeeper."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from zimage_stream.settings import KafkaSettings
 VERSION = "4.4.0"
 _ARTIFACTS = [
     f"org.apache.kafka:kafka_2.13:{VERSION}",
-    # Without a backend for SLF4J the broker would say nothing about why it does not start.
+    # Without a backend for SLF4J the broker would not report why it does not start.
     "org.apache.logging.log4j:log4j-slf4j-impl:2.25.5",
 ]
 _JAVA = 17
@@ -43,7 +43,7 @@ _LOG4J = """<Configuration status="warn">
 
 
 def broker_properties(client_port: int, controller_port: int) -> dict[str, str]:
-    """The settings of a single node, apart from where it listens and keeps its data."""
+    """Settings of a single node, apart from its listeners and data folder."""
     return {
         "process.roles": "broker,controller",
         "node.id": "1",
@@ -53,7 +53,7 @@ def broker_properties(client_port: int, controller_port: int) -> dict[str, str]:
         "advertised.listeners": f"CLIENTS://127.0.0.1:{client_port}",
         "inter.broker.listener.name": "CLIENTS",
         "listener.security.protocol.map": "CLIENTS:PLAINTEXT,CONTROLLER:PLAINTEXT",
-        # One node cannot copy anything; few partitions, because each costs time at the first use.
+        # One node cannot replicate; few partitions, because each costs time at first use.
         "offsets.topic.replication.factor": "1",
         "offsets.topic.num.partitions": "4",
         "transaction.state.log.replication.factor": "1",
@@ -64,9 +64,9 @@ def broker_properties(client_port: int, controller_port: int) -> dict[str, str]:
         "share.coordinator.state.topic.num.partitions": "2",
         "auto.create.topics.enable": "false",
         "group.initial.rebalance.delay.ms": "0",
-        # A test of a lost member should not have to wait for 6 s; the default of a client stays 45 s.
+        # A test of a lost member should not have to wait for 6 s; a client's default stays at 45 s.
         "group.min.session.timeout.ms": "1000",
-        # The node that comes back after kill -9 is let in only when its dead self has timed out.
+        # A node that returns after kill -9 is admitted only when its dead self has timed out.
         "broker.heartbeat.interval.ms": "300",
         "broker.session.timeout.ms": "2000",
         # 128 MiB of a small heap by default.
@@ -76,16 +76,16 @@ def broker_properties(client_port: int, controller_port: int) -> dict[str, str]:
 
 
 def prepare() -> Path:
-    """The folder with Kafka's libraries and an empty formatted data folder, fetched if need be.
+    """The folder with Kafka's libraries and an empty formatted data folder, fetched if necessary.
 
     Raises:
-        ServiceMissingError: there is no Java 17, no Maven, or it cannot be fetched.
+        ServiceMissingError: there is no Java 17 or no Maven, or Kafka cannot be fetched.
     """
     return cached(f"kafka-{VERSION}", _build)
 
 
 class Kafka(NativeService):
-    """A broker that lets anybody in, on loopback."""
+    """A broker on loopback that requires no credentials."""
 
     title = "Kafka"
     heap_mb = 512
@@ -102,12 +102,12 @@ class Kafka(NativeService):
 
     @property
     def settings(self) -> KafkaSettings:
-        """What a client needs to be let in."""
+        """Client settings to connect."""
         return KafkaSettings(bootstrap_servers=self.bootstrap_servers)
 
     @property
     def address(self) -> KafkaAddress:
-        """The same for those who need no more than to reach it."""
+        """Address for tests that only need to connect."""
         return KafkaAddress(self.settings)
 
     def probe(self) -> None:
@@ -139,23 +139,23 @@ class Kafka(NativeService):
         return {}
 
     def _class_option(self) -> str:
-        """Classes are taken as they lie in the archive, which is half of the work of a start. A JVM that
-        cannot read it goes on without."""
+        """Option to load classes from the archive, which saves half the work of a start. A JVM that cannot
+        read the archive continues without it."""
         return f"-XX:SharedArchiveFile={_classes()}"
 
 
 class _ArchivingKafka(Kafka):
-    """One that writes the archive when it ends."""
+    """A node that writes the archive of classes when it ends."""
 
     def _class_option(self) -> str:
         return f"-XX:ArchiveClassesAtExit={self.folder / _ARCHIVE}"
 
 
 class SecureKafka(Kafka):
-    """A broker that asks for a password (SASL/PLAIN) over TLS, with a certificate made for it.
+    """A broker that requires a password (SASL/PLAIN) over TLS, with a certificate made for it.
 
     Attributes:
-        username, password: who is let in.
+        username, password: the accepted credentials.
         ca_path: the certificate authority of the broker's certificate, PEM.
     """
 
@@ -199,7 +199,7 @@ class SecureKafka(Kafka):
         authority = trustme.CA()
         authority.cert_pem.write_to_path(self.ca_path)
         broker = authority.issue_cert("127.0.0.1", "localhost")
-        # Kafka reads keys in PKCS#8 only.
+        # Kafka only reads keys in PKCS#8.
         key = load_pem_private_key(broker.private_key_pem.bytes(), None)
         pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         chain = b"".join(part.bytes() for part in broker.cert_chain_pems)
@@ -211,7 +211,7 @@ def _build(folder: Path) -> None:
     libraries = folder / "libs"
     libraries.mkdir()
     fetch_libraries(_ARTIFACTS, libraries)
-    # Formatting takes a JVM 2 s, and its outcome is the same for every broker: done once, copied after.
+    # Formatting takes a JVM 2 s with the same result for every broker: done once, copied afterwards.
     properties = folder / "format.properties"
     _write_properties(properties, broker_properties(1, 2) | {"log.dirs": str(folder / "formatted")})
     cluster = urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
@@ -220,7 +220,7 @@ def _build(folder: Path) -> None:
 
 
 def _classes() -> Path:
-    """The archive of Kafka's classes for this Java, made if need be."""
+    """The archive of Kafka's classes for this Java, created if necessary."""
     java = find_java(_JAVA).resolve()
     version = hashlib.sha256(f"{java} {java.stat().st_mtime_ns}".encode()).hexdigest()[:12]
     return cached(f"kafka-{VERSION}-classes-{version}", _archive_classes) / _ARCHIVE

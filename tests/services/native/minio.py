@@ -11,24 +11,24 @@ from tests.services.native.cache import announce, cached, run_tool
 from tests.services.native.ports import free_ports
 from tests.services.native.process import NativeService
 
-# MinIO publishes neither programs nor images any more; this is the last released source.
+# MinIO no longer publishes programs or images; this is its last released source.
 VERSION = "v0.0.0-20260212201848-7aac2a2c5b7c"
 
 
 def prepare() -> Path:
-    """The MinIO program, built if need be (minutes).
+    """The MinIO program, built if necessary (takes minutes).
 
     Raises:
-        ServiceMissingError: there is no Go, or it cannot build it.
+        ServiceMissingError: Go is not installed, or cannot build it.
     """
     return cached(f"minio-{VERSION}", _build) / "minio"
 
 
 class Minio(NativeService):
-    """A store with random root credentials, on loopback.
+    """A store on loopback with random root credentials.
 
     Attributes:
-        access_key, secret_key: of its root user.
+        access_key, secret_key: credentials of its root user.
     """
 
     title = "MinIO"
@@ -46,7 +46,7 @@ class Minio(NativeService):
 
     @property
     def address(self) -> MinioAddress:
-        """The same for those who need no more than to reach it."""
+        """Address for tests that only need to connect."""
         return MinioAddress(self.endpoint, self.access_key, self.secret_key)
 
     def probe(self) -> None:
@@ -62,7 +62,7 @@ class Minio(NativeService):
             "server",
             f"--address={self.endpoint}",
             f"--console-address=127.0.0.1:{self._console_port}",
-            # Else it reads and writes a folder in the user's home.
+            # Otherwise it reads and writes a folder in the user's home.
             f"--certs-dir={self.folder / 'certs'}",
             str(self.folder / "data"),
         ]
@@ -72,7 +72,7 @@ class Minio(NativeService):
             "MINIO_ROOT_USER": self.access_key,
             "MINIO_ROOT_PASSWORD": self.secret_key,
             "MINIO_BROWSER": "off",
-            # It would ask the vendor for a newer version at every start.
+            # It would check the vendor for a newer version at every start.
             "MINIO_UPDATE": "off",
         }
 

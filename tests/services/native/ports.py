@@ -1,4 +1,4 @@
-"""Free ports on loopback, for servers that come back to the same port after a restart."""
+"""Free ports on loopback, for servers that return to the same port after a restart."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ _RANGE_OF_CLIENTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 def free_ports(count: int) -> list[int]:
     """Distinct ports that nothing listens on now.
 
-    They lie below the range from which the system gives ports to clients. While a server is down, a
-    client that retries its address from that range can be given the very port it calls: it connects to
-    itself, and the server never gets its port back.
+    They are below the ephemeral range. While a server is down, a client that retries its address could be
+    given
+    that very port as its own from the ephemeral range: it would connect to itself, and the server would never
+    get its port back.
     """
     candidates = list(range(_LOWEST, _first_client_port()))
     random.shuffle(candidates)
@@ -23,7 +24,7 @@ def free_ports(count: int) -> list[int]:
     while len(found) < count:
         port = candidates.pop()
         with socket.socket() as probe:
-            # As servers set it: a connection of a predecessor in TIME_WAIT does not count.
+            # As servers set it: a predecessor's connection in TIME_WAIT does not count.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))

@@ -1,4 +1,4 @@
-"""A server process that tests may stop, kill, pause and start again with its data and its ports."""
+"""A server process that tests can stop, kill, pause and restart with its data and its ports."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ START_TIMEOUT_S = 240.0
 STOP_TIMEOUT_S = 60.0
 _LOG_LINES = 25
 
-# Linux ends a child whose parent is gone, and means by "parent" the thread that made it. So one thread
-# makes all of them and lives as long as this process; a test may start a service from a thread of its own.
+# Linux ends a child whose parent is gone, and by "parent" means the thread that started it. So one thread
+# starts all of them and lives as long as this process; a test may start a service from a thread of its own.
 _spawner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spawner")
 
 # Runs in the child, before the server: an aborted test run must leave nothing behind.
@@ -33,22 +33,22 @@ if os.getppid() != int(sys.argv[1]):
 os.execv(sys.argv[2], sys.argv[2:])
 """
 
-# What a server sees of our environment: a MINIO_* or JAVA_* of the user's must not change it.
+# What a server sees of our environment: the user's MINIO_* or JAVA_* variables must not affect it.
 _INHERITED = ("HOME", "LANG", "PATH", "TMPDIR", "TZ")
 
 
 class ServiceEndedError(Exception):
-    """The process is gone; there is nothing to wait for."""
+    """The process has ended; there is nothing to wait for."""
 
 
 class NativeService(ABC):
     """One server process with a folder of its own for data and log.
 
-    ``start`` and ``stop`` may be called in any order and any number of times; address and data stay the
-    same from the first to the last. Usable as a context manager.
+    ``start`` and ``stop`` may be called in any order and any number of times; address and data stay the same
+    throughout. Usable as a context manager.
 
     Args:
-        folder: made if it is not there; whoever gives it removes it.
+        folder: created if missing; the caller removes it.
     """
 
     title: ClassVar[str]
@@ -60,7 +60,7 @@ class NativeService(ABC):
 
     @property
     def log(self) -> Path:
-        """What the server printed, over all its starts."""
+        """The server's output, over all its starts."""
         return self.folder / "server.log"
 
     @property
@@ -68,7 +68,7 @@ class NativeService(ABC):
         """The server's process id.
 
         Raises:
-            ServiceError: it does not run.
+            ServiceError: it is not running.
         """
         if self._process is None:
             raise ServiceError(f"{self.title} does not run")
@@ -80,18 +80,18 @@ class NativeService(ABC):
 
     @abstractmethod
     def _environment(self) -> Mapping[str, str]:
-        """What the server's environment has beyond what every process has."""
+        """Environment variables of this server, in addition to those of every process."""
 
     @abstractmethod
     def _set_up(self) -> None:
-        """Make what must be in ``folder`` before the first start."""
+        """Create what must be in ``folder`` before the first start."""
 
     @abstractmethod
     def probe(self) -> None:
-        """Return when the server serves; raises ServiceError while it does not."""
+        """Return if the server serves; raise ServiceError while it does not."""
 
     def launch(self) -> None:
-        """Start the process without waiting until it serves; nothing where it runs already."""
+        """Start the process without waiting until it serves. Does nothing if it is running."""
         if self._process is not None:
             return
         if not self._is_set_up:
@@ -104,7 +104,7 @@ class NativeService(ABC):
         """Wait until the server serves.
 
         Raises:
-            ServiceError: it ended, or the time is up; the process is stopped and its last lines quoted.
+            ServiceError: it ended, or the time is up; the process is stopped and its last lines are quoted.
         """
         try:
             wait_until_ready(self._probe_if_alive, timeout_s)
@@ -120,17 +120,17 @@ class NativeService(ABC):
 
         Raises:
             ServiceError: it did not come up; its last lines are quoted.
-            ServiceMissingError: it cannot be had on this machine.
+            ServiceMissingError: it is unavailable on this machine.
         """
         self.launch()
         self.wait_ready()
 
     def stop(self) -> None:
-        """End the server in order, by force where it takes longer than a minute."""
+        """Stop the server cleanly, or by force if it takes longer than a minute."""
         if self._process is None:
             return
         self._process.send_signal(signal.SIGTERM)
-        # A paused process takes the signal only once it runs again.
+        # A paused process receives the signal only once it runs again.
         self._process.send_signal(signal.SIGCONT)
         try:
             self._process.wait(STOP_TIMEOUT_S)
@@ -139,7 +139,7 @@ class NativeService(ABC):
         self._process = None
 
     def kill(self) -> None:
-        """End the server at once (SIGKILL), as a power cut would; returns when it is gone."""
+        """Kill the server (SIGKILL), like a power cut. Returns when it has ended."""
         if self._process is None:
             return
         self._process.kill()
@@ -147,16 +147,16 @@ class NativeService(ABC):
         self._process = None
 
     def pause(self) -> None:
-        """Freeze the server (SIGSTOP): connections stay open and nothing answers."""
+        """Freeze the server (SIGSTOP): connections stay open, but it does not respond."""
         os.kill(self.pid, signal.SIGSTOP)
         os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
-        """Let a paused server run on."""
+        """Resume a paused server."""
         os.kill(self.pid, signal.SIGCONT)
 
     def restart(self) -> None:
-        """Stop the server in order and start it again, with the same data and address."""
+        """Stop the server cleanly and start it again, with the same data and address."""
         self.stop()
         self.start()
 
@@ -184,7 +184,7 @@ class NativeService(ABC):
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # Ctrl-C in the terminal is for the tests, which then stop the services in order.
+                # Ctrl-C in the terminal is for the tests, which then stop the services cleanly.
                 start_new_session=True,
             )
 
@@ -202,10 +202,10 @@ class NativeService(ABC):
 
 
 def launch_all(services: Sequence[NativeService]) -> None:
-    """Start several at once and wait until all serve; if one does not, none is left running.
+    """Start several servers at once and wait until all serve; if one does not, none is left running.
 
     Raises:
-        ServiceError: as of :meth:`NativeService.start`.
+        ServiceError: as for :meth:`NativeService.start`.
     """
     try:
         for service in services:
@@ -218,11 +218,11 @@ def launch_all(services: Sequence[NativeService]) -> None:
 
 
 def stop_all(services: Sequence[NativeService]) -> None:
-    """Stop all that run, the last one first."""
+    """Stop all servers that are running, last one first."""
     for service in reversed(services):
         service.stop()
 
 
 def java_options(heap_mb: int) -> list[str]:
-    """For a small server that should be up soon rather than be fast for days."""
+    """JVM options for a small server that should start quickly rather than run fast for days."""
     return [f"-Xmx{heap_mb}m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData"]

@@ -1,4 +1,4 @@
-"""Apicurio Registry, as a schema registry that speaks Confluent's interface."""
+"""Apicurio Registry, used as a schema registry through its Confluent-compatible interface."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _JAVA = 21
 
 
 def prepare() -> Path:
-    """The folder with the registry's program, fetched if need be.
+    """The folder with the registry's program, fetched if necessary.
 
     Raises:
-        ServiceMissingError: there is no Java 21, no Maven, or it cannot be fetched.
+        ServiceMissingError: there is no Java 21 or no Maven, or it cannot be fetched.
     """
-    # Checked before 150 MB are fetched for nothing.
+    # Checked first, so that 150 MB are not fetched in vain.
     find_java(_JAVA)
     return cached(f"apicurio-registry-{VERSION}", _build)
 
@@ -39,12 +39,12 @@ class Registry(NativeService):
 
     @property
     def url(self) -> str:
-        """Of the Confluent-compatible interface, the same after every restart."""
+        """URL of the Confluent-compatible interface, the same after every restart."""
         return f"http://127.0.0.1:{self.port}{API}"
 
     @property
     def address(self) -> RegistryAddress:
-        """The same for those who need no more than to reach it."""
+        """Address for tests that only need to connect."""
         return RegistryAddress(self.url)
 
     def probe(self) -> None:
@@ -61,11 +61,11 @@ class Registry(NativeService):
         return {
             "QUARKUS_HTTP_HOST": "127.0.0.1",
             "QUARKUS_HTTP_PORT": str(self.port),
-            # Has a server of its own, which listens on all interfaces unless told otherwise.
+            # This server listens on all interfaces by default.
             "QUARKUS_MANAGEMENT_HOST": "127.0.0.1",
             "QUARKUS_MANAGEMENT_PORT": str(self._management_port),
             "QUARKUS_LOG_LEVEL": "WARN",
-            # In memory by default; a registry that is restarted has not forgotten its ids.
+            # Ids are kept in memory by default; a restarted registry must still have them.
             "APICURIO_STORAGE_KIND": "sql",
             "APICURIO_STORAGE_SQL_KIND": "h2",
             "APICURIO_DATASOURCE_URL": f"jdbc:h2:file:{self.folder / 'schemas'}",

@@ -1,4 +1,4 @@
-"""Dead letters as values: places, what a replay sends, and how bytes are shown."""
+"""Dead letters as values: positions, what a replay sends, and how bytes are shown."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zimage_consumers.dead_letters.choose import Group
-from zimage_consumers.dead_letters.letter import DeadLetter, Place
+from zimage_consumers.dead_letters.choose import LetterGroup
+from zimage_consumers.dead_letters.letter import DeadLetter, LetterPosition
 from zimage_consumers.dead_letters.show import details, dump, groups_table, line_of
 from zimage_stream.cli.printing import as_json, console
 from zimage_stream.events.headers import (
@@ -31,14 +31,14 @@ headers = st.lists(
 
 
 @given(st.integers(0, 2**31), st.integers(0, 2**63 - 1))
-def test_a_place_is_read_as_it_is_written(partition: int, offset: int) -> None:
-    assert Place.parse(str(Place(partition, offset))) == (partition, offset)
+def test_a_position_is_parsed_as_it_is_written(partition: int, offset: int) -> None:
+    assert LetterPosition.parse(str(LetterPosition(partition, offset))) == (partition, offset)
 
 
 @pytest.mark.parametrize("text", ["", "1", "1:", ":1", "a:b", "-1:2", "1:2:3", "١:٢", " 1:2"])
-def test_what_is_no_place(text: str) -> None:
+def test_invalid_positions_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="PARTITION:OFFSET"):
-        Place.parse(text)
+        LetterPosition.parse(text)
 
 
 @given(headers, st.integers(1, 5))
@@ -70,7 +70,7 @@ def test_dying_and_replaying_in_turn_keeps_the_senders_headers(
 
 
 @given(st.binary(max_size=20))
-def test_a_count_that_is_nonsense_is_none(value: bytes) -> None:
+def test_an_invalid_count_of_replays_is_zero(value: bytes) -> None:
     assert replays_of([("zimage.replays", value)]) >= 0
 
 
@@ -88,7 +88,7 @@ def letter(
     request: PromptRequest | None = None,
 ) -> DeadLetter:
     unreadable = None if request else "it is no Avro"
-    return DeadLetter(Place(0, 17), key, value, headers or [], AT, request, unreadable)
+    return DeadLetter(LetterPosition(0, 17), key, value, headers or [], AT, request, unreadable)
 
 
 def shown(one: DeadLetter) -> str:
@@ -120,7 +120,7 @@ SHORTENED = (
     ],
     ids=lambda each: "" if isinstance(each, DeadLetter) else each[:40],
 )
-def test_what_nobody_reads_to_its_end_is_shortened(one: DeadLetter, says: str) -> None:
+def test_overlong_values_are_shortened(one: DeadLetter, says: str) -> None:
     text = shown(one)
     assert len(text) < 20_000
     assert says in text
@@ -128,11 +128,11 @@ def test_what_nobody_reads_to_its_end_is_shortened(one: DeadLetter, says: str) -
     line = line_of(one, AT, replayed=False)
     assert len(line) < 3_000
     with console(width=200).capture() as printed:
-        console(width=200).print(groups_table({one.code: Group.of(one)}, AT))
+        console(width=200).print(groups_table({one.code: LetterGroup.of(one)}, AT))
     assert len(printed.get()) < 10_000
 
 
-def test_what_people_read_is_shown_whole() -> None:
+def test_values_of_readable_length_are_shown_whole() -> None:
     request = PromptRequest(prompt="长" * 2_000, request_id="r" * 128, attributes={"a": "b" * 1_000})
     one = letter(b"k" * 128, b"v" * 2_000, [("mine", b"x" * 1_000), ("none", None)] * 50, request)
     text = shown(one)
@@ -142,6 +142,6 @@ def test_what_people_read_is_shown_whole() -> None:
     assert "r" * 128 in line_of(one, AT, replayed=False)
 
 
-def test_json_has_all_of_it() -> None:
+def test_json_contains_everything() -> None:
     one = letter(b"k" * MUCH, b"v" * MUCH, [("x" * MUCH, b"y" * MUCH)])
     assert len(as_json(one.as_dict())) > 4 * MUCH

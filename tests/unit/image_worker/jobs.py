@@ -18,8 +18,8 @@ _offsets = itertools.count()
 SENT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def job(partition: int = 0, suspect: bool = False, started: bool = False, **request: Any) -> Job:
-    """A decoded job of a fresh offset, under an assignment of its own.
+def job(partition: int = 0, suspect: bool = False, ever_started: bool = False, **request: Any) -> Job:
+    """A decoded job at a fresh offset, under an assignment of its own.
 
     Args:
         request: fields of its request.
@@ -27,10 +27,10 @@ def job(partition: int = 0, suspect: bool = False, started: bool = False, **requ
     record = Record("requests", partition, next(_offsets), b"key", b"value", (), SENT)
     fields = {"prompt": "a red circle", **request}
     assignment = Assignment(partition, Ledger(Checkpoint(0)))
-    return Job(record, assignment, PromptRequest(**fields), suspect=suspect, started=started)
+    return Job(record, assignment, PromptRequest(**fields), suspect=suspect, ever_started=ever_started)
 
 
 def leave(jobs: Iterable[Job], partitions: Collection[int]) -> None:
-    """Have these partitions be gone."""
+    """Mark the assignments of these partitions as gone."""
     for each in jobs:
         each.assignment.gone |= each.record.partition in partitions

@@ -12,7 +12,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from zimage_consumers.image_worker.group.session import Session
-from zimage_consumers.image_worker.message_path import BYTES_A_TURN, IDLE_POLL_S, MessagePath, poll_timeout_s
+from zimage_consumers.image_worker.message_path import (
+    BYTES_PER_TURN,
+    IDLE_POLL_S,
+    MessagePath,
+    poll_timeout_s,
+)
 from zimage_consumers.image_worker.window.assignment import Assignment
 from zimage_consumers.image_worker.window.ledger import Ledger
 from zimage_stream.checkpoint import Checkpoint
@@ -50,26 +55,26 @@ def path(tmp_path: Path, health: Health) -> Iterator[MessagePath]:
 
 
 @pytest.mark.parametrize(
-    ("under_way", "solitude_due", "wait_s"),
+    ("under_way", "quarantine_due", "wait_s"),
     [(False, False, IDLE_POLL_S), (True, False, 0.0), (False, True, 0.0), (True, True, 0.0)],
 )
-def test_it_waits_for_records_only_while_nothing_else_is_due(
-    under_way: bool, solitude_due: bool, wait_s: float
+def test_a_turn_waits_for_records_only_while_nothing_else_is_due(
+    under_way: bool, quarantine_due: bool, wait_s: float
 ) -> None:
-    assert poll_timeout_s(under_way, solitude_due) == wait_s
+    assert poll_timeout_s(under_way, quarantine_due) == wait_s
 
 
 class Idle:
-    """A session to which nothing comes."""
+    """A session to which no record comes."""
 
-    def regulate(self, to_pause: set[int]) -> None:
-        """Nothing is held."""
+    def pause_only(self, to_pause: set[int]) -> None:
+        """Do nothing: no partition is held."""
 
     def poll(self, wait_s: float) -> Any:
-        """Nothing comes."""
+        """Return nothing: no record comes."""
 
     def claim(self) -> None:
-        """Nothing is to be said."""
+        """Do nothing: there is nothing to commit."""
 
     def unresolved(self) -> dict[int, int]:
         return {}
@@ -77,7 +82,7 @@ class Idle:
     stalled = 0
 
 
-def test_an_outage_that_no_request_waits_for_any_more_is_asked_about(
+def test_a_service_that_no_request_waits_for_is_rechecked_after_an_outage(
     path: MessagePath, health: Health
 ) -> None:
     health.set_started()
@@ -91,13 +96,13 @@ def test_an_outage_that_no_request_waits_for_any_more_is_asked_about(
 
 
 class Flooded:
-    """A session whose partition holds records of 600 kB of headers without end."""
+    """A session whose partition holds an endless supply of records with 600 kB of headers."""
 
     def __init__(self) -> None:
         self.taken = 0
         self._paused = False
 
-    def regulate(self, to_pause: set[int]) -> None:
+    def pause_only(self, to_pause: set[int]) -> None:
         self._paused = 0 in to_pause
 
     def poll(self, wait_s: float) -> Any:
@@ -113,6 +118,6 @@ def test_the_window_counts_headers(path: MessagePath, health: Health) -> None:
     path.window.begin(Assignment(0, Ledger(Checkpoint(0))))
     health.up("kafka")
     for _ in range(1_500):
-        path._take_in(cast(Session, flooded))
+        path._fetch(cast(Session, flooded))
     window = Settings().worker.window_bytes
-    assert window // 700_000 < flooded.taken <= (window + BYTES_A_TURN) // 600_000 + 2
+    assert window // 700_000 < flooded.taken <= (window + BYTES_PER_TURN) // 600_000 + 2

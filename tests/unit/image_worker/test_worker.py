@@ -1,4 +1,4 @@
-"""What the worker says and does around its turns, without a broker."""
+"""What the worker reports and does around its turns, without a broker."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from zimage_stream.telemetry.tracing import create_tracer
 
 
 class Gone:
-    """A session whose clients are lost by the time that it is to be left."""
+    """A session whose clients are lost by the time the worker leaves it."""
 
     def __init__(self) -> None:
         self.abandoned = False
 
     def close(self) -> None:
-        raise ClientsLostError("the coordinator is not known any more")
+        raise ClientsLostError("the coordinator is unknown")
 
     def abandon(self) -> None:
         self.abandoned = True
@@ -62,15 +62,15 @@ def worker(tmp_path: Path, health: Health) -> Iterator[Worker]:
     made._path.close()
 
 
-def test_a_sick_device_is_told_even_where_its_requests_cannot_be_given_back(worker: Worker) -> None:
+def test_a_sick_device_is_reported_even_if_its_requests_cannot_be_given_back(worker: Worker) -> None:
     gone = Gone()
-    error = EngineLostError(EngineLost(EngineError("the known-good picture failed"), sick=True))
+    error = EngineLostError(EngineLost(EngineError("the known-good image failed"), sick=True))
     assert worker._end_without_engine(cast(Session, gone), error) is ExitCode.SICK
     assert gone.abandoned
 
 
 class Refusing(Gone):
-    """A session whose clients refuse what is asked of them."""
+    """A session whose clients refuse every call."""
 
     clean = True
 
@@ -79,7 +79,7 @@ class Refusing(Gone):
 
 
 class Joined(Gone):
-    """A session that the worker is told to leave as soon as it has joined."""
+    """A session that stops the worker as soon as it has joined."""
 
     def __init__(self, worker: Worker) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from zimage_consumers.results.follow import Wanted
+from zimage_consumers.results.follow import ResultFilter
 from zimage_stream import ImageResult, Source, Status
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -22,14 +22,14 @@ RESULT = ImageResult(
 @pytest.mark.parametrize(
     ("wanted", "matches"),
     [
-        (Wanted(), True),
-        (Wanted(ids=frozenset("ab")), True),
-        (Wanted(ids=frozenset("b")), False),
-        (Wanted(batches=frozenset(["cats"]), tenants=frozenset(["studio"])), True),
-        (Wanted(batches=frozenset(["cats"]), tenants=frozenset(["other"])), False),
-        (Wanted(statuses=frozenset(["FAILED", "EXPIRED"])), True),
-        (Wanted(statuses=frozenset(["SUCCEEDED"])), False),
+        (ResultFilter(), True),
+        (ResultFilter(ids=frozenset("ab")), True),
+        (ResultFilter(ids=frozenset("b")), False),
+        (ResultFilter(batches=frozenset(["cats"]), tenants=frozenset(["studio"])), True),
+        (ResultFilter(batches=frozenset(["cats"]), tenants=frozenset(["other"])), False),
+        (ResultFilter(statuses=frozenset(["FAILED", "EXPIRED"])), True),
+        (ResultFilter(statuses=frozenset(["SUCCEEDED"])), False),
     ],
 )
-def test_all_kinds_of_choice_must_hold(wanted: Wanted, matches: bool) -> None:
+def test_all_kinds_of_choice_must_hold(wanted: ResultFilter, matches: bool) -> None:
     assert wanted.matches(RESULT) is matches

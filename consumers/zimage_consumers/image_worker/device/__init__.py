@@ -1,1 +1,1 @@
-"""The device: its thread, what runs together on it, and what it leaks."""
+"""The device: the engine's thread, batches and their limits, and the detection of leaks."""

@@ -1,4 +1,4 @@
-"""Which requests may share a run of the engine, and how many."""
+"""Decides which requests may share a run of the engine, and how many."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from dataclasses import dataclass
 from zimage_stream.events.prompt_request import PromptRequest
 
 TOKEN_BUCKET = 32
-"""Captions are padded to the longest of their batch; within a bucket that padding costs nothing,
-and attention kernels that take no mask stay usable."""
-_FULL_PICTURE = 1024 * 1024
-_BATCH_PIXELS = 2 * _FULL_PICTURE
+"""Captions are padded to the longest of their batch; within a bucket that padding costs nothing, and
+attention kernels without mask support stay usable."""
+_FULL_IMAGE = 1024 * 1024
+_BATCH_PIXELS = 2 * _FULL_IMAGE
 GROW_AFTER = 64
-"""Batches in a row that must fit before a larger one is tried again."""
+"""Consecutive batches that must fit before a larger one is tried again."""
 
 BATCHES_AHEAD = 2
-"""One on the engine and one on deck: the engine never waits, and a late comer waits for no more."""
-MARKS_AHEAD = 3
-MOST_AHEAD = 64
-"""Pictures; they are suspects together if the process dies."""
+"""One on the engine and one on deck: the engine never waits, and a late arrival waits only for these."""
+MARK_COMMITS_AHEAD = 3
+MAX_IMAGES_AHEAD = 64
+"""Largest number of images ahead; all of them become suspects if the process dies."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Requests of equal shape may run together."""
+    """What requests must have in common to run in one batch."""
 
     width: int
     height: int
@@ -45,37 +45,37 @@ def shape_of(request: PromptRequest, tokens: int) -> Shape:
 
 
 def largest_batch(width: int, height: int, max_batch: int) -> int:
-    """How many pictures of a size run together at most.
+    """Largest number of images of a size to run together.
 
-    A 1024x1024 picture fills the device by itself: a batch would only make everybody wait. Eight of
-    512x512 run up to three times as fast as one by one.
+    A single 1024x1024 image fills the device: a batch would only make every request wait. Eight 512x512
+    images run up to three times as fast as one at a time.
     """
     pixels = width * height
-    if pixels >= _FULL_PICTURE:
+    if pixels >= _FULL_IMAGE:
         return 1
     return max(1, min(max_batch, _BATCH_PIXELS // pixels))
 
 
-def wants_more(batches: int, pictures: int, picture_s: float, mark_s: float) -> bool:
-    """Whether another batch is to be put on deck. Pure.
+def deck_has_room(batches: int, images: int, image_s: float, commit_marks_s: float) -> bool:
+    """Whether another batch should be put on deck. Pure.
 
-    Two are enough for a device that takes longer for a batch than a commit of marks takes. One that does not
-    would wait for each commit: it gets what it can do in a few of them.
+    Two batches are enough for a device that takes longer over a batch than a commit of marks takes. A faster
+    device would wait for every commit, so it gets as much work as it can do in a few commits.
 
     Args:
-        batches, pictures: on the engine and on deck.
-        picture_s: what a picture takes; 0 where that is not known yet.
-        mark_s: what a commit of marks takes.
+        batches, images: number on the engine and on deck.
+        image_s: seconds per image; 0 while unknown.
+        commit_marks_s: seconds per commit of marks.
     """
     if batches < BATCHES_AHEAD:
         return True
-    return pictures < MOST_AHEAD and 0 < pictures * picture_s < MARKS_AHEAD * mark_s
+    return images < MAX_IMAGES_AHEAD and 0 < images * image_s < MARK_COMMITS_AHEAD * commit_marks_s
 
 
 class BatchLimits:
-    """The largest batch of each size, as far as the device's memory has taught. Thread-safe.
+    """Largest batch of each size, as learnt from running out of the device's memory. Thread-safe.
 
-    What did not fit is remembered for as long as the process lives, and tried again slowly: other
+    A batch size that did not fit is remembered as long as the process lives, and retried only slowly: other
     programs may have left the device.
     """
 
@@ -86,13 +86,13 @@ class BatchLimits:
         self._fitted: dict[tuple[int, int], int] = {}
 
     def largest(self, width: int, height: int) -> int:
-        """How many pictures of this size to run together at most."""
+        """Largest number of images of this size to run together now."""
         most = largest_batch(width, height, self._max_batch)
         with self._lock:
             return min(most, self._learnt.get((width, height), most))
 
     def did_not_fit(self, width: int, height: int, size: int) -> int:
-        """A batch of more than one ran out of memory; returns the largest to try now."""
+        """Record that a batch of more than one ran out of memory. Returns the largest to try now."""
         with self._lock:
             self._fitted[width, height] = 0
             learnt = min(size // 2, self._learnt.get((width, height), size))
@@ -100,7 +100,7 @@ class BatchLimits:
             return self._learnt[width, height]
 
     def fitted(self, width: int, height: int, size: int) -> None:
-        """A batch did fit."""
+        """Record that a batch fitted."""
         key = width, height
         with self._lock:
             if size < self._learnt.get(key, size + 1):
@@ -114,5 +114,5 @@ class BatchLimits:
 
 
 def cost(request: PromptRequest) -> float:
-    """Predicted work, in megapixel-steps: what fairness between tenants is measured in."""
+    """Predicted work in megapixel-steps, the measure of fairness between tenants."""
     return request.width * request.height * request.steps / 1e6

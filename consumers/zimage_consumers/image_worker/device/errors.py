@@ -1,4 +1,4 @@
-"""Why the engine cannot go on in this process."""
+"""Errors after which the engine cannot continue in this process."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from zimage_stream.errors import ZImageError
 
 
 class EngineLostError(ZImageError):
-    """The engine cannot go on in this process."""
+    """The engine cannot continue in this process."""
 
     def __init__(self, lost: EngineLost) -> None:
         self.sick = lost.sick
@@ -15,4 +15,4 @@ class EngineLostError(ZImageError):
 
 
 class EngineHungError(ZImageError):
-    """A batch takes far longer than one of its shape can."""
+    """A batch takes far longer than a batch of its shape should."""

@@ -1,4 +1,4 @@
-"""The engine's thread: it alone touches the device, and it does nothing else."""
+"""The engine's thread: it alone touches the device, and does nothing else."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ from zimage_stream.telemetry.metrics import Metrics
 log = logging.getLogger(__name__)
 
 KNOWN_GOOD = ImageSpec("a red circle on a white background", 64, 64, 8, 0.0, 1)
-"""A picture that every healthy engine can make: what tells a sick device from a poisonous prompt."""
+"""An image that every healthy engine can generate; it tells a sick device from a poisonous prompt."""
 
 IDLE_S = 1.0
 _FULL_COST = 1024 * 1024 * 8 / 1e6
 _RECENT = 0.05
-"""Weight of the newest batch in what a picture takes."""
+"""Weight of the newest batch in the moving average of seconds per image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Jobs of one shape, marked and cleared to run. ``probe``: make the known-good picture first."""
+    """Jobs of one shape, marked and cleared to run. ``probe``: generate the known-good image first."""
 
     id: int
     jobs: tuple[Job, ...]
@@ -58,34 +58,34 @@ class Batch:
 
 
 def hang_bound_s(jobs: Sequence[Job], timeout_s: float) -> float:
-    """Seconds that a batch may take, in whatever parts it has to be run. Pure.
+    """Seconds that a batch may take, however it is split up. Pure.
 
     Args:
-        timeout_s: for one picture of a megapixel at 8 steps; a smaller batch may take as long.
+        timeout_s: limit for one image of a megapixel at 8 steps; a smaller batch may take as long.
     """
     return timeout_s * max(1.0, sum(cost(job.decoded) for job in jobs) / _FULL_COST)
 
 
-def check_pictures(specs: Sequence[ImageSpec], images: Sequence[Image]) -> None:
-    """Raise EngineError unless there is an RGB picture of the right size for each spec. Pure."""
+def check_images(specs: Sequence[ImageSpec], images: Sequence[Image]) -> None:
+    """Raise EngineError unless there is an RGB image of the right size for each spec. Pure."""
     got = [(image.mode, *image.size) for image in images]
     due = [("RGB", spec.width, spec.height) for spec in specs]
     if got != due:
-        raise EngineError(f"the engine made {got} where {due} was asked for")
+        raise EngineError(f"the engine made {got} where {due} was requested")
 
 
 class _SickError(Exception):
-    """The known-good picture failed."""
+    """The known-good image failed."""
 
 
 class EngineThread(threading.Thread):
-    """Runs batches in the order given; one runs, one waits on deck.
+    """Runs batches in order: one runs while others wait on deck.
 
     Args:
-        engine: loaded already; from :meth:`start` on this thread's own.
-        limits: of batches; told what did not fit.
-        deliver: takes each finished picture, without blocking.
-        report: takes outcomes; called from this thread.
+        engine: not loaded yet; from :meth:`start` on, only this thread uses it.
+        limits: batch limits; told which batches did not fit.
+        deliver: receives each finished image, without blocking.
+        report: receives outcomes; called from this thread.
     """
 
     def __init__(
@@ -110,13 +110,13 @@ class EngineThread(threading.Thread):
         self._deck: deque[Batch] = deque()
         self._changed = threading.Condition()
         self._stopping = False
-        self.picture_s = 0.0
-        """Seconds that a picture took lately; 0 before the first."""
+        self.image_s = 0.0
+        """Moving average of the seconds per image; 0 before the first."""
         self._loaded = threading.Event()
         self._load_error: Exception | None = None
 
     def wait_loaded(self) -> None:
-        """Wait until the engine can generate. Raises what its ``load`` raised."""
+        """Wait until the engine can generate. Raises whatever its ``load`` raised."""
         self._loaded.wait()
         if self._load_error is not None:
             raise self._load_error
@@ -128,7 +128,7 @@ class EngineThread(threading.Thread):
             self._changed.notify()
 
     def withdraw(self, batch_id: int) -> bool:
-        """Take a batch off deck; False if it runs or has run."""
+        """Take a batch off deck. Returns ``False`` if it runs or has run."""
         with self._changed:
             for batch in self._deck:
                 if batch.id == batch_id:
@@ -137,11 +137,11 @@ class EngineThread(threading.Thread):
         return False
 
     def overdue(self) -> bool:
-        """Whether the batch that runs takes longer than one of its shape can."""
+        """Whether the running batch takes longer than a batch of its shape should."""
         return time.monotonic() > self._deadline
 
     def stop(self) -> None:
-        """End the thread after the batch that runs now; what is on deck is dropped."""
+        """End the thread after the running batch; batches on deck are dropped."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
@@ -157,7 +157,7 @@ class EngineThread(threading.Thread):
         try:
             self._serve()
         except Exception as error:
-            # Unreported, the worker would stay ready and serve nothing for ever.
+            # Unreported, the worker would stay ready and serve nothing forever.
             log.exception("the engine's thread failed; only a new process has another")
             self._report(EngineLost(error, sick=False))
         finally:
@@ -191,10 +191,10 @@ class EngineThread(threading.Thread):
             return None if self._stopping else self._deck.popleft()
 
     def _run(self, jobs: Sequence[Job]) -> None:
-        """Generate; where a batch fails, in smaller ones, until each job has a picture or its own error."""
+        """Generate the jobs, in smaller batches where one fails, until each has an image or its own error."""
         first = jobs[0].decoded
         waiting = list(jobs)
-        # It may have been put on deck before another taught what fits.
+        # The batch may have been put on deck before another one showed what fits.
         size = self._limits.largest(first.width, first.height)
         while waiting:
             part, waiting = waiting[:size], waiting[size:]
@@ -204,7 +204,7 @@ class EngineThread(threading.Thread):
             except ContextLostError:
                 raise
             except GenerationCancelledError:
-                log.info("a batch of %d was cut short: its partitions are somebody else's now", len(part))
+                log.info("a batch of %d was cut short: its partitions belong to other workers now", len(part))
                 continue
             except Exception as error:
                 if isinstance(error, OutOfMemoryError):
@@ -213,11 +213,11 @@ class EngineThread(threading.Thread):
                     self._fail(part[0], error, timings[0])
                     continue
                 waiting = part + waiting
-                # Too large: half may fit. Anything else: only one run alone tells whose error it is.
+                # Out of memory: half may fit. Otherwise only running alone shows whose error it is.
                 size = 1
                 if isinstance(error, OutOfMemoryError):
                     size = self._limits.did_not_fit(first.width, first.height, len(part))
-                log.warning("a batch of %d failed, going on in batches of %d: %s", len(part), size, error)
+                log.warning("a batch of %d failed, continuing in batches of %d: %s", len(part), size, error)
                 continue
             self._limits.fitted(first.width, first.height, len(part))
             self._report(Generated(tuple(part)))
@@ -227,7 +227,7 @@ class EngineThread(threading.Thread):
                 self._deliver(job, image, made)
 
     def _begin(self, jobs: Sequence[Job]) -> list[Timings]:
-        """Of attempts that begin now."""
+        """Timings of attempts that begin now."""
         started_at = now()
         waits = [max(0.0, (started_at - job.requested_at).total_seconds()) for job in jobs]
         for waited in waits:
@@ -235,7 +235,7 @@ class EngineThread(threading.Thread):
         return [Timings(started_at, waited * 1e3).after("wait", waited) for waited in waits]
 
     def _generate(self, jobs: Sequence[Job]) -> tuple[list[Image], float]:
-        """Their pictures, and how many seconds they took."""
+        """The images of these jobs, and how many seconds they took."""
         started = time.monotonic()
         failpoint("generating")
         try:
@@ -244,10 +244,10 @@ class EngineThread(threading.Thread):
         finally:
             elapsed = time.monotonic() - started
             self._metrics.engine_busy_seconds.inc(elapsed)
-        check_pictures(specs, images)
+        check_images(specs, images)
         self._metrics.generate_seconds.observe(elapsed)
         self._metrics.batch_size.observe(len(jobs))
-        self.picture_s += (elapsed / len(jobs) - self.picture_s) * (_RECENT if self.picture_s else 1.0)
+        self.image_s += (elapsed / len(jobs) - self.image_s) * (_RECENT if self.image_s else 1.0)
         return images, elapsed
 
     def _fail(self, job: Job, error: Exception, timings: Timings) -> None:
@@ -256,7 +256,7 @@ class EngineThread(threading.Thread):
         self._report(Failed(job, error, timings))
 
     def _measure_memory(self) -> int | None:
-        """Export what the device holds; returns the bytes in use, where it keeps count."""
+        """Export the device's memory use. Returns the bytes in use, where the engine counts them."""
         memory = self._engine.device_memory()
         for kind, size in memory.items():
             self._metrics.device_memory_bytes.labels(kind).set(size)
@@ -271,8 +271,8 @@ class EngineThread(threading.Thread):
 
     def _prove_healthy(self) -> None:
         try:
-            check_pictures([KNOWN_GOOD], self._engine.generate([KNOWN_GOOD]))
+            check_images([KNOWN_GOOD], self._engine.generate([KNOWN_GOOD]))
         except ContextLostError:
             raise
         except Exception as error:
-            raise _SickError(f"the known-good picture failed: {error}") from error
+            raise _SickError(f"the known-good image failed: {error}") from error

@@ -1,18 +1,18 @@
-"""Whether a device's memory leaks. Pure."""
+"""Detects that a device's memory leaks. Pure."""
 
 from __future__ import annotations
 
 from collections import deque
 
 SETTLE = 16
-"""Batches that are looked at together: what one large picture leaves behind is no leak."""
+"""Batches whose minimum is compared: memory that one large image leaves behind is no leak."""
 
 
 class LeakWatch:
-    """Compares what is in use after each batch with what the first batches left in use.
+    """Compares the memory in use after recent batches with that after the first ones.
 
-    The least of the latest ``SETTLE`` batches counts, against the least of the first ``SETTLE``: a
-    baseline that grows, however much a single batch may hold for a while.
+    The minimum over the latest ``SETTLE`` batches is compared with the minimum over the first ``SETTLE``.
+    This shows a growing baseline, however much a single batch may hold for a while.
 
     Args:
         limit: bytes by which the baseline may grow.
@@ -24,7 +24,7 @@ class LeakWatch:
         self._first: int | None = None
 
     def grown(self, allocated: int) -> int | None:
-        """Take in the bytes in use after a batch; returns the growth once it is past the limit."""
+        """Add the bytes in use after a batch. Returns the growth once it exceeds the limit."""
         self._latest.append(allocated)
         if len(self._latest) < SETTLE:
             return None

@@ -1,1 +1,1 @@
-"""Membership in the consumer group: partitions, their checkpoints, and what is committed."""
+"""Membership in the consumer group: its partitions, their checkpoints, and what is committed."""

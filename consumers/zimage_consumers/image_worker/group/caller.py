@@ -1,4 +1,4 @@
-"""Calls that may never return, made on a thread that can be left behind."""
+"""Calls that may never return, made on a thread that can be abandoned."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 
 class Caller:
-    """One thread that makes one call after another; it keeps no process from ending.
+    """A daemon thread that makes one call after another and never keeps the process alive.
 
-    Seen with librdkafka 2.16: after a broker's restart ``send_offsets_to_transaction`` may never return,
-    whatever timeout it was given (its issues 5456 and 5511 say why).
+    Needed with librdkafka 2.16: after a broker's restart ``send_offsets_to_transaction`` may never return,
+    whatever its timeout (see its issues 5456 and 5511).
     """
 
     def __init__(self, name: str) -> None:
@@ -24,14 +24,14 @@ class Caller:
         """Make the call, and raise what it raises.
 
         Raises:
-            TimeoutError: it has not returned in time. It may still, or never: make no other call.
+            TimeoutError: it has not returned in time. It may still return, or never: make no other call.
         """
         done: Future[None] = Future()
         self._calls.put((function, done))
         done.result(timeout_s)
 
     def close(self) -> None:
-        """End the thread after the call that it makes; returns at once."""
+        """End the thread once its current call has returned. Does not wait for that."""
         self._calls.put(None)
 
     def _run(self) -> None:
@@ -43,5 +43,5 @@ class Caller:
                 done.set_exception(error)
             else:
                 done.set_result(None)
-            # Nothing is kept alive while there is nothing to do.
+            # While idle, keep no reference to the last call.
             del wanted, function, done

@@ -1,4 +1,4 @@
-"""Terminal events and checkpoints, out together: the two guarantees behind one call."""
+"""Publishing terminal events together with checkpoints: both delivery guarantees behind one interface."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from zimage_consumers.image_worker.failpoints import failpoint
 from zimage_consumers.image_worker.group.caller import Caller
 from zimage_stream.errors import ZImageError
 from zimage_stream.events.headers import Headers, size_of
-from zimage_stream.kafka.clients import producer_config, transactional_config
-from zimage_stream.settings import KafkaSettings
+from zimage_stream.kafka.clients import producer_config, transactional_config, transactional_id
+from zimage_stream.settings import KafkaSettings, Settings
 from zimage_stream.telemetry.health import Health
 
 log = logging.getLogger(__name__)
 
 CALL_TIMEOUT_S = 5.0
-"""Of one call. A call that timed out is made again; the bound is how soon an outage shows."""
+"""Timeout of one call, in seconds. Calls are repeated after it; it bounds how soon an outage shows."""
 HANG_MARGIN_S = 5.0
 ABORT_TIMEOUT_S = 8.0
-"""An abort may time out again and again; the next producer's start ends the transaction as well."""
+"""Bound on repeated aborts, in seconds. An abort may keep timing out; the next producer's start ends the
+transaction just as well."""
 _FENCED = frozenset(
     (
         KafkaError._FATAL,
@@ -35,17 +36,17 @@ _FENCED = frozenset(
     )
 )
 _FORGOTTEN = KafkaError.INVALID_PRODUCER_ID_MAPPING
-"""The broker has let our transactional id expire, after days without a transaction. librdkafka lets us abort
-and asks for no new id where a transaction begins with offsets, so it would be refused for ever."""
+"""The broker has expired our transactional id, after days without a transaction. librdkafka allows an abort
+but requests no new id where a transaction begins with offsets, so it would be refused forever."""
 
 _REFUSED = frozenset(
     (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE, KafkaError.INVALID_RECORD)
 )
-"""What a broker says of a record that it will never take."""
+"""Broker errors for a record that will never be accepted."""
 
 
 @dataclass(frozen=True, slots=True)
-class Outgoing:
+class OutgoingRecord:
     """One record to produce."""
 
     topic: str
@@ -55,67 +56,68 @@ class Outgoing:
 
     @property
     def size(self) -> int:
-        """The most bytes that it takes in a batch."""
+        """Upper bound on the bytes it takes in a batch."""
         return len(self.key or b"") + len(self.value or b"") + size_of(self.headers)
 
 
 class PublishAbortedError(ZImageError):
-    """Nothing of this publication is out; what is still ours is to be published again."""
+    """Nothing of this publication was written; publish again what still belongs to this worker."""
 
 
 class CommitRefusedError(ZImageError):
-    """The group said no, for certain: nothing is committed. Polling will say what has changed."""
+    """The group definitely refused the commit: nothing is committed. The next poll reports what changed."""
 
 
 class ClientsLostError(ZImageError):
-    """The clients' state is not known any more: both are thrown away and the group is joined anew."""
+    """The state of the clients is unknown: both are discarded and the group is joined again."""
 
 
 class FencedError(ClientsLostError):
-    """Another producer has our transactional id, or the broker gave our transaction up."""
+    """Another producer uses our transactional id, or the broker timed out our transaction."""
 
 
 class RefusedRecordError(ZImageError):
-    """Nothing of this publication is out, and a record of it never will be; of several, nobody says which."""
+    """Nothing of this publication was written, and one of its records never will be; if there are several,
+    the brokers do not say which."""
 
 
 class Publisher(Protocol):
-    """Used from the Kafka thread alone."""
+    """Publishes records and commits checkpoints for one session. Kafka thread only."""
 
     def start(self) -> None:
-        """Be ready to publish. Raises ClientsLostError."""
+        """Get ready to publish. Raises ClientsLostError."""
         ...
 
-    def publish(self, records: Sequence[Outgoing], offsets: list[TopicPartition]) -> None:
+    def publish(self, records: Sequence[OutgoingRecord], offsets: list[TopicPartition]) -> None:
         """Produce the records and commit the checkpoints that count them as done.
 
         Raises:
-            PublishAbortedError: nothing happened; poll, then try what is still ours.
-            RefusedRecordError: as above, and a record is why.
-            ClientsLostError: it may or may not have happened; the committed checkpoint says.
+            PublishAbortedError: nothing happened; poll, then retry what still belongs to this worker.
+            RefusedRecordError: nothing happened, because of one of the records.
+            ClientsLostError: it may or may not have happened; the committed checkpoint tells.
         """
         ...
 
     def commit(self, offsets: list[TopicPartition]) -> None:
-        """Commit checkpoints that count nothing more as done: claims, marks, releases.
+        """Commit checkpoints that resolve no further offset: claims, marks, releases.
 
         Raises:
-            CommitRefusedError: it did not happen.
-            ClientsLostError: it may have happened; the committed checkpoint says.
+            CommitRefusedError: nothing was committed.
+            ClientsLostError: the commit may have happened; the committed checkpoint tells.
         """
         ...
 
     def close(self) -> None:
-        """Let the producer go."""
+        """Release the producer."""
         ...
 
 
 class TransactionalPublisher:
-    """exactly_once: opened late, so that a transaction lasts milliseconds.
+    """The exactly_once publisher. Transactions are opened late, so that each lasts only milliseconds.
 
     Args:
-        topic: of the requests, whose offsets are committed.
-        give_up: asked between calls while the brokers do not answer; True ends the wait.
+        topic: the requests topic, whose offsets are committed.
+        give_up: polled between calls while the brokers do not respond; ``True`` ends the wait.
     """
 
     def __init__(
@@ -138,18 +140,18 @@ class TransactionalPublisher:
         self._producer = Producer(self._config)
 
     def start(self) -> None:
-        """Take the transactional id: whoever had it is fenced and its open transaction ended.
+        """Acquire the transactional id, fencing its previous owner and ending that owner's open transaction.
 
-        An empty transaction over the group's offsets is aborted then. A predecessor's offsets can
-        reach the group coordinator after its transaction has ended, as when the broker restarts in
-        between; nothing would ever resolve them, and ``committed()``, which waits for stable offsets,
-        would time out for ever. The abort's marker sweeps away whatever this id has left pending.
+        An empty transaction over the group's offsets is then aborted. A predecessor's offsets can reach the
+        group coordinator after its transaction has ended, for instance when the broker restarts in between.
+        Nothing would ever resolve them, and ``committed()``, which waits for stable offsets, would time out
+        forever. The abort's marker clears whatever this id has left pending.
         """
         self._call("init_transactions", lambda: self._producer.init_transactions(CALL_TIMEOUT_S))
         nothing = [TopicPartition(self._topic, 0, 0)]
         group = self._consumer.consumer_group_metadata()
         self._begin()
-        # Refused, since we are no member yet; the offsets topic is part of the transaction all the same.
+        # Refused, since we are no member yet; the offsets topic joins the transaction all the same.
         with suppress(PublishAbortedError):
             self._call(
                 "send_offsets_to_transaction",
@@ -157,7 +159,7 @@ class TransactionalPublisher:
             )
         self._abort()
 
-    def publish(self, records: Sequence[Outgoing], offsets: list[TopicPartition]) -> None:
+    def publish(self, records: Sequence[OutgoingRecord], offsets: list[TopicPartition]) -> None:
         self._refused = None
         self._begin()
         try:
@@ -175,17 +177,17 @@ class TransactionalPublisher:
         except (PublishAbortedError, RefusedRecordError) as error:
             self._abort()
             self._producer.poll(0)
-            refusal = self._told_refusal()
+            refusal = self._reported_refusal()
             if refusal is not None:
                 self._renew()
                 raise RefusedRecordError(refusal) from error
             raise
 
     def commit(self, offsets: list[TopicPartition]) -> None:
-        """In a transaction, although one commit needs none: so it takes the producer's connection.
+        """Commit in a transaction, although a lone commit needs none, to use the producer's connection.
 
-        A commit of the consumer's waits behind its JoinGroup, which the broker answers when the last
-        member has joined. While the group waits for a dead member nothing could be marked, and all
+        A commit through the consumer waits behind its JoinGroup, which the broker answers only when the last
+        member has joined. While the group waits for a dead member no mark could be committed, and all
         workers would stand still.
         """
         try:
@@ -198,13 +200,13 @@ class TransactionalPublisher:
         if not self._hung:
             self._producer.purge()
 
-    def _told_refusal(self) -> str | None:
-        """What the brokers said of a record that they will never take, by the deliveries told so far."""
+    def _reported_refusal(self) -> str | None:
+        """Why the brokers will never accept one of the records, as far as delivery reports have arrived."""
         return self._refused
 
     def _renew(self) -> None:
-        """Go on with a producer that has not met the record. What one that has sends to that partition next
-        may never be acknowledged, seen with librdkafka 2.16."""
+        """Replace a producer that has sent the refused record. With librdkafka 2.16, whatever such a producer
+        sends to that partition next may never be acknowledged."""
         self._producer.purge()
         self._producer = Producer(self._config)
         self._call("init_transactions", lambda: self._producer.init_transactions(CALL_TIMEOUT_S))
@@ -213,14 +215,14 @@ class TransactionalPublisher:
         if problem is not None and problem.code() in _REFUSED:
             self._refused = problem.str()
 
-    def _produce(self, record: Outgoing) -> None:
+    def _produce(self, record: OutgoingRecord) -> None:
         while True:
             try:
                 self._producer.produce(
                     record.topic,
                     key=record.key,
                     value=record.value,
-                    headers=_sendable(record),
+                    headers=_header_pairs(record),
                     on_delivery=self._note_delivery,
                 )
             except BufferError:
@@ -234,7 +236,7 @@ class TransactionalPublisher:
                 return
 
     def _begin(self) -> None:
-        # Asks no broker, so it needs no other thread.
+        # Contacts no broker, so it needs no separate thread.
         try:
             self._producer.begin_transaction()
         except KafkaException as error:
@@ -262,14 +264,14 @@ class TransactionalPublisher:
                     and not problem.txn_requires_abort()
                     and not (self._give_up() or over())
                 ):
-                    log.warning("%s is tried again: %s", name, problem)
+                    log.warning("retrying %s: %s", name, problem)
                     self._health.down("kafka", f"{name}: {problem.str()}")
                     self._health.beat()
                     time.sleep(0.1)
                     continue
                 self._raise(problem, name)
             except TimeoutError:
-                # Given up with the thread in it; the producer that comes next fences it.
+                # Abandoned together with its thread; the next producer fences this one.
                 self._hung = True
                 raise ClientsLostError(f"{name} did not return") from None
             else:
@@ -288,15 +290,15 @@ class TransactionalPublisher:
 
 
 def _membership(consumer: Consumer) -> Any:
-    """What proves to the broker that the consumer is a member; fresh, at send time, so that whoever was
-    replaced meanwhile is refused.
+    """The consumer's group metadata, which proves its membership to the broker. Fetched when it is sent, so
+    that a member replaced in the meantime is refused.
 
-    A consumer that has lost its membership and has not been told yet proves nothing, and a broker takes
-    that as a tool's commit while the group is empty: one that was frozen, whose successor has come and
-    gone, could put an old checkpoint over a new one.
+    A consumer that has lost its membership but does not know it yet has no proof, and while the group is
+    empty a broker accepts that as a tool's commit. A frozen worker whose successor has come and gone could
+    then overwrite a new checkpoint with an old one.
 
     Raises:
-        PublishAbortedError: it is no member now.
+        PublishAbortedError: the consumer is not a member now.
     """
     before = consumer.memberid()
     proof = consumer.consumer_group_metadata()
@@ -306,9 +308,9 @@ def _membership(consumer: Consumer) -> Any:
 
 
 class PlainPublisher:
-    """at_least_once: results are acknowledged by all replicas, then the checkpoint is committed.
+    """The at_least_once publisher: all replicas acknowledge the results, then the checkpoint is committed.
 
-    For brokers without transactions. A death between the two publishes a result again.
+    For brokers without transactions. If the process dies between the two, a result is published again.
     """
 
     def __init__(
@@ -320,9 +322,9 @@ class PlainPublisher:
         self._producer = Producer({**producer_config(settings), "linger.ms": 0})
 
     def start(self) -> None:
-        """There is nothing to take."""
+        """Do nothing: there is no transactional id to acquire."""
 
-    def publish(self, records: Sequence[Outgoing], offsets: list[TopicPartition]) -> None:
+    def publish(self, records: Sequence[OutgoingRecord], offsets: list[TopicPartition]) -> None:
         failures: list[KafkaError] = []
 
         def delivered(error: KafkaError | None, _: Any) -> None:
@@ -332,14 +334,14 @@ class PlainPublisher:
         for record in records:
             self._produce(record, delivered)
         while (waiting := self._producer.flush(CALL_TIMEOUT_S)) and not self._give_up():
-            self._health.down("kafka", f"{waiting} results are not acknowledged")
+            self._health.down("kafka", f"{waiting} results have not been acknowledged")
             self._health.beat()
         refused = [failure.str() for failure in failures if failure.code() in _REFUSED]
         if refused:
             raise RefusedRecordError(refused[0])
         if failures or len(self._producer):
-            reason = failures[0].str() if failures else "the brokers do not answer"
-            raise ClientsLostError(f"results were not acknowledged: {reason}")
+            reason = failures[0].str() if failures else "the brokers do not respond"
+            raise ClientsLostError(f"results have not been acknowledged: {reason}")
         self.commit(offsets)
 
     def commit(self, offsets: list[TopicPartition]) -> None:
@@ -348,14 +350,14 @@ class PlainPublisher:
     def close(self) -> None:
         self._producer.purge()
 
-    def _produce(self, record: Outgoing, delivered: Callable[..., None]) -> None:
+    def _produce(self, record: OutgoingRecord, delivered: Callable[..., None]) -> None:
         while True:
             try:
                 self._producer.produce(
                     record.topic,
                     key=record.key,
                     value=record.value,
-                    headers=_sendable(record),
+                    headers=_header_pairs(record),
                     on_delivery=delivered,
                 )
             except BufferError:
@@ -364,6 +366,21 @@ class PlainPublisher:
                 raise RefusedRecordError(error.args[0].str()) from error
             else:
                 return
+
+
+def create_publisher(
+    settings: Settings, slot: str, consumer: Consumer, give_up: Callable[[], bool], health: Health
+) -> Publisher:
+    """The publisher for the guarantee that the settings name.
+
+    Args:
+        give_up: polled between calls while the brokers do not respond; ``True`` ends the wait.
+    """
+    if settings.worker.guarantee == "exactly_once":
+        name = transactional_id(settings.kafka, settings.worker.group_id, slot)
+        topic = settings.topics.requests
+        return TransactionalPublisher(settings.kafka, name, topic, consumer, give_up, health)
+    return PlainPublisher(settings.kafka, consumer, give_up, health)
 
 
 _DEFINITE = frozenset(
@@ -379,12 +396,12 @@ _DEFINITE = frozenset(
 def commit(consumer: Consumer, offsets: list[TopicPartition], health: Health) -> None:
     """Commit checkpoints outside a transaction, and wait for the answer.
 
-    Never between begin and end of a transaction: it would silently beat the transaction's offsets.
+    Never call it inside an open transaction: it would silently override the transaction's offsets.
 
     Raises:
-        CommitRefusedError: it did not happen.
-        ClientsLostError: it may have happened, or may happen yet. Only clients with a new member id
-            are safe from a late one overwriting what they commit.
+        CommitRefusedError: nothing was committed.
+        ClientsLostError: the commit may have happened, or may still happen. Only clients with a new member
+            id are safe from a late commit overwriting theirs.
     """
     try:
         _membership(consumer)
@@ -403,5 +420,5 @@ def commit(consumer: Consumer, offsets: list[TopicPartition], health: Health) ->
         raise ClientsLostError(message)
 
 
-def _sendable(record: Outgoing) -> list[tuple[str, str | bytes | None]]:
+def _header_pairs(record: OutgoingRecord) -> list[tuple[str, str | bytes | None]]:
     return [(name, value) for name, value in record.headers]

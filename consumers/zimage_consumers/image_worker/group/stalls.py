@@ -1,9 +1,9 @@
-"""Partitions that deliver nothing though their log has more.
+"""Partitions that deliver nothing although their log has more.
 
-A batch that the client cannot decompress or parse stops its partition: it is fetched again and again, nothing
-behind it comes, and often no error either. From outside that looks like a partition without work, or like one
-whose producer has a transaction open. So the leader is asked, and nobody waits for its answer: where records
-that may be read lie behind what was delivered, and none has come for a minute, the batch cannot be read.
+A batch that the client cannot decompress or parse stalls its partition: it is fetched over and over, nothing
+behind it is delivered, and often no error is reported. From outside this looks like a partition without work,
+or like one whose producer has an open transaction. So the leader is queried, without blocking: if there are
+readable records behind the last one delivered, and none has arrived for a minute, the batch is unreadable.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from zimage_stream.telemetry.health import Health
 log = logging.getLogger(__name__)
 
 STALLED_AFTER_S = 60.0
-"""A partition that delivers nothing for so long, though it could, is named."""
+"""Silence, in seconds, after which a partition with more to deliver is reported as stalled."""
 ANSWER_TIMEOUT_S = 5.0
 EVERY_S = 0.5
 
@@ -32,20 +32,23 @@ _LATEST = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
 @dataclass(slots=True)
 class _Silence:
-    """Attributes:
-    next: offset that is to be delivered next.
-    since: monotonic time from which it could have been.
-    end: of what may be read, once the leader has said it.
+    """How long a partition has delivered nothing.
+
+    Attributes:
+        next: offset to be delivered next.
+        since: monotonic time from which it could have been delivered.
+        end: end of the readable log, once the leader has answered.
+        reported: the partition has been reported as stalled.
     """
 
     next: int
     since: float
     end: Future[Any] | None = None
-    named: bool = False
+    reported: bool = False
 
 
 class Stalls:
-    """Names the partitions that stand still, in ``/readyz`` and the log. Kafka thread only."""
+    """Reports stalled partitions in ``/readyz`` and the log. Kafka thread only."""
 
     def __init__(self, admin: AdminClient, topic: str, health: Health) -> None:
         self._admin = admin
@@ -56,30 +59,30 @@ class Stalls:
 
     @property
     def count(self) -> int:
-        """Partitions that stand still."""
-        return sum(each.named for each in self._silent.values())
+        """Number of stalled partitions."""
+        return sum(each.reported for each in self._silent.values())
 
     def due(self) -> bool:
-        """Whether :meth:`watch` has anything to do; it is called after a poll that found nothing."""
+        """Whether it is time to call :meth:`watch`, after a poll that returned nothing."""
         return time.monotonic() >= self._watch_at
 
     def watch(self, held: Mapping[int, int], waiting: Collection[int]) -> None:
-        """Look at what has come since.
+        """Check which partitions have delivered nothing since the last call.
 
         Args:
             held: next offset of each partition held.
-            waiting: those of them that are fetched, and that have more as far as the last fetch was told.
+            waiting: partitions that are being fetched and, as of the last fetch, have more to deliver.
         """
         at = time.monotonic()
         self._watch_at = at + EVERY_S
         for number, each in list(self._silent.items()):
-            if held.get(number) != each.next or not (each.named or number in waiting):
+            if held.get(number) != each.next or not (each.reported or number in waiting):
                 self.drop([number])
         for number in waiting:
             each = self._silent.setdefault(number, _Silence(held[number], at))
             if each.end is not None and each.end.done():
-                self._hear(number, each, at)
-            elif each.end is None and not each.named and at - each.since >= STALLED_AFTER_S:
+                self._process_answer(number, each, at)
+            elif each.end is None and not each.reported and at - each.since >= STALLED_AFTER_S:
                 place = TopicPartition(self._topic, number)
                 each.end = self._admin.list_offsets(
                     {place: _LATEST},
@@ -87,44 +90,44 @@ class Stalls:
                     request_timeout=ANSWER_TIMEOUT_S,
                 )[place]
 
-    def cannot_read(self, number: int, next_offset: int, why: str) -> None:
-        """The client says itself that it cannot read what is next."""
+    def report_unreadable(self, number: int, next_offset: int, why: str) -> None:
+        """Report a partition whose next batch the client itself calls unreadable."""
         each = self._silent.get(number)
         if each is None or each.next != next_offset:
             self.drop([number])
             each = self._silent[number] = _Silence(next_offset, time.monotonic())
-        if not each.named:
-            self._name(number, each, why)
+        if not each.reported:
+            self._report(number, each, why)
 
     def drop(self, numbers: Collection[int]) -> None:
-        """These have moved, or are somebody else's."""
+        """Forget partitions that deliver again, or that belong to another member."""
         for number in numbers:
             each = self._silent.pop(number, None)
-            if each is not None and each.named:
-                log.info("partition %d stands still no more", number)
+            if each is not None and each.reported:
+                log.info("partition %d is not stalled any more", number)
                 self._health.release(_key(number))
 
-    def _hear(self, number: int, each: _Silence, at: float) -> None:
+    def _process_answer(self, number: int, each: _Silence, at: float) -> None:
         answer, each.end = each.end, None
         assert answer is not None
         try:
             end = answer.result().offset
         except KafkaException as error:
-            log.debug("the end of partition %d cannot be had: %s", number, error.args[0].str())
+            log.debug("the end of partition %d is unavailable: %s", number, error.args[0].str())
             end = -1
         if end > each.next:
             silent_s = at - each.since
-            self._name(number, each, f"the log goes on to {end}, and nothing came for {silent_s:.0f} s")
+            self._report(number, each, f"the log goes on to {end}, but nothing arrived for {silent_s:.0f} s")
         else:
-            # A transaction is open there, or the leader is away: no fault of what is next.
+            # A transaction is open there, or the leader is away: the next batch is not at fault.
             each.since = at
 
-    def _name(self, number: int, each: _Silence, why: str) -> None:
-        each.named = True
+    def _report(self, number: int, each: _Silence, why: str) -> None:
+        each.reported = True
         reason = (
-            f"partition {number} stands still: its log has a batch at offset {each.next} that cannot be read "
-            f"({why}). To go on behind it, stop the workers and set the group's offset for this partition to "
-            f"the end of that batch"
+            f"partition {number} is stalled: its log has a batch at offset {each.next} that cannot be read "
+            f"({why}). To continue behind it, stop the workers and set the group's offset for this partition "
+            f"to the end of that batch"
         )
         log.error(reason, extra={"partition": number, "offset": each.next})
         self._health.hold(_key(number), reason, number)

@@ -1,10 +1,9 @@
-"""Partitions that the group has given us, until they can begin.
+"""Partitions that the group has assigned to this worker, until they can start.
 
-A partition begins from its checkpoint. That cannot be read while a transaction is open that a dead
-predecessor began (up to 20 s), and where the log starts and ends only its leader can say. And who held the
-partition is judged first: a process that died with it in its hands casts suspicion on what it ran, one that
-only lost its membership does not. Each partition waits for itself alone, and nothing waits for an answer:
-what is held goes on meanwhile.
+A partition starts from its checkpoint. The checkpoint cannot be read while a dead predecessor's transaction
+is open (up to 20 s), and only the partition's leader knows where the log starts and ends. The previous owner
+is judged first: if it died, the requests it ran become suspect; if it only lost its membership, they do not.
+Each partition waits on its own, and no call blocks: partitions already held are served meanwhile.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ log = logging.getLogger(__name__)
 
 ANSWER_TIMEOUT_S = 5.0
 ASK_AGAIN_S = 0.2
-SAID_AFTER_S = 30.0
-"""A partition that has waited for so long is named in ``/readyz``."""
+REPORT_AFTER_S = 30.0
+"""Wait, in seconds, after which a partition is named in ``/readyz``."""
 
 _EARLIEST, _LATEST = OffsetSpec.earliest(), OffsetSpec.latest()  # type: ignore[no-untyped-call]
 _REFUSED = frozenset(
@@ -47,17 +46,17 @@ _REFUSED = frozenset(
         KafkaError._AUTHENTICATION,
     )
 )
-"""No waiting helps; new clients may be let in."""
+"""Errors that waiting does not cure; new clients may be admitted."""
 
 
 @dataclass(frozen=True, slots=True)
-class Beginning:
-    """How a partition begins.
+class StartingPoint:
+    """Where and how a partition starts.
 
     Attributes:
-        checkpoint: as this process takes it over.
-        leader_epoch: of the last record that was taken, by which the client sees whether the log went back.
-        gone_back: why it must not be served, if its log went back.
+        checkpoint: the checkpoint as this process takes it over.
+        leader_epoch: epoch of the last record delivered; tells the client whether the log went back.
+        gone_back: why the partition must not be served, if its log went back.
     """
 
     checkpoint: Checkpoint
@@ -65,8 +64,8 @@ class Beginning:
     gone_back: str | None = None
 
 
-class TakeOver:
-    """Reads the checkpoints of partitions that arrive, and judges who held them. Kafka thread only.
+class ArrivingPartitions:
+    """Reads the checkpoints of newly assigned partitions and judges their previous owners. Kafka thread only.
 
     Args:
         owner: nonce of this process, as checkpoints name it.
@@ -82,8 +81,8 @@ class TakeOver:
         self._ask_at = 0.0
         self._committed: Future[Any] | None = None
         self._bounds: dict[int, tuple[TopicPartition, Future[Any]]] = {}
-        self._found: dict[int, Beginning] = {}
-        """What can begin but for the judgement on who held it."""
+        self._found: dict[int, StartingPoint] = {}
+        """Starting points of partitions that wait only for the judgement on their previous owner."""
         self._members: Future[Any] | None = None
         self._members_at = 0.0
         self._reasons: dict[int, str] = {}
@@ -93,21 +92,21 @@ class TakeOver:
 
     @property
     def numbers(self) -> Collection[int]:
-        """Those that wait."""
+        """The partitions that are waiting."""
         return self._arrived.keys()
 
     def add(self, numbers: Collection[int]) -> None:
-        """These have arrived."""
+        """Add newly assigned partitions."""
         at = time.monotonic()
         self._arrived.update(dict.fromkeys(numbers, at))
-        # What was asked before they came may be old news.
+        # Answers to questions asked before the assignment may be outdated.
         self._committed, self._ask_at = None, at
         for number in numbers:
             self._bounds.pop(number, None)
             self._found.pop(number, None)
 
     def drop(self, numbers: Collection[int]) -> None:
-        """These are somebody else's, or begin."""
+        """Stop waiting for these partitions: they have started, or belong to another member."""
         for number in numbers:
             if self._arrived.pop(number, None) is not None:
                 self._bounds.pop(number, None)
@@ -115,22 +114,22 @@ class TakeOver:
                 self._reasons.pop(number, None)
                 self._health.release(_key(number))
 
-    def ready(self) -> Mapping[int, Beginning]:
-        """Those that can begin now.
+    def ready(self) -> Mapping[int, StartingPoint]:
+        """Return the partitions that can start now.
 
         Raises:
-            ClientsLostError: the brokers refuse to say.
+            ClientsLostError: the brokers refuse to return checkpoints.
         """
         if not self._arrived:
             return {}
-        self._hear_committed()
-        self._hear_bounds()
+        self._collect_committed()
+        self._collect_bounds()
         begin = self._judged()
         self.drop(begin.keys())
-        self._ask()
+        self._request_committed()
         return begin
 
-    def _ask(self) -> None:
+    def _request_committed(self) -> None:
         at = time.monotonic()
         asked = [number for number in self._arrived if number not in self._bounds | self._found]
         if not asked or self._committed is not None or at < self._ask_at:
@@ -143,28 +142,28 @@ class TakeOver:
             request_timeout=ANSWER_TIMEOUT_S,
         )
         self._committed = answers[self._group_id]
-        self._say_who_waits(at)
+        self._report_waiting(at)
 
-    def _hear_committed(self) -> None:
-        """Go on with what the group has committed: ask where these logs begin or end."""
+    def _collect_committed(self) -> None:
+        """Process the committed offsets: query where each of these logs begins or ends."""
         if self._committed is None or not self._committed.done():
             return
         answer, self._committed = self._committed, None
         try:
             found = answer.result().topic_partitions
         except KafkaException as error:
-            self._wait(error.args[0], list(self._arrived))
+            self._postpone(error.args[0], list(self._arrived))
             return
         for place in found:
             if place.error is not None:
-                self._wait(place.error, [place.partition])
+                self._postpone(place.error, [place.partition])
             elif place.partition in self._arrived:
                 bound = _EARLIEST if place.offset == OFFSET_INVALID else _LATEST
                 asked = TopicPartition(self._topic, place.partition)
                 answers = self._admin.list_offsets({asked: bound}, request_timeout=ANSWER_TIMEOUT_S)
                 self._bounds[place.partition] = place, answers[asked]
 
-    def _hear_bounds(self) -> None:
+    def _collect_bounds(self) -> None:
         for number, (place, bound) in list(self._bounds.items()):
             if not bound.done():
                 continue
@@ -172,18 +171,20 @@ class TakeOver:
             try:
                 offset = bound.result().offset
             except KafkaException as error:
-                self._wait(error.args[0], [number])
+                self._postpone(error.args[0], [number])
                 continue
             if offset < 0:
-                # The client fills in its own "no offset" where a leader that has just changed said none.
+                # The client reports its own "no offset" where a newly elected leader gave none.
                 continue
             known = place.offset != OFFSET_INVALID
-            self._found[number] = beginning_of(place, offset) if known else Beginning(Checkpoint(offset))
+            self._found[number] = (
+                starting_point_of(place, offset) if known else StartingPoint(Checkpoint(offset))
+            )
 
-    def _judged(self) -> dict[int, Beginning]:
-        """Those of which is known whether their holder died."""
+    def _judged(self) -> dict[int, StartingPoint]:
+        """The partitions of which it is known whether their previous owner died."""
         strangers = {each.checkpoint.owner for each in self._found.values()} - {0, self._owner}
-        members = self._hear_members() if strangers else None
+        members = self._collect_members() if strangers else None
         begin, at = {}, time.monotonic()
         for number, each in self._found.items():
             fate = Fate.ALIVE
@@ -196,9 +197,9 @@ class TakeOver:
                 begin[number] = replace(each, checkpoint=checkpoint)
         return begin
 
-    def _hear_members(self) -> Collection[str] | None:
-        """Client ids of the group's members by an answer that came since the last one was heard; ``None``
-        while it is awaited. Where nobody may ask, nobody is known to live."""
+    def _collect_members(self) -> Collection[str] | None:
+        """Client ids of the group's members, from an answer newer than the last one used; ``None`` while it
+        is pending. Where the group may not be described, no process counts as alive."""
         if self._members is None:
             if time.monotonic() < self._members_at:
                 return None
@@ -211,10 +212,10 @@ class TakeOver:
         try:
             return [member.client_id for member in answer.result().members]
         except KafkaException as error:
-            log.debug("the members of the group cannot be had: %s", error.args[0].str())
+            log.debug("the members of the group are unavailable: %s", error.args[0].str())
             return ()
 
-    def _wait(self, problem: KafkaError, numbers: Collection[int]) -> None:
+    def _postpone(self, problem: KafkaError, numbers: Collection[int]) -> None:
         if problem.code() in _REFUSED or problem.fatal():
             raise ClientsLostError(f"checkpoints of {sorted(numbers)} cannot be read: {problem.str()}")
         news = [number for number in numbers if number in self._arrived and number not in self._reasons]
@@ -224,38 +225,40 @@ class TakeOver:
             )
         self._reasons.update(dict.fromkeys(news, problem.str()))
 
-    def _say_who_waits(self, at: float) -> None:
+    def _report_waiting(self, at: float) -> None:
         for number, since in self._arrived.items():
-            if at - since >= SAID_AFTER_S and number in self._reasons:
+            if at - since >= REPORT_AFTER_S and number in self._reasons:
                 waited = f"partition {number} is not served, and has waited for {at - since:.0f} s"
                 self._health.hold(_key(number), f"{waited}: {self._reasons[number]}", number)
 
 
-def beginning_of(place: TopicPartition, end: int) -> Beginning:
-    """How a partition begins from a commit, by what its log is now. Pure, but for a warning.
+def starting_point_of(place: TopicPartition, end: int) -> StartingPoint:
+    """Derive a partition's starting point from its commit and the end of its log. Pure, but for a warning.
 
     Args:
-        end: of the log.
+        end: end offset of the log.
     """
     metadata = place.metadata or ""
     epoch = UNKNOWN_EPOCH if place.leader_epoch is None else place.leader_epoch
     if metadata.startswith(GONE_BACK):
-        return Beginning(Checkpoint(place.offset), epoch, metadata.removeprefix(GONE_BACK))
+        return StartingPoint(Checkpoint(place.offset), epoch, metadata.removeprefix(GONE_BACK))
     checkpoint = _read(place)
     known = checkpoint.base + checkpoint.resolved.bit_length()
-    gone_back = f"its log went back: it ends at {end}, and was taken up to {known}" if end < known else None
-    return Beginning(checkpoint, epoch, gone_back)
+    gone_back = (
+        f"its log went back: it ends at {end}, but was delivered up to {known}" if end < known else None
+    )
+    return StartingPoint(checkpoint, epoch, gone_back)
 
 
 def _read(place: TopicPartition) -> Checkpoint:
-    """The checkpoint in a commit; of the offset alone where its metadata is not ours or does not fit it."""
+    """The checkpoint in a commit; without usable metadata, a checkpoint of the offset alone."""
     if not place.metadata:
         return Checkpoint(place.offset)
     try:
         return Checkpoint.decode(place.metadata, place.offset)
     except ValueError as error:
         log.warning(
-            "the checkpoint of partition %d is not used: %s", place.partition, error,
+            "ignoring the checkpoint of partition %d: %s", place.partition, error,
             extra={"partition": place.partition, "offset": place.offset},
         )  # fmt: skip
         return Checkpoint(place.offset)

@@ -1,4 +1,4 @@
-"""Whether the requests topic is still the one that this session began with."""
+"""Detects that the requests topic has been deleted and created again."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ ANSWER_TIMEOUT_S = 5.0
 
 
 class TopicIdentity:
-    """Asks for the topic's id again and again, and never waits for the answer. Kafka thread only.
+    """Polls the topic's id, never waiting for an answer. Kafka thread only.
 
-    A topic that is deleted and made again has the same name and another id. Nothing else tells a client: a
-    consumer goes on at its offset, and what the new log has below it would never be served.
+    A topic that is deleted and created again keeps its name but has a new id. Nothing else tells a client:
+    a consumer goes on at its old offset, and the records below it in the new log would never be served.
     """
 
     def __init__(self, admin: AdminClient, topic: str) -> None:
@@ -31,13 +31,13 @@ class TopicIdentity:
         self._ask_at = 0.0
 
     def changed(self) -> bool:
-        """Whether the topic was deleted and made again since this was asked first."""
+        """Whether the topic has been deleted and created again since the first call."""
         if self._asked is not None and self._asked.done():
             answer, self._asked = self._asked, None
             try:
                 found = str(answer.result().topic_id)
             except KafkaException as error:
-                log.debug("the topic's id cannot be had: %s", error.args[0].str())
+                log.debug("the topic's id is unavailable: %s", error.args[0].str())
             else:
                 if self._first is None:
                     self._first = found

@@ -1,1 +1,1 @@
-"""The process and its supervisor."""
+"""The worker process and its supervisor."""

@@ -1,7 +1,7 @@
-"""How many workers may load their models at the same time.
+"""Limits how many workers load their models at the same time.
 
-A model goes through the host's memory on its way to the device. Eight workers that all do that at once
-on a machine with memory for two would have the kernel kill some of them, again and again.
+A model passes through the host's memory on its way to the device. If eight workers did that at once on a
+machine with memory for two, the kernel would kill some of them, again and again.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def may_load(loading: int, weights: int | None, available: int | None) -> bool:
-    """Whether one worker more may begin to load. Pure.
+    """Whether one more worker may start loading. Pure.
 
-    One always may: nobody else could load it with less. More may as long as there is room for all that
-    load, even if none of them has read a byte yet.
+    One always may: no other worker could load it with less. More may as long as there is room for all that
+    are loading, even if none of them has read a byte yet.
 
     Args:
-        loading: workers that have begun and not ended.
-        weights: bytes of one model, ``None`` where that is not known yet, as before a download.
-        available: bytes of host memory that can be had, ``None`` where the system does not say.
+        loading: number of workers that are loading now.
+        weights: bytes of one model; ``None`` while unknown, for instance before a download.
+        available: bytes of host memory available; ``None`` where the system does not report it.
     """
     if loading == 0 or weights == 0:
         return True
@@ -31,7 +31,7 @@ def may_load(loading: int, weights: int | None, available: int | None) -> bool:
 
 
 def weights_bytes(engine: EngineSettings) -> int | None:
-    """Size of the engine's weights on disk, ``None`` where they are not there yet."""
+    """Size of the engine's weights on disk in bytes; ``None`` where they are not there yet."""
     if engine.kind == "simulated":
         return 0
     folder = _folder(engine)
@@ -41,7 +41,7 @@ def weights_bytes(engine: EngineSettings) -> int | None:
 
 
 def available_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = _CGROUP) -> int | None:
-    """Host memory that can be had without swapping, within the limits of our control group."""
+    """Bytes of host memory available without swapping, within the limits of our control group."""
     try:
         fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         available = int(fields["MemAvailable"].split()[0]) * 1024
@@ -53,7 +53,7 @@ def available_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = _CGROU
         stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
         return available  # no limit: the file is not there, or says "max"
-    # Cached files count as used and give way.
+    # Cached files count as used, but are evicted on demand.
     return min(available, limit - used + int(stat.get("inactive_file", 0)))
 
 
@@ -68,7 +68,7 @@ def _folder(engine: EngineSettings) -> Path | None:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
     except ImportError:
-        return None  # the worker will say what is not installed
+        return None  # the worker will report what is not installed
     try:
         return Path(snapshot_download(engine.model, revision=engine.revision, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):

@@ -1,4 +1,4 @@
-"""One worker in this process: everything put together from the settings."""
+"""Runs one worker in this process, assembled from the settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from types import FrameType
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from zimage_consumers.image_worker.exits import ExitCode
-from zimage_consumers.image_worker.stages.deliver import QUESTIONS
+from zimage_consumers.image_worker.stages.deliver import STORE_REQUESTS
 from zimage_consumers.image_worker.worker import Worker
 from zimage_stream.cli import interrupt
 from zimage_stream.engines import Engine, create_engine
@@ -31,13 +31,13 @@ from zimage_stream.telemetry.tracing import create_tracer
 log = logging.getLogger(__name__)
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-"""As malloc.h has them."""
+"""Parameters of mallopt, as in malloc.h."""
 _LARGEST_BUFFER, _KEPT_FREE = 32 << 20, 256 << 20
-"""Bytes. A larger buffer than the first, the most that glibc takes, comes from the system and goes back."""
+"""Thresholds in bytes. Buffers above the first, the most glibc allows, go back to the system when freed."""
 PATIENCE_S = 0.05
-"""The Kafka thread waits so long for the schema registry, where most answer within less."""
+"""Time, in seconds, that the Kafka thread waits for the schema registry; most answers take less."""
 LEAVE_S = 5.0
-"""After the drain time, for what is finished to be committed and the group to be left."""
+"""Time, in seconds, after the drain time to commit finished work and leave the group."""
 
 
 def run_worker(
@@ -49,26 +49,26 @@ def run_worker(
     started: Callable[[Worker, int], None] | None = None,
     loaded: Callable[[], None] = lambda: None,
 ) -> ExitCode:
-    """Serve requests in this process until it is told to stop. Call it from the main thread.
+    """Serve requests in this process until told to stop. Call it from the main thread.
 
     Args:
-        slot: the stable name of this worker; no two that run at the same time share one.
-        engine: makes the pictures, in place of the engine that the settings name.
+        slot: the stable name of this worker; no two running workers share one.
+        engine: generates the images, in place of the engine that the settings name.
         store: keeps them, in place of the store that the settings name.
         started: called with the worker and the port of its health checks before the model is loaded. Without
-            it SIGTERM and SIGINT stop the worker: the first one finishes what runs, the second one ends the
-            process at once.
+            it SIGTERM and SIGINT stop the worker: the first one finishes what is running, the second one ends
+            the process at once.
         loaded: called once the model is loaded.
 
     Returns:
-        what the process should exit with; a supervisor tells by it whether the device can be used again.
+        the exit code of the process; it tells a supervisor whether the device can be used again.
 
     Raises:
         ZImageError: the worker cannot start: the settings, the store or the model are wrong.
     """
     configure(settings.telemetry, slot=slot)
     keep_buffers()
-    # What every thread does, on stderr: for whoever is called at night to a worker that stands still.
+    # Dumps every thread's stack to stderr, for an operator whose worker stands still.
     faulthandler.register(signal.SIGUSR1)
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
@@ -76,7 +76,7 @@ def run_worker(
     registry.register(HealthCollector(health))
     tracer = create_tracer(settings.telemetry.traces, slot)
     if store is None:
-        store = create_store(settings.store, connections=settings.worker.upload_threads + QUESTIONS)
+        store = create_store(settings.store, connections=settings.worker.upload_threads + STORE_REQUESTS)
     codec = create_codec(settings.registry, PATIENCE_S)
     try:
         if engine is None:
@@ -101,11 +101,11 @@ def run_worker(
 
 
 def keep_buffers() -> None:
-    """Have the C library keep freed buffers for the next picture instead of giving them back to the system.
+    """Make the C library keep freed buffers for the next image instead of returning them to the system.
 
-    Each picture passes through several of some megabytes. Anew they come page by page at their first touch,
-    which takes as long as all that is done to them but deflating, longer in a virtual machine. With another C
-    library than glibc nothing happens.
+    Each image passes through several buffers of a few megabytes. New ones are paged in at first touch, which
+    takes as long as all other work on them except deflating, and longer in a virtual machine. Has no effect
+    with a C library other than glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -116,8 +116,8 @@ def keep_buffers() -> None:
 def _run(worker: Worker, loaded: Callable[[], None], longest_stop_s: float) -> ExitCode:
     """Run the worker on a thread of its own.
 
-    Signals are heard by the main thread between two steps of Python, and a call into Kafka is one step
-    for as long as no broker answers: so the main thread makes none.
+    The main thread handles signals only between two steps of Python, and a call into Kafka is one step for as
+    long as no broker responds. So the main thread makes no such call.
     """
     with ThreadPoolExecutor(1, "kafka") as pool:
         running = pool.submit(worker.run, loaded)
@@ -126,37 +126,37 @@ def _run(worker: Worker, loaded: Callable[[], None], longest_stop_s: float) -> E
             if done:
                 code = running.result()
                 if code == ExitCode.HUNG:
-                    # A thread that hangs inside a driver can keep an interpreter from ending.
+                    # A thread that hangs inside a driver can keep the interpreter from exiting.
                     logging.shutdown()
                     os._exit(code)
                 return code
             if worker.stopping_for() > longest_stop_s:
-                log.error("the brokers do not let this worker leave; it ends without")
+                log.error("the brokers do not let this worker leave the group; it ends without leaving")
                 os._exit(ExitCode.FAILED)
 
 
 class StopSignals:
-    """SIGTERM and SIGINT drain the worker; a second one ends the process at once."""
+    """SIGTERM and SIGINT handlers: the first signal drains the worker, a second ends the process at once."""
 
     def __init__(self) -> None:
         self._worker: Worker | None = None
         self._interrupted = False
 
     def watch(self, worker: Worker) -> None:
-        """From now on."""
+        """Install the handlers for this worker."""
         self._worker = worker
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
 
     def exit_code(self, code: int) -> int:
-        """The process's: a Ctrl-C that went well is told from work that was done."""
+        """Exit code of the process: unlike finished work, a clean stop by Ctrl-C has a code of its own."""
         return interrupt.EXIT_CODE if code == ExitCode.DONE and self._interrupted else code
 
     def _stop(self, number: int, _: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, _end_at_once)
         signal.signal(signal.SIGINT, _end_at_once)
         self._interrupted = number == signal.SIGINT
-        log.info("signal %s: finishing what runs", signal.Signals(number).name)
+        log.info("signal %s: finishing what is running", signal.Signals(number).name)
         assert self._worker is not None
         self._worker.stop()
 

@@ -1,4 +1,4 @@
-"""One worker process per device, kept alive."""
+"""Keeps one worker process per device running."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ from zimage_stream.telemetry.server import serve
 log = logging.getLogger(__name__)
 
 KILL_MARGIN_S = 10.0
-"""A worker that is told to stop has its drain time and this much more."""
+"""Seconds, on top of its drain time, before a worker told to stop is killed."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 60.0
 STEADY_S = 60.0
-"""A worker that lived this long starts its back-off anew when it dies."""
+"""Lifetime, in seconds, after which a worker's death starts the back-off from the beginning."""
 LOOP_DEATHS, LOOP_S = 4, 300.0
-"""So many deaths within so many seconds are a crash loop: waiting does not mend it."""
+"""This many deaths within this many seconds are a crash loop, which waiting does not fix."""
 LAST_LINES = 20
 PROBE_EVERY_S, PROBE_TIMEOUT_S = 5.0, 5.0
 SILENT_PROBES = 6
-"""A worker that is not alive at so many probes in a row is stopped: after a minute where it answers nothing.
-Counted, for a supervisor that was frozen itself knows nothing of the time meanwhile."""
+"""Consecutive failed probes after which a worker is stopped: a minute where it does not respond. They are
+counted rather than timed, since a supervisor that was itself frozen knows nothing of that time."""
 STOP_S = 10.0
-"""One that is stopped for its silence has so long to end by itself."""
+"""Seconds that a silent worker gets to end by itself after SIGTERM, before it is killed."""
 LOADED = b"loaded"
-"""What a worker reports once it can generate; before that, the number of its port."""
+"""Line that a worker reports once it can generate; before that it reports the number of its port."""
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where one worker runs: ``kind`` cuda or cpu, ``index`` among the devices asked for."""
+    """Device of one worker: ``kind`` cuda or cpu, ``index`` among the devices requested."""
 
     kind: str
     index: int
@@ -58,19 +58,19 @@ class Device:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What its process is given, so that it sees this device and no other."""
+        """Environment variables with which a process sees this device and no other."""
         return {"CUDA_VISIBLE_DEVICES": self.visible, "ZIMAGE_ENGINE__DEVICE": self.kind}
 
 
 def devices_of(text: str, gpus: int) -> list[Device]:
-    """The devices named by ``all``, ``0,2``, ``cpu`` or ``cpu:2``.
+    """Parse the devices named by ``all``, ``0,2``, ``cpu`` or ``cpu:2``.
 
     Args:
-        text: as given on the command line.
-        gpus: how many the machine has.
+        text: the argument given on the command line.
+        gpus: number of GPUs of this machine.
 
     Raises:
-        SettingsError: it is none of these, or names a GPU that is not there.
+        SettingsError: the text is none of these, or names a GPU that does not exist.
     """
     kind, _, count = text.partition(":")
     if kind == "cpu" and (count or "1").isdecimal() and int(count or "1") > 0:
@@ -93,7 +93,7 @@ def _gpus_of(text: str, gpus: int) -> Sequence[int]:
 
 
 def count_gpus() -> int:
-    """GPUs that the driver shows, without loading torch; 0 where there is no driver."""
+    """Count the GPUs that the driver lists, without loading torch; 0 where there is no driver."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([part for part in visible.split(",") if part.strip()])
@@ -105,7 +105,7 @@ def count_gpus() -> int:
 
 
 def wait_before_restart(deaths: int) -> float:
-    """Seconds before a worker that died ``deaths`` times in a row is started again."""
+    """Seconds before a worker that died ``deaths`` times in a row is restarted."""
     return float(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (deaths - 1)))
 
 
@@ -153,14 +153,14 @@ class Supervisor:
                 slot = f"{slot}/{device.index}"
             environment = device.environment | {
                 "ZIMAGE_WORKER__SLOT": slot,
-                # Each on a port of its own, which only this process needs to know.
+                # Each on a port of its own, known only to this process.
                 "ZIMAGE_TELEMETRY__HOST": "127.0.0.1",
                 "ZIMAGE_TELEMETRY__PORT": "0",
             }
             self._children.append(_Child(device, slot, environment=environment))
 
     def run(self) -> int:
-        """Keep the workers alive until a signal; returns the process's exit code.
+        """Keep the workers running until a signal. Returns the exit code of the process.
 
         Raises:
             SettingsError: the port for health and metrics cannot be used.
@@ -204,7 +204,7 @@ class Supervisor:
         child.process = child.port = None
         child.loading = False
         if code == ExitCode.LEAKED:
-            log.info("the worker in slot %s leaked memory and is replaced", child.slot)
+            log.info("the worker in slot %s leaked memory and is being replaced", child.slot)
             child.due = 0.0
             return
         lived = time.monotonic() - child.started
@@ -212,7 +212,7 @@ class Supervisor:
         wait = wait_before_restart(child.deaths)
         child.due = time.monotonic() + wait
         log.error(
-            "the worker in slot %s ended (%s) after %.1f s; it is started again in %.1f s",
+            "the worker in slot %s ended (%s) after %.1f s; restarting it in %.1f s",
             child.slot, describe(code), lived, wait,
         )  # fmt: skip
         child.died.append(time.monotonic())
@@ -229,9 +229,9 @@ class Supervisor:
             )  # fmt: skip
 
     def _probe_all(self) -> None:
-        """Ask every worker that has its model whether it is alive, again and again.
+        """Probe every worker that has loaded its model, repeatedly.
 
-        On a thread of its own: one that hangs takes the time of whoever asks it.
+        Runs on a thread of its own: a worker that hangs blocks its probe until the timeout.
         """
         while not self._stopping.wait(PROBE_EVERY_S):
             for child in self._children:
@@ -239,22 +239,22 @@ class Supervisor:
                 if process is None or port is None or child.loading:
                     continue
                 alive = is_alive(port)
-                if child.process is process:  # else it is another one's silence
+                if child.process is process:  # else the answer is about its predecessor
                     child.silent = 0 if alive else child.silent + 1
 
     def _judge_silence(self, child: _Child, process: subprocess.Popen[bytes]) -> None:
-        """Stop a worker that is not alive: by SIGTERM, and by SIGKILL where that is not heard."""
+        """Stop a worker that is not alive: by SIGTERM, and by SIGKILL if that has no effect."""
         at = time.monotonic()
         if child.stopped_at is None and child.silent >= SILENT_PROBES:
             child.stopped_at = at
             log.error(
-                "the worker in slot %s hangs: /healthz was not well at %d probes in a row; it is stopped",
+                "the worker in slot %s hangs: /healthz was not well at %d probes in a row; stopping it",
                 child.slot, child.silent,
             )  # fmt: skip
             process.terminate()
         elif child.stopped_at is not None and at - child.stopped_at > STOP_S:
             child.stopped_at = at
-            log.error("the worker in slot %s does not hear SIGTERM and is killed", child.slot)
+            log.error("the worker in slot %s ignores SIGTERM; killing it", child.slot)
             process.kill()
 
     def _may_load(self) -> bool:
@@ -264,7 +264,7 @@ class Supervisor:
         return may_load(loading, weights_bytes(self._engine), available_bytes())
 
     def _read_report(self, child: _Child) -> None:
-        """Take in what the worker reports: its port once it listens, and that its model is loaded."""
+        """Process a worker's reports: its port once it listens, and that its model is loaded."""
         while child.reported is not None and select.select([child.reported], [], [], 0)[0]:
             said = os.read(child.reported, 64)
             child.said += said
@@ -289,7 +289,7 @@ class Supervisor:
             env={**os.environ, **child.environment},
             pass_fds=(write,),
             stderr=subprocess.PIPE,
-            # Not in our process group: a terminal's Ctrl-C reaches us alone, and we forward it once.
+            # Not in our process group: a terminal's Ctrl-C reaches only us, and we forward it once.
             start_new_session=True,
         )
         os.close(write)
@@ -309,14 +309,14 @@ class Supervisor:
                     process.kill()
             time.sleep(0.05)
         codes = [process.wait() for process in running]
-        # One that was still starting dies of the signal, and left nothing behind.
+        # A worker that was still starting dies of the signal, and left nothing behind.
         if any(code not in (ExitCode.DONE, -signal.SIGTERM) for code in codes):
             return ExitCode.FAILED
         return interrupt.EXIT_CODE if self._interrupted else ExitCode.DONE
 
 
 def is_alive(port: int) -> bool:
-    """Whether a worker on this machine says at its port that it is."""
+    """Whether the worker on this port of this machine reports itself alive."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PROBE_TIMEOUT_S)
     try:
         connection.request("GET", "/healthz")
@@ -328,12 +328,12 @@ def is_alive(port: int) -> bool:
 
 
 def is_crash_loop(died: Sequence[float]) -> bool:
-    """Whether these deaths, in seconds and oldest first, say that the next one is near. Pure."""
+    """Whether these deaths, in seconds with the oldest first, make a crash loop. Pure."""
     return len(died) >= LOOP_DEATHS and died[-1] - died[-LOOP_DEATHS] <= LOOP_S
 
 
 def _pass_on(process: subprocess.Popen[bytes], lines: deque[bytes]) -> None:
-    """Hand on what a worker says, and keep the last of it."""
+    """Forward what a worker writes to stderr, and keep its last lines."""
     assert process.stderr is not None
     lines.clear()
     with process.stderr:
@@ -344,7 +344,7 @@ def _pass_on(process: subprocess.Popen[bytes], lines: deque[bytes]) -> None:
 
 
 def describe(code: int) -> str:
-    """An exit code in words."""
+    """Describe an exit code in words."""
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
     try:
@@ -354,7 +354,7 @@ def describe(code: int) -> str:
 
 
 def die_with(parent: int) -> None:
-    """Have the kernel stop this process when the supervisor that started it dies, however it dies."""
+    """Make the kernel stop this process when its supervisor dies, however it dies."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Records that were fetched, until they are requests: decoded and checked, or failed."""
+"""Admits fetched records: each becomes a checked request, or fails."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import deque
 
 from zimage_consumers.image_worker.stages.intake import Intake
 from zimage_consumers.image_worker.window.jobs import Failed, Job
-from zimage_consumers.image_worker.window.ledger import RECORDS_A_TURN
+from zimage_consumers.image_worker.window.ledger import RECORDS_PER_TURN
 from zimage_stream.errors import RegistryUnavailableError
 from zimage_stream.events.registry import SchemaPendingError, SchemaUnavailableError
 from zimage_stream.telemetry.health import Health
@@ -21,7 +21,7 @@ PENDING_AGAIN_S = 0.2
 
 
 class Admission:
-    """Decodes what was fetched, in the order of arrival. One whose schema cannot be had now waits by itself.
+    """Decodes fetched records in order of arrival. A record whose schema is unavailable waits on its own.
 
     Kafka thread only.
     """
@@ -36,26 +36,26 @@ class Admission:
         self._said = False
 
     def __bool__(self) -> bool:
-        """Whether something can be decoded now."""
+        """Whether any record is ready to be decoded."""
         return bool(self._incoming)
 
     def add(self, job: Job) -> None:
-        """Take a job that was fetched."""
+        """Add a job that was fetched."""
         self._incoming.append(job)
 
     def sweep(self) -> None:
-        """Let go of the jobs whose partitions are being given up, or are gone."""
+        """Drop the jobs whose partitions are being given up, or are gone."""
         self._incoming = deque(job for job in self._incoming if not job.leaving)
         self._unread = [job for job in self._unread if not job.leaving]
 
     def admit(self, outage_known: bool) -> list[Job | Failed]:
-        """Decode and check some.
+        """Decode and check the next records.
 
         Args:
-            outage_known: the registry does not answer somebody else; cached schemas must not hide that.
+            outage_known: the registry fails to answer another caller; cached schemas must not hide that.
 
         Returns:
-            those that can be scheduled, and those that cannot be served.
+            the jobs that can be scheduled, and those that failed.
         """
         again = bool(self._unread) and time.monotonic() >= self._ask_at
         if again:
@@ -63,7 +63,7 @@ class Admission:
             self._unread.clear()
         out: list[Job | Failed] = []
         decoded = False
-        for _ in range(min(len(self._incoming), RECORDS_A_TURN)):
+        for _ in range(min(len(self._incoming), RECORDS_PER_TURN)):
             job = self._incoming.popleft()
             if job.leaving:
                 continue
@@ -86,7 +86,7 @@ class Admission:
         return out
 
     def _set_aside(self, job: Job, error: RegistryUnavailableError) -> None:
-        """Have a record wait for its schema, and nobody wait for the record."""
+        """Let a record wait for its schema without holding up the others."""
         pending = isinstance(error, SchemaPendingError)
         ask_at = time.monotonic() + (PENDING_AGAIN_S if pending else ASK_AGAIN_S)
         self._ask_at = min(self._ask_at, ask_at) if self._unread else ask_at

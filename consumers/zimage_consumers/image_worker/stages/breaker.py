@@ -1,4 +1,4 @@
-"""Whose fault it is when requests fail, one producer's or this deployment's. Pure."""
+"""Decides who may be at fault when requests fail: a producer, or this deployment. Pure."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ from zimage_stream.events.image_result import Code
 T = TypeVar("T")
 
 LIMIT = 100
-"""Requests that may end for one code before anything succeeds again."""
-LIMIT_OF_ONE = LIMIT // 2
-"""Of these, those of one schema or tenant: another one's still get their answer at once."""
+"""Requests that may end for one code before any request succeeds again."""
+LIMIT_PER_SUBJECT = LIMIT // 2
+"""Share of one schema or tenant in this limit: requests of others are still answered at once."""
 
 
 class Cause(NamedTuple):
-    """What requests fail of. ``subject``: the schema that they name, or their tenant."""
+    """Why requests fail. ``subject``: the schema they name, or their tenant."""
 
     code: Code
     subject: Hashable
 
 
 class Breaker(Generic[T]):
-    """Keeps a deployment that is at fault from burying a backlog in the dead-letter topic.
+    """Keeps a faulty deployment from burying a backlog in the dead-letter topic.
 
-    A wrong registry, a broken model and a store that refuses everything fail one request after the other.
-    So only ``LIMIT`` requests may end for one code before anything succeeds again; the others are held back.
-    A success says that the deployment works: as many are tried again then, and what fails again has itself
-    to blame. Requests that do not fail are never stopped, whatever somebody else sends.
+    With a wrong registry, a broken model or a store that refuses everything, one request after the other
+    fails. So only ``LIMIT`` requests may end for one code before any request succeeds again; the rest are
+    held back. A success shows that the deployment works: the same number is then retried, and a request that
+    fails again is itself at fault. Requests that do not fail are never stopped, whatever other producers
+    send.
     """
 
     def __init__(self) -> None:
@@ -37,23 +38,23 @@ class Breaker(Generic[T]):
         self._held: dict[Cause, deque[T]] = {}
         self._count: Counter[Code] = Counter()
 
-    def holds(self, code: Code) -> int:
-        """How many are held back for this code."""
+    def held_count(self, code: Code) -> int:
+        """Number of requests held back for this code."""
         return self._count[code]
 
     def fail(self, cause: Cause, request: Hashable, item: T) -> bool:
-        """Note that a request failed; returns whether it is held back.
+        """Record that a request failed. Returns whether it is held back.
 
         Args:
-            request: what it is known by: one that is sent again counts once.
-            item: what :meth:`succeed` and :meth:`release` give back.
+            request: identity of the request: one that is sent again counts once.
+            item: what :meth:`succeed` and :meth:`release` return for it.
         """
         ended = self._ended[cause.code]
         known = (cause.subject, request)
         if known in ended:
             return False
         same = sum(subject == cause.subject for subject, _ in ended)
-        if len(ended) < LIMIT and same < LIMIT_OF_ONE:
+        if len(ended) < LIMIT and same < LIMIT_PER_SUBJECT:
             ended.add(known)
             return False
         self._held.setdefault(cause, deque()).append(item)
@@ -61,10 +62,10 @@ class Breaker(Generic[T]):
         return True
 
     def succeed(self, codes: Collection[Code]) -> list[T]:
-        """Note that a request succeeded, which none does where one of these codes is our fault.
+        """Record a success, which rules out a fault of the deployment behind any of these codes.
 
         Returns:
-            what is to be tried again, and ends if it fails again: at most ``LIMIT`` of a code.
+            the items to retry, each of which ends if it fails again: at most ``LIMIT`` per code.
         """
         again = []
         for code in codes:
@@ -73,19 +74,19 @@ class Breaker(Generic[T]):
             for cause in self._causes(code):
                 if not room:
                     break
-                taken = self._take(cause, min(room, LIMIT_OF_ONE))
+                taken = self._pop(cause, min(room, LIMIT_PER_SUBJECT))
                 room -= len(taken)
                 again += taken
         return again
 
     def release(self, code: Code) -> list[T]:
-        """Everything that is held back for this code, held no more."""
-        return [item for cause in self._causes(code) for item in self._take(cause, self._count[code])]
+        """Stop holding back items for this code, and return all of them."""
+        return [item for cause in self._causes(code) for item in self._pop(cause, self._count[code])]
 
     def discard(self, gone: Callable[[T], bool]) -> None:
-        """Forget what is held back and not ours any more."""
+        """Forget items that belong to other workers now."""
         for cause in list(self._held):
-            kept = [item for item in self._take(cause, len(self._held[cause])) if not gone(item)]
+            kept = [item for item in self._pop(cause, len(self._held[cause])) if not gone(item)]
             if kept:
                 self._held[cause] = deque(kept)
                 self._count[cause.code] += len(kept)
@@ -93,8 +94,8 @@ class Breaker(Generic[T]):
     def _causes(self, code: Code) -> list[Cause]:
         return [cause for cause in self._held if cause.code is code] if self._count[code] else []
 
-    def _take(self, cause: Cause, most: int) -> list[T]:
-        """Take the oldest of a cause; what is left of it comes after the other causes next time."""
+    def _pop(self, cause: Cause, most: int) -> list[T]:
+        """Remove and return the oldest items of a cause; its rest then queues behind the other causes."""
         held = self._held.pop(cause)
         taken = [held.popleft() for _ in range(min(most, len(held)))]
         if held:

@@ -1,4 +1,4 @@
-"""Telling time that passed from a clock that was set."""
+"""Tells elapsed time from a step of the wall clock."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ SETTLE_S = 10.0
 
 
 class ClockGuard:
-    """Says whether wall-clock times can be judged now. A step of the clock must not expire a backlog
-    before somebody could have set it right again.
+    """Decides whether wall-clock times can be trusted now. A step of the clock must not expire a backlog
+    before an operator has had a chance to correct it.
 
     Args:
-        wall_s, monotonic_s: both clocks now, long before anything is judged: a step between the two
-            would else be taken for what the clock has always been.
+        wall_s, monotonic_s: both clocks now, well before anything is judged: a step between the two readings
+            would otherwise pass for their normal difference.
     """
 
     def __init__(self, wall_s: float, monotonic_s: float) -> None:
@@ -20,7 +20,7 @@ class ClockGuard:
         self._distrusted_until = monotonic_s
 
     def steady(self, wall_s: float, monotonic_s: float) -> bool:
-        """Whether the wall clock has run as the monotonic one for the last ``SETTLE_S`` seconds."""
+        """Whether the wall clock has kept pace with the monotonic one for the last ``SETTLE_S`` seconds."""
         difference = wall_s - monotonic_s
         if abs(difference - self._difference) > TOLERANCE_S:
             self._distrusted_until = monotonic_s + SETTLE_S

@@ -1,4 +1,4 @@
-"""From pixels to an object in the store, beside the engine and never in its way."""
+"""Delivers images: from pixels to an object in the store, in parallel with the engine."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LOOK_UPS = 8
-"""At a time: all of a batch, so that a store far away keeps no device waiting."""
-QUESTIONS = LOOK_UPS * len(EXTENSIONS)
-"""To the store in look-ups at a time: a request's id may have been used for a picture of another format."""
+LOOK_UP_THREADS = 8
+"""Concurrent look-ups: enough for a whole batch, so that a distant store keeps no device waiting."""
+STORE_REQUESTS = LOOK_UP_THREADS * len(EXTENSIONS)
+"""Concurrent requests to the store for look-ups: an id may have been used for an image of another format."""
 _WAIT_S, _LONGEST_WAIT_S = 0.2, 5.0
 
 
 class Delivery:
-    """Looks up, encodes and uploads, in a pool for each; each outcome is reported once.
+    """Looks up, encodes and uploads images, with a thread pool for each; reports each outcome once.
 
     Args:
-        report: takes outcomes; called from the pools' threads.
+        report: receives outcomes; called from the pools' threads.
     """
 
     def __init__(
@@ -64,50 +64,50 @@ class Delivery:
         self._public_base_url = public_base_url
         self._encoders = ThreadPoolExecutor(encode_threads, "encode")
         self._uploaders = ThreadPoolExecutor(upload_threads, "upload")
-        self._lookers = ThreadPoolExecutor(LOOK_UPS, "look-up")
-        self._askers = ThreadPoolExecutor(QUESTIONS - LOOK_UPS, "look-up-others")
+        self._lookers = ThreadPoolExecutor(LOOK_UP_THREADS, "look-up")
+        self._format_lookers = ThreadPoolExecutor(STORE_REQUESTS - LOOK_UP_THREADS, "look-up-others")
         self._report = report
         self._health = health
         self._metrics = metrics
-        self._asked: Future[None] | None = None
-        self._ask_at = 0.0
+        self._probing: Future[None] | None = None
+        self._probe_at = 0.0
 
     def deliver(self, job: Job, image: Image, timings: Timings) -> None:
-        """Start a finished picture on its way; returns at once."""
+        """Start encoding and uploading a finished image. Does not wait."""
         self._encoders.submit(self._guard, job, timings, lambda: self._encode(job, image, timings))
 
     def look_up(self, batch_id: int, job: Job) -> Future[None]:
-        """Ask the store, beside all else, for the job's picture; reports ``LookedUp``.
+        """Query the store in the background for the job's image; reports ``LookedUp``.
 
-        A request whose result was lost with its worker, or that is sent again, costs no GPU.
+        A request whose result was lost with its worker, or that is sent again, costs no GPU time.
 
         Returns:
-            for calling it off.
+            a future by which to cancel it.
         """
         return self._lookers.submit(self._look_up, batch_id, job)
 
     def store_answers(self) -> bool:
-        """Whether the store answers and takes objects; waits for it.
+        """Whether the store responds and accepts objects; waits for its answer.
 
         Raises:
-            StoreError: it answers, and takes none until an operator acts.
+            StoreError: it responds, but accepts no objects until an operator acts.
         """
         try:
             self._store.check()
         except UnavailableError as error:
-            log.warning("the store does not answer: %s", error)
+            log.warning("the store does not respond: %s", error)
             self._health.down("store", str(error))
             return False
         self._health.up("store")
         return True
 
-    def ask_again(self) -> None:
-        """Ask a store that was down whether it takes objects, where no request does; returns at once."""
-        if (self._asked is None or self._asked.done()) and time.monotonic() >= self._ask_at:
-            self._ask_at = time.monotonic() + _LONGEST_WAIT_S
-            self._asked = self._lookers.submit(self._ask)
+    def recheck(self) -> None:
+        """Check whether a store that was down accepts objects, when no request does so. Does not wait."""
+        if (self._probing is None or self._probing.done()) and time.monotonic() >= self._probe_at:
+            self._probe_at = time.monotonic() + _LONGEST_WAIT_S
+            self._probing = self._lookers.submit(self._probe)
 
-    def _ask(self) -> None:
+    def _probe(self) -> None:
         try:
             self._store.probe()
         except Exception as error:
@@ -116,18 +116,18 @@ class Delivery:
             self._health.up("store")
 
     def close(self) -> None:
-        """Take no more work. Uploads under way end with their jobs' partitions."""
+        """Accept no more work. Uploads under way end with their jobs' partitions."""
         self._encoders.shutdown(wait=False, cancel_futures=True)
         self._uploaders.shutdown(wait=False, cancel_futures=True)
         self._lookers.shutdown(wait=False, cancel_futures=True)
-        self._askers.shutdown(wait=False, cancel_futures=True)
+        self._format_lookers.shutdown(wait=False, cancel_futures=True)
 
     def _look_up(self, batch_id: int, job: Job) -> None:
         request = job.decoded
         ended: Stored | Failed | None = None
         started = time.monotonic()
         try:
-            found = self._patiently(job, lambda: self._find(request))
+            found = self._retry_until_answered(job, lambda: self._find(request))
             if found is not None:
                 ended = Stored(job, self._image_of(request, found), reused=True)
         except Exception as error:
@@ -137,8 +137,8 @@ class Delivery:
         self._report(LookedUp(batch_id, job, elapsed, ended))
 
     def _find(self, request: PromptRequest) -> StoredObject | None:
-        """What is kept under the request's id, whatever its format; all are asked for at a time."""
-        others = [self._askers.submit(self._store.stat, key) for key in request.other_object_keys]
+        """The object stored under the request's id, in any format; all formats are queried in parallel."""
+        others = [self._format_lookers.submit(self._store.stat, key) for key in request.other_object_keys]
         own = self._store.stat(request.object_key)
         found = [other.result() for other in others]
         return own or next(filter(None, found), None)
@@ -176,19 +176,19 @@ class Delivery:
         def put() -> StoredObject:
             return self._store.put(request.object_key, encoded.data, encoded.content_type, metadata).object
 
-        stored = self._patiently(job, put)
+        stored = self._retry_until_answered(job, put)
         failpoint("uploaded")
         elapsed = time.monotonic() - started
         timings = replace(timings.after("upload", elapsed), upload_ms=elapsed * 1e3)
         self._metrics.upload_seconds.observe(elapsed)
         self._report(Stored(job, self._image_of(request, stored), timings))
 
-    def _patiently(self, job: Job, call: Callable[[], T]) -> T:
-        """Call until the store answers for this object.
+    def _retry_until_answered(self, job: Job, call: Callable[[], T]) -> T:
+        """Repeat the call until the store gives an answer about this object.
 
-        A store that is down or refuses everybody costs a request nothing but time; a refusal is the
-        object's own only if the store takes another object at that moment, and refuses this one again:
-        it may have begun to take objects between the two.
+        A store that is down or refuses everything costs a request nothing but time. A refusal counts against
+        the object only if the store accepts another object at that moment and then refuses this one again: it
+        may have started accepting objects in between.
         """
         wait = _WAIT_S
         refused_alone = False
@@ -214,16 +214,16 @@ class Delivery:
             if job.gone:
                 raise reason
             self._health.down("store", str(reason))
-            log.warning("the store does not take objects, trying again: %s", reason, extra=job.log)
+            log.warning("the store does not accept objects, retrying: %s", reason, extra=job.log)
             time.sleep(wait * random.uniform(0.7, 1.3))
             wait = min(2 * wait, _LONGEST_WAIT_S)
 
     def _image_of(self, request: PromptRequest, stored: StoredObject) -> StoredImage:
-        """What the store holds, as a result states it. Raises IdConflictError where it is another picture."""
+        """Describe a stored object for a result. Raises IdConflictError if it is a different image."""
         metadata = stored.metadata
         if metadata.get("parameter-digest") != request.parameter_digest:
             raise IdConflictError(
-                f"request id {request.request_id} was used before by tenant {request.tenant} for a picture "
+                f"request id {request.request_id} was used before by tenant {request.tenant} for an image "
                 f"with other parameters, which is kept at {self._store.uri(stored.key)}; use a new request id"
             )
         base = self._public_base_url
@@ -243,7 +243,7 @@ class Delivery:
         )
 
     def _text(self, request: PromptRequest) -> dict[str, str]:
-        """What a picture says of itself: how to make it again."""
+        """Metadata embedded in an image: how to generate it again."""
         return {
             "prompt": request.prompt,
             "seed": str(request.chosen_seed),

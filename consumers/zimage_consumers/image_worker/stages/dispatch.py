@@ -1,4 +1,4 @@
-"""Putting the next batch on deck, marked before it can run."""
+"""Puts the next batch on deck, marked before it can run."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from zimage_consumers.image_worker.device.batching import wants_more
+from zimage_consumers.image_worker.device.batching import deck_has_room
 from zimage_consumers.image_worker.device.generate import Batch, EngineThread
-from zimage_consumers.image_worker.failpoints import failpoint
 from zimage_consumers.image_worker.group.publish import CommitRefusedError
 from zimage_consumers.image_worker.group.session import Session
 from zimage_consumers.image_worker.stages.deliver import Delivery
 from zimage_consumers.image_worker.stages.intake import Intake
+from zimage_consumers.image_worker.stages.marks import Marks
 from zimage_consumers.image_worker.stages.schedule import Scheduler
 from zimage_consumers.image_worker.stages.verdict import ExpiredError, WorkerCrashedError
 from zimage_consumers.image_worker.window.jobs import Failed, Job, LookedUp, Stage
@@ -26,18 +26,17 @@ from zimage_stream.errors import RegistryUnavailableError
 log = logging.getLogger(__name__)
 
 UNDELIVERED_PIXELS = 64 << 20
-"""Pictures held in memory while the store is slow or down: 192 MiB of RGB."""
+"""Limit on images held in memory while the store is slow or down, in pixels: 192 MiB of RGB."""
 REGISTRY_WAIT_S = 1.0
 _EXPIRED = "it was not started before its expires_at"
-_RECENT = 0.1
-"""Weight of the newest commit in how long one takes."""
 
 
 class Dispatcher:
-    """Starts jobs, and keeps their marks. Kafka thread only.
+    """Starts jobs and manages their marks. Kafka thread only.
 
     Args:
-        max_batch: pictures in the largest batch.
+        max_attempts: attempts that a request has.
+        max_batch: number of images in the largest batch.
     """
 
     def __init__(
@@ -58,60 +57,59 @@ class Dispatcher:
         self._delivery = delivery
         self._max_attempts = max_attempts
         self._max_batch = max_batch
-        self._notes: dict[Job, Mark] = {}
-        """Marks that have changed since the last commit of marks, and go out with the next one."""
+        self._marks = Marks(window)
         self._batches: dict[int, Batch] = {}
         self._asked: dict[int, set[Job]] = {}
-        """Of the batches that are not on deck yet: the jobs for which the store has not answered."""
+        """Jobs that the store has not answered for, by batch that is not on deck yet."""
         self._ids = itertools.count(1)
-        self._mark_s = 0.0
+        self._marks.commit_s = 0.0
 
     @property
-    def alone(self) -> bool:
-        """Whether a job runs that must have nothing beside it."""
-        return any(job.alone for job in self._window.open())
+    def quarantine_active(self) -> bool:
+        """Whether a job is running that must run alone."""
+        return any(job.runs_alone for job in self._window.open())
 
     def add(self, job: Job) -> None:
-        """Have a job wait for its turn."""
+        """Let a job wait for its turn."""
         self._window.move(job, Stage.WAITING)
         if not job.leaving:
             self._scheduler.add(job)
 
     def expired(self, at: datetime) -> list[Failed]:
-        """What has expired before it was started."""
-        return [Failed(job, ExpiredError(_EXPIRED)) for job in self._scheduler.take_expired(at)]
+        """The jobs that expired before they were started."""
+        return [Failed(job, ExpiredError(_EXPIRED)) for job in self._scheduler.pop_expired(at)]
 
     def plan(self, session: Session, at: datetime | None) -> Failed | None:
         """Fill the engine and its deck.
 
         Args:
-            at: the wall clock; ``None`` where it cannot be trusted to say that a request has expired.
+            at: wall-clock time; ``None`` where it cannot be trusted to expire requests.
 
         Returns:
-            a job that was to run alone and cannot run.
+            a job that was due to run alone but cannot run.
 
         Raises:
             CommitRefusedError, ClientsLostError: marks could not be committed; nothing was started.
         """
-        if self._scheduler.wants_solitude(time.monotonic()):
+        if self._scheduler.quarantine_due(time.monotonic()):
             if self._batches or self._window.open():
                 return None
-            return self._start_alone(session, at)
+            return self._start_quarantined(session, at)
         chosen: list[list[Job]] = []
-        while not self.alone and self._room_beside(chosen):
-            jobs = self._scheduler.take_batch(time.monotonic())
+        while not self.quarantine_active and self._deck_has_room(chosen):
+            jobs = self._scheduler.pop_batch(time.monotonic())
             if not jobs:
                 break
             chosen.append(jobs)
-        if chosen or self._notes:
+        if chosen or self._marks.pending:
             self._start(session, [Batch(next(self._ids), tuple(jobs)) for jobs in chosen])
         return None
 
     def looked_up(self, found: LookedUp) -> bool:
-        """The store has answered for a job of a batch, which goes on deck with the last answer.
+        """Process the store's answer for a job of a batch; the batch goes on deck with its last answer.
 
         Returns:
-            whether the answer counts: not where the batch was called off meanwhile.
+            whether the answer counts: it does not if the batch was called off in the meantime.
         """
         batch = self._batches.get(found.batch_id)
         if batch is None:
@@ -124,7 +122,7 @@ class Dispatcher:
             self._batches[batch.id] = batch
         if not asked:
             del self._asked[batch.id]
-            # Partitions may have gone meanwhile.
+            # Partitions may have left in the meantime.
             jobs = tuple(job for job in batch.jobs if job.open and not job.gone)
             if jobs:
                 self._engine.submit(replace(batch, jobs=jobs))
@@ -133,78 +131,78 @@ class Dispatcher:
         return True
 
     def batch_done(self, batch_id: int) -> None:
-        """The engine has finished with a batch."""
+        """Record that the engine has finished a batch."""
         self._batches.pop(batch_id, None)
 
     def retry(self, job: Job, wait_s: float) -> None:
-        """Run a job again later; its mark is taken back with the next commit of marks."""
-        self._close(job, Mark(job.attempts, job.suspect))
-        job.begin_anew(time.monotonic() + wait_s)
+        """Run a job again later. The next commit of marks closes its mark."""
+        self._marks.close(job, Mark(job.attempts, job.suspect))
+        job.reset_for_retry(time.monotonic() + wait_s)
         self.add(job)
 
     def withhold(self, job: Job) -> None:
-        """Nothing will come of the job for now: no drain and no rebalance waits for it, and its mark is taken
-        back. A checkpoint has room for few, and who takes over tries it from the beginning."""
+        """Stop treating the job as started, since it will not end for now: no drain or rebalance waits for
+        it, and its mark is removed. A checkpoint has room for few marks; the next owner starts it afresh."""
         if job.open:
-            self._close(job, Mark(job.attempts, suspect=True) if job.suspect else Mark())
+            self._marks.close(job, Mark(job.attempts, suspect=True) if job.suspect else Mark())
 
     def resolved(self, job: Job) -> None:
-        """The job's terminal event is out, and its mark gone with it."""
-        job.open = False
-        self._notes.pop(job, None)
+        """Forget the mark of a job whose terminal event is published."""
+        self._marks.drop(job)
 
     def sweep(self) -> None:
-        """Let go of jobs whose partitions are gone; what of theirs still runs is discarded when it ends."""
+        """Drop jobs whose partitions are gone. What is still running of them is discarded when it ends."""
         self._scheduler.sweep()
-        self._notes = {job: mark for job, mark in self._notes.items() if not job.gone}
+        self._marks.sweep()
 
     def withdraw(self) -> None:
-        """Start nothing more of partitions that are being given back: drop what waits, and take back from the
-        deck each batch that has some of theirs in it; what the store had of it ends as it would."""
+        """Start nothing more of partitions that are being given back: drop waiting jobs, and withdraw from
+        the deck every batch that contains some of theirs. Jobs the store had an image for end as usual."""
         self._scheduler.sweep()
         for batch in list(self._batches.values()):
-            theirs = any(job.leaving for job in batch.jobs)
-            if theirs and (batch.id in self._asked or self._engine.withdraw(batch.id)):
+            any_leaving = any(job.leaving for job in batch.jobs)
+            if any_leaving and (batch.id in self._asked or self._engine.withdraw(batch.id)):
                 del self._batches[batch.id]
                 self._asked.pop(batch.id, None)
                 for job in batch.jobs:
                     if job.open and not job.gone:
-                        self._close(job, Mark(job.attempts, job.suspect))
+                        self._marks.close(job, Mark(job.attempts, job.suspect))
                         self.add(job)
 
-    def engine_is_gone(self) -> None:
-        """What was on the engine or on deck will never end; what was generated already may."""
+    def drop_engine_work(self) -> None:
+        """Drop what was on the engine or on deck: it will never end. Images already generated may."""
         self._batches.clear()
         self._asked.clear()
         for job in list(self._window.jobs(Stage.MARKED, Stage.GENERATING)):
             self._window.exit(job)
 
-    def _room_beside(self, chosen: Collection[Sequence[Job]]) -> bool:
-        """Whether another batch is to be put on deck."""
-        # All may be of one partition, and a checkpoint has no room for more marks.
+    def _deck_has_room(self, chosen: Collection[Sequence[Job]]) -> bool:
+        """Whether another batch should be put on deck."""
+        # All may belong to one partition, and its checkpoint has room for no more marks.
         started = len(self._window.open()) + sum(map(len, chosen))
         if started + self._max_batch > MAX_MARKS or self._undelivered() >= UNDELIVERED_PIXELS:
             return False
         batches = [batch.jobs for batch in self._batches.values()] + [*chosen]
-        return wants_more(len(batches), sum(map(len, batches)), self._engine.picture_s, self._mark_s)
+        return deck_has_room(len(batches), sum(map(len, batches)), self._engine.image_s, self._marks.commit_s)
 
-    def _start_alone(self, session: Session, at: datetime | None) -> Failed | None:
-        """Run a job with nothing beside it, or say why it cannot run."""
-        job = self._scheduler.take_alone(time.monotonic())
+    def _start_quarantined(self, session: Session, at: datetime | None) -> Failed | None:
+        """Run a job alone, or return why it cannot run."""
+        job = self._scheduler.pop_quarantined(time.monotonic())
         if job is None:
             return None
-        judged = job.started
-        self._mark(session, [job])
+        ever_started = job.ever_started
+        self._open_marks(session, [job])
         try:
-            self._read_alone(job, None if judged else at)
+            self._decode_quarantined(job, None if ever_started else at)
         except RegistryUnavailableError as error:
-            log.warning("it waits for its schema: %s", error, extra=job.log)
-            job.started = judged
+            log.warning("a request that must run alone waits for its schema: %s", error, extra=job.log)
+            job.ever_started = ever_started
             self.retry(job, REGISTRY_WAIT_S)
         except Exception as error:
-            # Only the reading was dangerous. What ends this process before the answer is out is no more of
-            # its doing: the next one could not read it any more, and would have no result for its author.
-            self._close(job, Mark(job.attempts, job.suspect))
+            # Only decoding was dangerous. If the process ends before the answer is published, this request
+            # is not to blame: charged again, it could not be decoded any more, and its author would get no
+            # result.
+            self._marks.close(job, Mark(job.attempts, job.suspect))
             return Failed(job, error)
         else:
             if job.suspect:
@@ -212,26 +210,27 @@ class Dispatcher:
                 self._put(batch)
                 self._delivery.look_up(batch.id, job)
             else:
-                # The decoding was what had to be alone, and it is over: it waits like any other.
-                job.cautious, job.started = False, judged
-                self._close(job, Mark(job.attempts))
+                # Only decoding had to happen alone, and it is done: the job now waits like any other.
+                job.decode_under_mark, job.ever_started = False, ever_started
+                self._marks.close(job, Mark(job.attempts))
                 self.add(job)
         return None
 
-    def _read_alone(self, job: Job, at: datetime | None) -> None:
-        """Have a job decoded under its own mark.
+    def _decode_quarantined(self, job: Job, at: datetime | None) -> None:
+        """Decode a job under its own mark.
 
         Args:
-            at: the wall clock, where expiry is to be judged.
+            at: wall-clock time, where expiry is to be judged.
 
         Raises:
             WorkerCrashedError: it has killed as many processes as it may.
             ExpiredError: it was not started in time.
-            RegistryUnavailableError, and whatever it is refused for.
+            RegistryUnavailableError: its schema is unavailable at the moment.
+            WireError, RequestError, IntakeError: it is refused.
         """
         if job.attempts >= self._max_attempts:
             if job.request is None and job.attempts == self._max_attempts:
-                # To answer its author somebody has to read it; if that kills too, nobody does.
+                # To answer its author it must be decoded once more; if that kills too, it is never decoded.
                 job.request = self._intake.decode(job.record)
             raise WorkerCrashedError(
                 f"the worker process died {job.attempts} times while this request ran alone"
@@ -243,16 +242,16 @@ class Dispatcher:
             raise ExpiredError(_EXPIRED)
 
     def _start(self, session: Session, batches: Sequence[Batch]) -> None:
-        """Mark the jobs of these batches, and ask the store for their pictures meanwhile."""
+        """Mark the jobs of these batches, and query the store for their images meanwhile."""
         jobs = [job for batch in batches for job in batch.jobs]
         asked = [self._delivery.look_up(batch.id, job) for batch in batches for job in batch.jobs]
         try:
-            self._mark(session, jobs)
+            self._open_marks(session, jobs)
         except CommitRefusedError:
             for look_up in asked:
                 look_up.cancel()
             raise
-        # What the store says counts for nothing before the marks are in.
+        # The store's answers do not count before the marks are committed.
         for batch in batches:
             self._put(batch)
 
@@ -260,37 +259,14 @@ class Dispatcher:
         self._batches[batch.id] = batch
         self._asked[batch.id] = set(batch.jobs)
 
-    def _mark(self, session: Session, jobs: list[Job]) -> None:
-        """Commit the marks of jobs about to start, and what other marks have become meanwhile."""
-        # A batch that nobody wants any more may still run, and kill.
-        others = self._window.open()
-        alone = len(jobs) == 1 and not others and not self._batches
-        marks = {job: mark for job, mark in self._notes.items() if not job.gone}
-        if jobs:
-            # Whoever was alone so far is so no longer.
-            marks |= {job: Mark(job.attempts, job.suspect, open=True) for job in others}
-        marks |= {job: Mark(job.attempts, job.suspect, open=True, alone=alone) for job in jobs}
-        started = time.monotonic()
+    def _open_marks(self, session: Session, jobs: Sequence[Job]) -> None:
+        """Mark jobs about to start; where the group refuses the commit, they go back to the scheduler."""
         try:
-            if marks:
-                session.mark(marks)
+            self._marks.open(session, jobs, batches_out=bool(self._batches))
         except CommitRefusedError:
             for job in jobs:
                 self._scheduler.add(job)
             raise
-        failpoint("marked")
-        self._notes.clear()
-        elapsed = time.monotonic() - started
-        self._mark_s += (elapsed - self._mark_s) * _RECENT
-        for job in jobs:
-            job.timings = job.timings.after("mark", elapsed)
-            job.started = job.open = True
-            self._window.move(job, Stage.MARKED)
-
-    def _close(self, job: Job, mark: Mark) -> None:
-        """Have the job's mark say that it runs no longer, from the next commit of marks on."""
-        job.open = False
-        self._notes[job] = mark
 
     def _undelivered(self) -> int:
         """Pixels generated and not yet stored."""

@@ -1,4 +1,4 @@
-"""What is read of the worker's state once a second, for its metrics. Kafka thread only."""
+"""Samples the worker's state once a second for its metrics. Kafka thread only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OTHERS = "(others)"
 
 
 class Gauges:
-    """Keeps the gauges up to date."""
+    """Keeps the worker's gauges up to date."""
 
     def __init__(self, metrics: Metrics, settings: TelemetrySettings) -> None:
         self._metrics = metrics
@@ -26,20 +26,20 @@ class Gauges:
         self._partitions: set[int] = set()
         self._tenants: set[str] = set()
 
-    def sample(self, session: Session, window: Window, scheduler: Scheduler, picture_s: float) -> None:
-        """Read the state, if it is time. ``picture_s``: seconds that a picture took lately."""
+    def sample(self, session: Session, window: Window, scheduler: Scheduler, image_s: float) -> None:
+        """Sample the state, if it is time. ``image_s``: seconds that an image has taken recently."""
         if time.monotonic() < self._due:
             return
         self._due = time.monotonic() + EVERY_S
-        metrics, held = self._metrics, window.assignments.values()
-        metrics.partitions.set(len(held))
+        metrics, assignments = self._metrics, window.assignments.values()
+        metrics.partitions.set(len(assignments))
         metrics.partitions_stalled.set(session.stalled)
-        metrics.window_requests.set(sum(each.count for each in held))
-        metrics.window_bytes.set(sum(each.size for each in held))
-        self._set_unresolved(session.unresolved(), picture_s)
+        metrics.window_requests.set(sum(each.count for each in assignments))
+        metrics.window_bytes.set(sum(each.size for each in assignments))
+        self._set_unresolved(session.unresolved(), image_s)
         self._set_queues(queues(scheduler.by_tenant(), self._settings.tenant_label))
 
-    def _set_unresolved(self, unresolved: Mapping[int, int], picture_s: float) -> None:
+    def _set_unresolved(self, unresolved: Mapping[int, int], image_s: float) -> None:
         gauge = self._metrics.unresolved_requests
         for number, count in unresolved.items():
             gauge.labels(str(number)).set(count)
@@ -47,7 +47,7 @@ class Gauges:
             gauge.remove(str(number))
         self._partitions = set(unresolved)
         target_s = self._settings.drain_target_s
-        self._metrics.desired_workers.set(desired_workers(sum(unresolved.values()), picture_s, target_s))
+        self._metrics.desired_workers.set(desired_workers(sum(unresolved.values()), image_s, target_s))
 
     def _set_queues(self, waiting: Mapping[str, int]) -> None:
         gauge = self._metrics.queue_requests
@@ -58,23 +58,23 @@ class Gauges:
         self._tenants = set(waiting)
 
 
-def desired_workers(unresolved: int, picture_s: float, target_s: float) -> float:
-    """Workers that would serve so many requests in ``target_s`` seconds. Pure.
+def desired_workers(unresolved: int, image_s: float, target_s: float) -> float:
+    """Number of workers that would serve this many requests in ``target_s`` seconds. Pure.
 
     Args:
-        picture_s: seconds a picture takes; 0 where that is not known yet.
+        image_s: seconds per image; 0 while unknown.
     """
     if unresolved == 0:
         return 0.0
-    # Before the first picture nobody knows; one worker is the one that finds out.
-    return unresolved * picture_s / target_s if picture_s else 1.0
+    # Before the first image the speed is unknown; one worker is enough to find out.
+    return unresolved * image_s / target_s if image_s else 1.0
 
 
 def queues(waiting: Counter[str], by_tenant: bool) -> dict[str, int]:
-    """Lengths of queues by label: the longest ``MAX_TENANTS``, and all others in one. Pure.
+    """Queue lengths by label: the longest ``MAX_TENANTS`` queues, and all others as one. Pure.
 
     Args:
-        by_tenant: else all are in one, without a label.
+        by_tenant: if ``False``, all are counted as one, without a label.
     """
     if not by_tenant:
         return {"": waiting.total()}

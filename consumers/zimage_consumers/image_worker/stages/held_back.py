@@ -1,4 +1,4 @@
-"""Requests that would end in the dead letters for a reason that may be this deployment's."""
+"""Requests held back because the deployment, not they, may be at fault."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from zimage_stream.telemetry.health import Health
 
 log = logging.getLogger(__name__)
 
-LARGEST_HELD = 64 << 10
-"""Bytes. No request that keeps the rules is as large, and what is held back is kept in memory."""
+MAX_HELD_BACK_BYTES = 64 << 10
+"""Largest request held back, in bytes. No valid request is as large, and all are kept in memory."""
 ASK_EVERY_S = 2.0
 
 
 class Releases:
-    """What operators have let go. Asked for while something is held back, on threads of its own.
+    """Releases by operators. Read while something is held back, on threads of their own.
 
     Args:
-        read: until when each code is let go, in UNIX time.
+        read: returns until when each code is released, in UNIX time.
     """
 
     def __init__(self, read: Callable[[], Mapping[Code, float]]) -> None:
@@ -35,30 +35,30 @@ class Releases:
         self._asking: threading.Thread | None = None
         self._ask_at = 0.0
 
-    def ask(self) -> None:
-        """Have it read anew, if it is time; returns at once."""
+    def refresh(self) -> None:
+        """Read the releases again, if it is time. Does not wait."""
         if time.monotonic() >= self._ask_at and (self._asking is None or not self._asking.is_alive()):
             self._ask_at = time.monotonic() + ASK_EVERY_S
-            # A broker that does not answer must keep no process from ending.
-            self._asking = threading.Thread(target=self._ask, name="releases", daemon=True)
+            # A daemon: a broker that does not respond must not keep the process alive.
+            self._asking = threading.Thread(target=self._fetch, name="releases", daemon=True)
             self._asking.start()
 
-    def let_go(self, code: Code) -> bool:
-        """Whether requests that fail with this code are to end now."""
+    def is_released(self, code: Code) -> bool:
+        """Whether requests that fail with this code must end now."""
         return time.time() < self._until.get(code, 0.0)
 
-    def _ask(self) -> None:
+    def _fetch(self) -> None:
         try:
             self._until = self._read()
         except ZImageError as error:
-            log.warning("whether requests held back are let go cannot be read: %s", error)
+            log.warning("releases of requests held back cannot be read: %s", error)
 
 
 class HeldBack:
-    """Holds them back until it is known whose fault it is. Kafka thread only.
+    """Holds back failed requests until it is clear who is at fault. Kafka thread only.
 
     Args:
-        capacity: bytes of records; with more, nothing new is fetched.
+        capacity: bytes of records; above it, nothing new is fetched.
     """
 
     def __init__(self, window: Window, capacity: int, releases: Releases, health: Health) -> None:
@@ -74,10 +74,15 @@ class HeldBack:
         """Whether there is no room for more."""
         return self._window.held_back_size >= self._capacity
 
-    def takes(self, resolution: Resolution) -> bool:
-        """Whether a job that failed, for a reason that may be ours, is held back instead of answered."""
+    def holds_back(self, resolution: Resolution) -> bool:
+        """Hold back a failed job if the deployment may be at fault. Returns whether it was held back."""
         job, code = resolution.job, resolution.code
-        if code is None or job.tried_again or job.size > LARGEST_HELD or self._releases.let_go(code):
+        if (
+            code is None
+            or job.last_chance
+            or job.size > MAX_HELD_BACK_BYTES
+            or self._releases.is_released(code)
+        ):
             return False
         if not self._breaker.fail(_cause(code, job), _identity(job), job):
             return False
@@ -85,55 +90,55 @@ class HeldBack:
         if code not in self._reasons:
             log.error("requests are held back, the first for %s: %s", code, resolution.cause, extra=job.log)
         self._reasons[code] = f"{code}: {resolution.cause}"
-        self._tell()
+        self._report()
         return True
 
-    def could_be_read(self) -> Collection[Job]:
-        """A record was decoded, so that schemas can be had. Returns the jobs to try once more."""
-        return self._let_go(self._breaker.succeed((Code.UNKNOWN_SCHEMA,)))
+    def record_decoded(self) -> Collection[Job]:
+        """Note that a record was decoded, so schemas are available. Returns the jobs to retry."""
+        return self._resume(self._breaker.succeed((Code.UNKNOWN_SCHEMA,)))
 
-    def worked(self, job: Job) -> Collection[Job]:
-        """A picture is in the store; if it was made now, engine and store work. Returns the jobs to try once
-        more."""
+    def succeeded(self, job: Job) -> Collection[Job]:
+        """Note that an image is in the store; if it was generated just now, engine and store work. Returns
+        the jobs to retry."""
         if job.timings.generate_ms is None:
             return ()
-        return self._let_go(self._breaker.succeed((Code.GENERATION_FAILED, Code.STORE_REJECTED)))
+        return self._resume(self._breaker.succeed((Code.GENERATION_FAILED, Code.STORE_REJECTED)))
 
     def released(self) -> Collection[Job]:
-        """What an operator has released: jobs to try once more."""
+        """Return the jobs that an operator has released, to be retried."""
         if not self._reasons:
             return ()
-        self._releases.ask()
+        self._releases.refresh()
         jobs: list[Job] = []
-        for code in [code for code in self._reasons if self._releases.let_go(code)]:
-            log.warning("an operator lets go what is held back for %s", code)
-            jobs += self._let_go(self._breaker.release(code))
+        for code in [code for code in self._reasons if self._releases.is_released(code)]:
+            log.warning("an operator released the requests held back for %s", code)
+            jobs += self._resume(self._breaker.release(code))
         return jobs
 
     def sweep(self) -> None:
-        """Let go of the jobs whose partitions are gone."""
+        """Drop the jobs whose partitions are gone."""
         self._breaker.discard(lambda job: job.gone)
-        self._tell()
+        self._report()
 
-    def _let_go(self, jobs: Collection[Job]) -> Collection[Job]:
+    def _resume(self, jobs: Collection[Job]) -> Collection[Job]:
         for job in jobs:
             self._window.move(job, Stage.FETCHED)
         if jobs:
-            self._tell()
+            self._report()
         return jobs
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         for code, latest in list(self._reasons.items()):
-            count, key = self._breaker.holds(code), f"held-back-{code}"
+            count, key = self._breaker.held_count(code), f"held-back-{code}"
             if count:
                 self._health.hold(
                     key,
-                    f"{count:,} requests are held back: too many have failed since one succeeded, for a "
-                    f"reason that may be this deployment's, the latest with {latest}. Mend it; then, or if "
-                    f"only their producer can, run: zimage dead-letters release --code {code}",
+                    f"{count:,} requests are held back: too many have failed since the last success, for a "
+                    f"reason that may be this deployment's fault, the latest with {latest}. Fix it; then, or "
+                    f"if only their producer can fix it, run: zimage dead-letters release --code {code}",
                 )
             else:
-                log.info("no request is held back any more for %s", code)
+                log.info("no request is held back for %s any more", code)
                 del self._reasons[code]
                 self._health.release(key)
 

@@ -1,4 +1,4 @@
-"""From a record to a request that keeps every rule."""
+"""Turns a record into a request that satisfies every rule."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class Intake:
-    """Decodes and checks. Used from the Kafka thread alone."""
+    """Decodes and checks records. Kafka thread only."""
 
     def __init__(self, codec: Codec, limits: Limits, count_tokens: Callable[[str], int | None]) -> None:
         self._codec = codec
@@ -26,28 +26,28 @@ class Intake:
         self._count_tokens = count_tokens
 
     def decode(self, record: Record) -> PromptRequest:
-        """The request as it was sent.
+        """Decode the request as it was sent.
 
         Raises:
-            WireError: the record is no request of ours.
-            RegistryUnavailableError: nobody can say now; the record is to be held.
+            WireError: the record is not a valid request.
+            RegistryUnavailableError: its schema is unavailable at the moment; the record must wait.
         """
         try:
             return self._codec.decode_request(record.value)
         except (WireError, RegistryUnavailableError):
             raise
         except Exception as error:
-            # A mistake of ours that this record found; tried again, it would find it again.
-            log.exception("a record could not be read, and not for any reason that we know")
+            # A bug of ours that this record triggered; a retry would trigger it again.
+            log.exception("a record could not be read, for an unexpected reason")
             raise WireError(f"it cannot be read: {type(error).__name__}: {error}"[:300]) from error
 
     def check(self, job: Job) -> None:
         """Decode the job's record into ``job.request`` and check it.
 
-        A request that breaks a rule stays on the job as it was sent, for its result to name.
+        A request that breaks a rule stays on the job as it was sent, so that its result can name it.
 
         Raises:
-            WireError, RegistryUnavailableError: as :meth:`decode`.
+            WireError, RegistryUnavailableError: as for :meth:`decode`.
             RequestError: it breaks a rule.
             IntakeError: it could not be checked, so it must not run.
         """

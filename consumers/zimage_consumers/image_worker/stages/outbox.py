@@ -1,4 +1,4 @@
-"""Jobs that have ended, until their terminal events are out."""
+"""Holds jobs that have ended until their terminal events are published."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from zimage_consumers.image_worker.group.publish import (
     ClientsLostError,
-    Outgoing,
+    OutgoingRecord,
     PublishAbortedError,
     RefusedRecordError,
 )
@@ -29,30 +29,30 @@ from zimage_stream.telemetry.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 500
-"""Resolutions in one transaction; keeps it short after an outage."""
+MAX_RESOLUTIONS = 500
+"""Largest number of resolutions in one transaction; keeps transactions short after an outage."""
 WAIT_AFTER_ABORT_S = 0.1
 SCHEMA_WAIT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
-    """What a publication came to.
+class Publication:
+    """The result of one publication.
 
     Attributes:
-        out: jobs whose terminal events are out.
-        withheld: jobs whose terminal events cannot come.
+        out: jobs whose terminal events were published.
+        withheld: jobs whose terminal events cannot be published.
     """
 
     out: Sequence[Job] = ()
     withheld: Sequence[Job] = ()
 
 
-NOTHING = Published()
+NOTHING = Publication()
 
 
 class Outbox:
-    """Publishes what has ended, together with the checkpoints that say so. Kafka thread only."""
+    """Publishes terminal events, together with the checkpoints that resolve them. Kafka thread only."""
 
     def __init__(
         self,
@@ -73,21 +73,21 @@ class Outbox:
         self._not_before = 0.0
         self._singly = 0
         self.waits_for_schema = False
-        """Whether the registry does not have what results are written with, or does not say."""
+        """Whether the schema of results is missing from the registry, or the registry does not respond."""
 
     def __len__(self) -> int:
         return len(self._ready)
 
     def add(self, resolution: Resolution) -> None:
-        """Take a job that has ended."""
+        """Add a job that has ended."""
         self._ready.append(resolution)
 
     def sweep(self) -> None:
-        """Let go of the jobs whose partitions are gone."""
+        """Drop the jobs whose partitions are gone."""
         self._ready = [resolution for resolution in self._ready if not resolution.job.gone]
 
     def can_encode(self) -> bool:
-        """Whether the registry has what results are written with; /readyz says so where it has not."""
+        """Whether the registry has the schema of results; reported in /readyz if it does not."""
         try:
             self._codec.prepare_results(self._topics.results)
         except SchemaMissingError as error:
@@ -105,18 +105,18 @@ class Outbox:
             self.waits_for_schema = False
         return not self.waits_for_schema
 
-    def ask_again(self) -> None:
-        """See whether results can be written by now, if it is time."""
+    def recheck(self) -> None:
+        """Check again whether results can be written, if it is time."""
         if time.monotonic() >= self._not_before:
             self.can_encode()
 
     def _wait(self, what: str, error: Exception) -> None:
         if not self.waits_for_schema:
-            log.error("%s, all that is finished is kept: %s", what, error)
+            log.error("%s, all finished work is kept: %s", what, error)
         self.waits_for_schema = True
         self._not_before = time.monotonic() + SCHEMA_WAIT_S
 
-    def publish(self, session: Session) -> Published:
+    def publish(self, session: Session) -> Publication:
         """Publish what is ready, if it is time.
 
         Raises:
@@ -125,24 +125,24 @@ class Outbox:
         self.sweep()
         if not self._ready or time.monotonic() < self._not_before or not self.can_encode():
             return NOTHING
-        batch, checkpoints = _fitting(self._ready[: 1 if self._singly else AT_ONCE])
+        batch, checkpoints = _fitting(self._ready[: 1 if self._singly else MAX_RESOLUTIONS])
         if not batch:
             return NOTHING
         at = now()
-        records: list[Outgoing] = []
+        records: list[OutgoingRecord] = []
         for resolution in batch:
             try:
                 records += records_of(resolution, self._topics, self._codec, self._identity, at)
             except Exception as error:
-                # A mistake of ours; one record must not stop the worker for it.
-                return Published(withheld=[self._isolate(resolution, error)])
+                # A bug of ours; one record must not stop the worker.
+                return Publication(withheld=[self._isolate(resolution, error)])
         started = time.monotonic()
         try:
             session.publish(records, checkpoints)
         except RefusedRecordError as error:
             return self._refused_record(batch, error)
         except PublishAbortedError as error:
-            log.warning("a publication was aborted and is made again: %s", error)
+            log.warning("a publication was aborted and will be retried: %s", error)
             self._metrics.transactions.labels("aborted").inc()
             self._not_before = time.monotonic() + WAIT_AFTER_ABORT_S
             return NOTHING
@@ -151,7 +151,7 @@ class Outbox:
             raise
         return self._went_out(batch, time.monotonic() - started)
 
-    def _went_out(self, batch: Sequence[Resolution], elapsed_s: float) -> Published:
+    def _went_out(self, batch: Sequence[Resolution], elapsed_s: float) -> Publication:
         self._singly = max(0, self._singly - 1)
         self._metrics.transactions.labels("committed").inc()
         self._metrics.transaction_seconds.observe(elapsed_s)
@@ -160,26 +160,26 @@ class Outbox:
         for resolution in batch:
             self._count(resolution)
             self._trace(resolution, elapsed_s)
-        return Published([resolution.job for resolution in batch])
+        return Publication([resolution.job for resolution in batch])
 
-    def _refused_record(self, batch: Sequence[Resolution], error: RefusedRecordError) -> Published:
-        """The brokers refuse a record of this batch, and nothing of it went out."""
+    def _refused_record(self, batch: Sequence[Resolution], error: RefusedRecordError) -> Publication:
+        """React to a record in this batch that the brokers refuse; none of the batch was published."""
         if len(batch) > 1:
-            # Whose record it is shows when each goes alone.
-            log.warning("the brokers refuse a record, %d go out one by one: %s", len(batch), error)
+            # Publishing them one at a time shows which record it is.
+            log.warning("the brokers refuse a record, publishing %d one at a time: %s", len(batch), error)
             self._singly = len(batch)
             return NOTHING
         (resolution,) = batch
         if not resolution.job.cut:
-            # The topic may take less than it should. Where and why comes before what.
-            log.warning("the brokers refuse a record, it goes out cut: %s", error)
+            # The topic may accept less than it should. Where and why the request failed matter most.
+            log.warning("the brokers refuse a record, publishing it in cut form: %s", error)
             resolution.job.cut = True
             return NOTHING
         self._singly = max(0, self._singly - 1)
-        return Published(withheld=[self._isolate(resolution, error)])
+        return Publication(withheld=[self._isolate(resolution, error)])
 
     def _isolate(self, resolution: Resolution, error: Exception) -> Job:
-        """Give up on a terminal event, and say so. Returns its job."""
+        """Give up on a terminal event and report it. Returns its job."""
         record, assignment = resolution.job.record, resolution.job.assignment
         assignment.refused += 1
         reason = (
@@ -187,7 +187,7 @@ class Outbox:
             f"published: {error}"
         )
         log.error(reason, extra=resolution.job.log)
-        several = f" (one of {assignment.refused:,} there)"
+        several = f" (one of {assignment.refused:,} in this partition)"
         self._health.hold(
             f"refused-record-{record.partition}",
             reason + several * (assignment.refused > 1),
@@ -227,10 +227,10 @@ class Outbox:
 
 
 def _fitting(ready: list[Resolution]) -> tuple[list[Resolution], dict[int, Checkpoint]]:
-    """What can be counted as done in checkpoints that fit, and those checkpoints.
+    """The resolutions whose checkpoints fit into the commit metadata, and those checkpoints.
 
-    An offset that does not fit is held back together with its result, never apart from it; the
-    lowest go first, since they let the base advance.
+    An offset that does not fit is kept back together with its result, never apart from it. The lowest offsets
+    go first, since they let the base advance.
     """
     by_assignment: dict[Assignment, list[Resolution]] = defaultdict(list)
     for resolution in ready:

@@ -1,8 +1,8 @@
-"""Which requests of the window run next.
+"""Decides which requests of the window run next.
 
-Weighted fair queueing between tenants on predicted cost (start-time fair queueing: each tenant has a
-virtual clock that advances by cost / weight of what it was served; the one furthest behind is next);
-within a tenant by priority, then expiry, then arrival. Nothing here reads a clock or does I/O.
+Between tenants: weighted fair queueing on predicted cost (start-time fair queueing: each tenant has a virtual
+clock that advances by cost / weight of what it was served, and the tenant furthest behind is next). Within a
+tenant: by priority, then expiry, then arrival. Nothing here reads a clock or does I/O.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from zimage_consumers.image_worker.device.batching import BatchLimits, cost, sha
 from zimage_consumers.image_worker.window.jobs import Job
 
 _COMPANIONS_LOOKED_AT = 64
-"""Tenants asked for a companion to the batch's first request; bounds a decision's cost."""
+"""Tenants considered as companions for a batch's first request; bounds the cost of a decision."""
 _ROUNDING = 1e-6
 _LEFTOVERS = 256
-"""Jobs added between two tidyings, at the least."""
+"""Minimum number of jobs added between two tidyings."""
 
 
 @dataclass(slots=True)
@@ -35,8 +35,8 @@ class _Tenant:
 class Scheduler:
     """Holds the window's waiting jobs. Adding and choosing cost O(log n), amortised.
 
-    A job that leaves stays behind in the queues it was not taken from, until they are tidied: at most
-    about twice as many as the window has held.
+    A job that leaves remains in the other queues it was in until they are tidied: they hold at most about
+    twice as many jobs as the window has held.
     """
 
     def __init__(self, weights: Mapping[str, float] | None = None, limits: BatchLimits | None = None) -> None:
@@ -50,23 +50,23 @@ class Scheduler:
         self._ties = itertools.count()
         self._waiting: set[Job] = set()
         self._delayed: list[tuple[float, int, Job]] = []
-        self._alone: deque[Job] = deque()
+        self._quarantined: deque[Job] = deque()
         self._expiring: list[tuple[float, int, Job]] = []
         self._added = 0
 
     def by_tenant(self) -> Counter[str]:
-        """How many wait of each tenant; those that must not be decoded yet are nobody's."""
+        """Number of waiting jobs by tenant; jobs that must not be decoded yet have no tenant."""
         return Counter(job.request.tenant if job.request else "" for job in self._waiting)
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def wants_solitude(self, now: float) -> bool:
-        """Whether a job is due that must run with nothing beside it."""
-        return any(job in self._waiting and job.not_before <= now for job in self._alone)
+    def quarantine_due(self, now: float) -> bool:
+        """Whether a job that must run alone is due."""
+        return any(job in self._waiting and job.not_before <= now for job in self._quarantined)
 
     def add(self, job: Job) -> None:
-        """Take a job into the window, or back into it after a retry or a displaced batch."""
+        """Add a job to the window, or return it after a retry or a displaced batch."""
         if not self._waiting:
             self._forget()
         self._added += 1
@@ -75,8 +75,8 @@ class Scheduler:
         self._waiting.add(job)
         if job.arrival is None:
             job.arrival = next(self._arrivals)
-        if job.alone:
-            self._alone.append(job)
+        if job.runs_alone:
+            self._quarantined.append(job)
         elif job.not_before > 0:
             heapq.heappush(self._delayed, (job.not_before, job.arrival, job))
         else:
@@ -85,37 +85,37 @@ class Scheduler:
             heapq.heappush(self._expiring, (expiry, next(self._ties), job))
 
     def sweep(self) -> None:
-        """Let go of the jobs whose partitions are being given up, or are gone."""
+        """Drop the jobs whose partitions are being given up, or are gone."""
         self._waiting = {job for job in self._waiting if not job.leaving}
         self._tidy()
 
-    def take_expired(self, at: datetime) -> list[Job]:
-        """Remove and return the jobs never started whose ``expires_at`` has passed."""
+    def pop_expired(self, at: datetime) -> list[Job]:
+        """Remove and return the jobs whose ``expires_at`` passed before they were ever started."""
         expired = []
         while self._expiring and self._expiring[0][0] <= at.timestamp():
             job = heapq.heappop(self._expiring)[2]
             # It may have been started since, and be back for its retry.
-            if job in self._waiting and not job.started:
+            if job in self._waiting and not job.ever_started:
                 self._waiting.discard(job)
                 expired.append(job)
         return expired
 
-    def take_alone(self, now: float) -> Job | None:
-        """Remove and return the next job that must run by itself."""
-        self._alone = deque(job for job in self._alone if job in self._waiting)
-        for job in self._alone:
+    def pop_quarantined(self, now: float) -> Job | None:
+        """Remove and return the next job that must run alone."""
+        self._quarantined = deque(job for job in self._quarantined if job in self._waiting)
+        for job in self._quarantined:
             if job.not_before <= now:
-                self._alone.remove(job)
+                self._quarantined.remove(job)
                 self._waiting.discard(job)
                 return job
         return None
 
-    def take_batch(self, now: float) -> list[Job]:
-        """Remove and return what runs next: jobs of one shape, empty if nothing waits.
+    def pop_batch(self, now: float) -> list[Job]:
+        """Remove and return the next batch: jobs of one shape, none if nothing waits.
 
-        The first is the fair choice. Others of its shape join as long as each is next in its own
-        tenant's order and takes its tenant no further ahead than a whole batch would: joining is free for
-        the device, and not for the tenants that have other shapes.
+        The first job is the fair choice. Others of its shape join as long as each is next in its own tenant's
+        order and puts its tenant no further ahead than a whole batch would: joining is free for the device,
+        but not for tenants that have other shapes.
         """
         while self._delayed and self._delayed[0][0] <= now:
             _, arrival, job = heapq.heappop(self._delayed)
@@ -159,14 +159,14 @@ class Scheduler:
             tenant = _Tenant(request.tenant, self._weights.get(request.tenant, 1.0))
             self._tenants[request.tenant] = tenant
         if not tenant.queue:
-            # A tenant that was away does not save up turns.
+            # A tenant that was idle does not accumulate credit.
             tenant.clock = max(tenant.clock, self._clock)
             heapq.heappush(self._turns, (tenant.clock, next(self._ties), tenant))
         expiry = request.expires_at.timestamp() if request.expires_at else float("inf")
         heapq.heappush(tenant.queue, (-request.priority, expiry, arrival, job))
 
     def _next_tenant(self) -> _Tenant | None:
-        """Remove and return the tenant furthest behind that has a job waiting."""
+        """Remove and return the tenant furthest behind among those with a waiting job."""
         while self._turns:
             tenant = heapq.heappop(self._turns)[2]
             while tenant.queue and tenant.queue[0][-1] not in self._waiting:
@@ -187,9 +187,9 @@ class Scheduler:
         heapq.heappush(line, (tenant.clock, next(self._ties), tenant))
 
     def _forget_idle(self) -> None:
-        """Drop tenants without work whose clock is no longer ahead: coming back, they would be set to
-        the common clock anyway. Those still ahead are kept, or asking one at a time would be a way
-        to jump the line."""
+        """Drop tenants without work whose clock is no longer ahead: on return they would be set to the common
+        clock anyway. Those still ahead are kept, or submitting one request at a time would let a tenant jump
+        the queue."""
         while self._idle and self._idle[0][0] <= self._clock:
             tenant = heapq.heappop(self._idle)[2]
             current = self._tenants.get(tenant.name) is tenant
@@ -197,12 +197,12 @@ class Scheduler:
                 del self._tenants[tenant.name]
 
     def _tidy(self) -> None:
-        """Drop what jobs that wait no more have left behind.
+        """Drop what jobs that no longer wait have left behind in the queues.
 
-        With something waiting all the time nothing else would: what expires late, or is hidden by what
-        goes first, does not get to the top of its queue. Amortised O(1) for each job added: since the
-        last time more were added than there are jobs and tenants to look at again, and what is dropped
-        is dropped once.
+        While there is always something waiting, nothing else drops it: a job that expires late, or is hidden
+        behind higher priorities, never reaches the top of its queue. Amortised O(1) per job added: since the
+        last tidying more jobs were added than there are jobs and tenants to go through, and each entry is
+        dropped only once.
         """
         self._added = 0
         waiting = self._waiting
@@ -211,32 +211,32 @@ class Scheduler:
             heapq.heapify(tenant.queue)
         self._turns = [turn for turn in self._turns if turn[-1].queue]
         heapq.heapify(self._turns)
-        # Anew, since a tenant may be in it once for each time that its work ran out.
+        # Rebuilt, since a tenant may be in it once for each time that its work ran out.
         self._idle = [
             (each.clock, next(self._ties), each) for each in self._tenants.values() if not each.queue
         ]
         heapq.heapify(self._idle)
         self._delayed = [place for place in self._delayed if place[-1] in waiting]
         heapq.heapify(self._delayed)
-        self._alone = deque(job for job in self._alone if job in waiting)
-        # Anew, since a job is in it once for each time that it came back.
+        self._quarantined = deque(job for job in self._quarantined if job in waiting)
+        # Rebuilt, since a job is in it once for each time that it returned.
         expiries = ((_expiry(job), job) for job in waiting)
         self._expiring = [(expiry, next(self._ties), job) for expiry, job in expiries if expiry is not None]
         heapq.heapify(self._expiring)
 
     def _forget(self) -> None:
-        """With nothing waiting there is nothing to be fair about."""
+        """Reset all queues and clocks: with nothing waiting there is nothing to be fair about."""
         self._tenants.clear()
         self._turns.clear()
         self._idle.clear()
         self._delayed.clear()
         self._expiring.clear()
-        self._alone.clear()
+        self._quarantined.clear()
         self._added = 0
         self._clock = 0.0
 
 
 def _expiry(job: Job) -> float | None:
-    """When the job expires, in UNIX time, if it does; one that was started does not any more."""
+    """Expiry of the job in UNIX time, if it has one; a job that was ever started no longer expires."""
     expires_at = job.request.expires_at if job.request else None
-    return expires_at.timestamp() if expires_at and not job.started else None
+    return expires_at.timestamp() if expires_at and not job.ever_started else None

@@ -1,4 +1,4 @@
-"""The terminal event of a request, made from how its job ended. Pure."""
+"""Builds the terminal event of a request from how its job ended. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import sha256
 
-from zimage_consumers.image_worker.group.publish import Outgoing
+from zimage_consumers.image_worker.group.publish import OutgoingRecord
 from zimage_consumers.image_worker.window.jobs import Job, Resolution
 from zimage_stream.escaping import shortened
 from zimage_stream.events.codec import Codec
@@ -33,7 +33,7 @@ from zimage_stream.settings import TopicSettings
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who answers: as results and dead letters name it."""
+    """The worker and model that results and dead letters name."""
 
     model: str
     model_revision: str
@@ -41,21 +41,21 @@ class Identity:
 
 
 BATCH_BYTES = 1 << 10
-"""Of a batch and of a record in it, beside key, value and headers."""
+"""Bytes of a batch and of a record in it, in addition to key, value and headers."""
 STUB_BYTES = 16 << 10
-"""What every topic takes."""
+"""Size of a record, in bytes, that every topic accepts."""
 HEAD_BYTES = 64 << 10
-"""Of a value, before anything else is carried."""
+"""Bytes at the start of a value that are carried before anything else."""
 MAX_NAME, MAX_MESSAGE = 128, 1_900
-"""In characters. A message in plain letters fits so into a dead letter's header, which has 2,000 bytes."""
+"""Limits in characters. An ASCII message of this length fits a dead letter's header of 2,000 bytes."""
 _CUTS_BYTES = 512
-"""More than :data:`CUTS` take."""
+"""Upper bound on the bytes that :data:`CUTS` take."""
 
 _STATUS = {None: Status.SUCCEEDED, Code.EXPIRED: Status.EXPIRED, Code.CANCELLED: Status.CANCELLED}
 
 
 def result_of(resolution: Resolution, identity: Identity, at: datetime) -> ImageResult | None:
-    """The result of a job that ended, or ``None`` where nobody could read who asked.
+    """The result of a job that ended, or ``None`` where the record does not tell who asked.
 
     Args:
         at: the moment just before the commit.
@@ -91,7 +91,7 @@ def _failure(resolution: Resolution) -> Failure | None:
 
 
 def message_of(resolution: Resolution) -> str:
-    """Why there is no picture, for people; bounded, whoever's words it quotes."""
+    """Why there is no image, for people; bounded in length, whoever's words it quotes."""
     return shortened(str(resolution.cause or resolution.code or ""), MAX_MESSAGE)
 
 
@@ -101,13 +101,13 @@ def records_of(
     codec: Codec,
     identity: Identity,
     at: datetime,
-) -> list[Outgoing]:
-    """What is produced for a job that ended: its result, its dead letter, or both.
+) -> list[OutgoingRecord]:
+    """The records to produce for a job that ended: its result, its dead letter, or both.
 
-    What does not fit into a record is cut, and says so.
+    What does not fit into a record is cut, and the record states that.
 
     Raises:
-        RegistryUnavailableError: the result's schema id cannot be had now.
+        RegistryUnavailableError: the schema id of results is unavailable at the moment.
     """
     limit = STUB_BYTES if resolution.job.cut else MAX_MESSAGE_BYTES - BATCH_BYTES
     out = []
@@ -119,22 +119,24 @@ def records_of(
     return out
 
 
-def _result_record(result: ImageResult, record: Record, topic: str, codec: Codec, limit: int) -> Outgoing:
-    def made(result: ImageResult) -> Outgoing:
+def _result_record(
+    result: ImageResult, record: Record, topic: str, codec: Codec, limit: int
+) -> OutgoingRecord:
+    def made(result: ImageResult) -> OutgoingRecord:
         key, value = result.request_id.encode(), codec.encode_result(result, topic)
-        return Outgoing(topic, key, value, result_headers(result, record.headers))
+        return OutgoingRecord(topic, key, value, result_headers(result, record.headers))
 
     whole = made(result)
     return whole if whole.size <= limit else made(_abridged(result))
 
 
 def _abridged(result: ImageResult) -> ImageResult:
-    """A result without what its request says at such length that no record holds it; only a request that
-    was refused for that can."""
+    """Cut a result whose request's own fields are so long that no record holds them. Only a request refused
+    for their length has such fields."""
     error = result.error and replace(
         result.error,
-        message=f"{result.error.message} (what the request says of itself is cut "
-        f"here: it would not fit into a result)",
+        message=f"{result.error.message} (the request's own fields are cut here: they would not fit into a "
+        f"result)",
     )
     return replace(
         result,
@@ -148,7 +150,7 @@ def _abridged(result: ImageResult) -> ImageResult:
 
 def _dead_letter(
     resolution: Resolution, topic: str, identity: Identity, at: datetime, limit: int
-) -> Outgoing:
+) -> OutgoingRecord:
     job, record, cause = resolution.job, resolution.job.record, resolution.cause
     code = resolution.code or ""
     reasons = dead_letter_headers(
@@ -166,21 +168,20 @@ def _dead_letter(
     return carry(record, reasons, topic, limit)
 
 
-def carry(record: Record, reasons: Headers, topic: str, limit: int) -> Outgoing:
-    """A record in its dead letter: byte for byte where it fits, and else what does. Pure.
+def carry(record: Record, reasons: Headers, topic: str, limit: int) -> OutgoingRecord:
+    """Build the dead letter of a record: byte for byte where it fits, otherwise as much as fits. Pure.
 
-    What goes first, each where there is room left for it: the head of the value, to see what it is; the
-    key; the rest of the value; each header. A value of up to :data:`HEAD_BYTES`, and so every request that
-    keeps the rules, is its own head. Size and hash say what was left out, and the record itself is still at
-    its place.
+    In this order, each where there is room left: the head of the value, to show what it is; the key; the rest
+    of the value; each header. A value of up to :data:`HEAD_BYTES`, and therefore that of every valid request,
+    is all head. Size and hash tell what was left out, and the record itself remains at its offset.
 
     Args:
-        reasons: the headers that say why it died.
-        limit: bytes in all, more than the reasons and :data:`CUTS` take.
+        reasons: the headers that say why the record failed.
+        limit: total bytes; larger than what the reasons and :data:`CUTS` take.
     """
     key, value, cuts = record.key, record.value, list[Header]()
     own = without_reasons(record.headers)
-    whole = Outgoing(topic, key, value, [*own, *reasons])
+    whole = OutgoingRecord(topic, key, value, [*own, *reasons])
     if whole.size <= limit and len(whole.headers) <= MAX_HEADERS and record.headers_lost is None:
         return whole
     room = limit - size_of(reasons) - _CUTS_BYTES
@@ -199,11 +200,11 @@ def carry(record: Record, reasons: Headers, topic: str, limit: int) -> Outgoing:
         cuts.append((HEADERS_LEFT_OUT, b"all"))
     elif len(kept) < len(own):
         cuts.append((HEADERS_LEFT_OUT, str(len(own) - len(kept)).encode()))
-    return Outgoing(topic, key, value, [*kept, *reasons, *cuts])
+    return OutgoingRecord(topic, key, value, [*kept, *reasons, *cuts])
 
 
 def _head(value: bytes, room: int) -> bytes:
-    """What goes first of a value. Where it is not all of a small one, half of the room is for the others."""
+    """The head of a value. Unless the value is small and fits whole, half the room is left for the rest."""
     if len(value) <= min(HEAD_BYTES, room):
         return value
     return value[: max(0, min(HEAD_BYTES, room // 2))]

@@ -1,4 +1,4 @@
-"""What an error means for a request: one table, applied nowhere else."""
+"""What an error means for a request: the only place where this is decided."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from zimage_stream.events.image_result import Code
 
 
 class WorkerCrashedError(ZImageError):
-    """A request took the process down with it as often as it may."""
+    """A request has crashed the worker process as often as it may."""
 
 
 class ExpiredError(ZImageError):
@@ -27,11 +27,11 @@ class ExpiredError(ZImageError):
 
 
 class IntakeError(ZImageError):
-    """A request could not be checked, for a mistake of ours; unchecked, none may run."""
+    """A request could not be checked because of a bug of ours; an unchecked request must not run."""
 
 
 class Action(Enum):
-    """What happens to the request next."""
+    """What happens next to a failed request."""
 
     RETRY = auto()
     DEAD_LETTER = auto()
@@ -43,51 +43,54 @@ class Verdict:
     """The judgement on one failed request.
 
     Attributes:
-        code: what its result and dead letter say.
-        ours: the reason may be this deployment's own.
+        code: code in its result and dead letter.
+        deployment_fault: the deployment may be at fault.
         retriable: the same request may succeed if its author sends it again.
     """
 
     action: Action
     code: Code
-    ours: bool = False
+    deployment_fault: bool = False
     retriable: bool = False
 
 
 _PERMANENT: tuple[tuple[type[Exception], Verdict], ...] = (
     (UnsupportedSizeError, Verdict(Action.DEAD_LETTER, Code.UNSUPPORTED_SIZE)),
     (RequestError, Verdict(Action.DEAD_LETTER, Code.INVALID_REQUEST)),
-    (UnknownSchemaError, Verdict(Action.DEAD_LETTER, Code.UNKNOWN_SCHEMA, ours=True)),
+    (UnknownSchemaError, Verdict(Action.DEAD_LETTER, Code.UNKNOWN_SCHEMA, deployment_fault=True)),
     (WireError, Verdict(Action.DEAD_LETTER, Code.UNDECODABLE)),
     (IdConflictError, Verdict(Action.DEAD_LETTER, Code.ID_CONFLICT)),
-    (StoreRejectedError, Verdict(Action.DEAD_LETTER, Code.STORE_REJECTED, ours=True, retriable=True)),
+    (
+        StoreRejectedError,
+        Verdict(Action.DEAD_LETTER, Code.STORE_REJECTED, deployment_fault=True, retriable=True),
+    ),
     (OutOfMemoryError, Verdict(Action.DEAD_LETTER, Code.OUT_OF_MEMORY, retriable=True)),
     (WorkerCrashedError, Verdict(Action.DEAD_LETTER, Code.WORKER_CRASHED)),
-    (IntakeError, Verdict(Action.DEAD_LETTER, Code.GENERATION_FAILED, ours=True, retriable=True)),
+    (IntakeError, Verdict(Action.DEAD_LETTER, Code.GENERATION_FAILED, deployment_fault=True, retriable=True)),
     (ExpiredError, Verdict(Action.END, Code.EXPIRED)),
 )
 
 
-OURS = (Code.UNKNOWN_SCHEMA, Code.GENERATION_FAILED, Code.STORE_REJECTED)
-"""Codes whose reason may be this deployment's own."""
+DEPLOYMENT_CODES = (Code.UNKNOWN_SCHEMA, Code.GENERATION_FAILED, Code.STORE_REJECTED)
+"""Codes whose reason may be a fault of the deployment."""
 
 
 def judge(error: Exception, attempts: int, max_attempts: int) -> Verdict:
-    """What a request's error means.
+    """Judge what an error means for its request.
 
     Args:
-        error: what happened; alone, so it is this request's and not a neighbour's.
-        attempts: charged to it, this one included.
-        max_attempts: how many it has.
+        error: the error of this request alone, not one of its whole batch.
+        attempts: attempts charged to the request, this one included.
+        max_attempts: number of attempts it has.
     """
     for kind, verdict in _PERMANENT:
         if isinstance(error, kind):
             return verdict
     if attempts < max_attempts:
         return Verdict(Action.RETRY, Code.GENERATION_FAILED)
-    return Verdict(Action.DEAD_LETTER, Code.GENERATION_FAILED, ours=True, retriable=True)
+    return Verdict(Action.DEAD_LETTER, Code.GENERATION_FAILED, deployment_fault=True, retriable=True)
 
 
 def backoff_s(attempts: int, base_s: float = 0.5, cap_s: float = 30.0) -> float:
-    """Seconds to wait before the next attempt: doubled each time, up to the cap."""
+    """Seconds to wait before the next attempt: doubled each time, up to ``cap_s``."""
     return float(min(cap_s, base_s * 2 ** (attempts - 1)))

@@ -1,1 +1,1 @@
-"""What the worker holds: partitions, their ledgers, and the jobs of theirs without a terminal event yet."""
+"""What the worker holds: partitions, their ledgers, and their jobs without a terminal event yet."""

@@ -1,4 +1,4 @@
-"""A partition while it is ours."""
+"""A partition while this worker holds it."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ UNKNOWN_EPOCH = -1
 
 @dataclass(eq=False, slots=True)
 class Assignment:
-    """A partition from its take-over until it is given up, for whatever reason; then it is gone for good, and
-    nothing that was begun under it counts any more. A partition that comes back is another assignment.
+    """A partition from its take-over until this worker gives it up, for whatever reason. After that it is
+    gone for good, and nothing begun under it counts; a partition that returns is a new assignment.
 
-    Kafka thread only, but for ``gone``, which any thread may read.
+    Kafka thread only, except ``gone``, which any thread may read.
 
     Attributes:
-        gone: the partition was given up, lost, or its offsets mean nothing any more.
-        count, size: requests of it in the window, and their bytes.
-        roomy: the window has room for more of it.
-        claimed: the broker knows that this process has it.
-        settle_at: monotonic time from which a base that gaps in the log have moved is to be committed.
+        gone: the partition was given up or lost, or its offsets have become meaningless.
+        count, size: number of its requests in the window, and their bytes.
+        roomy: the window has room for more of its requests.
+        claimed: the broker knows that this process owns it.
+        settle_at: monotonic time at which to commit a base moved only by gaps in the log.
         leaving: being revoked; nothing new is started.
-        refused: terminal events of it that the brokers do not take.
-        stopped: the log no longer has what is next; the operator decides.
-        leader_epoch: of the last record that was taken.
-        gone_back: why its offsets mean nothing any more, if they do not.
+        refused: number of its terminal events that the brokers refused.
+        stopped: not served, because its log no longer has the next offset; an operator has to decide.
+        leader_epoch: epoch of the last record delivered.
+        gone_back: why its offsets have become meaningless, if they have.
     """
 
     number: int
@@ -45,20 +45,20 @@ class Assignment:
     gone_back: str | None = None
 
     def fill(self, filled: float) -> None:
-        """Note how much of its share of the window it has: with all of it there is room again at half."""
+        """Record how full its share of the window is. Once full, it has room again when half is free."""
         self.roomy = filled < (1.0 if self.roomy else 0.5)
 
     @property
     def fetchable(self) -> bool:
-        """Whether more of it may be fetched."""
+        """Whether more of its records may be fetched."""
         return self.roomy and not (self.leaving or self.stopped or self.ledger.full)
 
     def enters_window(self, size: int) -> None:
-        """A request of so many bytes is kept."""
+        """Count a request of this many bytes."""
         self.count += 1
         self.size += size
 
     def leaves_window(self, size: int) -> None:
-        """It is kept no more."""
+        """Discount a request of this many bytes."""
         self.count -= 1
         self.size -= size

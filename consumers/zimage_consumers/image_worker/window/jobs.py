@@ -1,4 +1,4 @@
-"""What travels along the message path: the job made of a record, and what came of it."""
+"""What travels along the message path: the job made from a record, and the outcomes of its stages."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from zimage_stream.events.prompt_request import PromptRequest
 from zimage_stream.kafka.record import Record
 
 _JOB_BYTES = 2_048
-"""Of a record's objects, its job's and its request's, without what they hold."""
+"""Bytes of the objects of a record, its job and its request, without their contents."""
 _PAIR_BYTES = sys.getsizeof(("", b"")) + 8
 
 
 Span = tuple[float, float]
-"""When a stage began and ended, in UNIX time."""
+"""Start and end of a stage, in UNIX time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """How an attempt went, as far as it got. Made where the work is done, and kept by the Kafka thread.
+    """Timings of one attempt, as far as it got. Made where the work is done, and kept by the Kafka thread.
 
     Attributes:
         started_at: when its generation began; an attempt without it is not charged.
-        queued_ms, generate_ms, encode_ms, upload_ms: how long it waited, and what each stage took.
-        spans: of its stages, by name, for its trace.
+        queued_ms, generate_ms, encode_ms, upload_ms: wait before generation, and duration of each stage.
+        spans: spans of its stages by name, for its trace.
     """
 
     started_at: datetime | None = None
@@ -42,12 +42,12 @@ class Timings:
     spans: Mapping[str, Span] = field(default_factory=dict)
 
     def after(self, name: str, elapsed_s: float) -> Timings:
-        """The same with a stage more, which has just ended."""
+        """A copy with one more stage, which has just ended."""
         end = time.time()
         return replace(self, spans={**self.spans, name: (end - elapsed_s, end)})
 
     def and_then(self, later: Timings) -> Timings:
-        """The same with what is known of it later."""
+        """A copy that includes what became known later."""
         told = {name: value for name in _FIGURES if (value := getattr(later, name)) is not None}
         return replace(self, **told, spans={**self.spans, **later.spans})
 
@@ -56,44 +56,45 @@ _FIGURES = ("started_at", "queued_ms", "generate_ms", "encode_ms", "upload_ms")
 
 
 class Stage(Enum):
-    """How far a job in the window is."""
+    """How far a job in the window has got."""
 
     FETCHED = auto()
-    """Taken in; its record is not decoded yet."""
+    """Fetched; its record is not decoded yet."""
     WAITING = auto()
-    """For its turn, for its retry, or to run with nothing beside it."""
+    """Waiting for its turn, for its retry, or to run in quarantine."""
     MARKED = auto()
-    """Marked in the checkpoint: the store is asked for its picture, or it is on deck."""
+    """Marked in the checkpoint: the store is being queried for its image, or it is on deck."""
     GENERATING = auto()
-    """On the device."""
+    """Running on the device."""
     DELIVERING = auto()
-    """Its picture is made, and being encoded and uploaded."""
+    """Its image is generated, and being encoded and uploaded."""
     ENDED = auto()
-    """Its terminal event is to be published."""
+    """Its terminal event is ready to be published."""
     HELD_BACK = auto()
-    """It failed for a reason that may be this deployment's, and takes no room in the window."""
+    """Held back: it failed for a reason that may be the deployment's. Takes no room in the window."""
 
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """A request on its way. The Kafka thread writes it; others read what does not change once it is started,
-    and whether it is gone.
+    """A request on its way. The Kafka thread writes it; other threads read only whether it is gone, and what
+    does not change once it is started.
 
     Attributes:
-        assignment: of its partition; once that is gone, nothing of the job counts any more.
+        assignment: the assignment of its partition; once that is gone, nothing about the job counts.
         request: ``None`` while undecoded; a suspect is decoded only under its own mark.
-        tokens: length of its prompt for the model; 0 where no tokenizer is at hand.
-        attempts: charged to it so far.
+        tokens: length of its prompt in the model's tokens; 0 where no tokenizer is available.
+        attempts: attempts charged to it so far.
         suspect: it was running when a process died, so it runs alone.
-        cautious: processes died here before they could mark anything, so it is decoded under its own mark.
-        tried_again: it failed, was held back, and has its last chance now.
-        cut: the brokers do not take its terminal event whole.
-        arrival: its place in the order of arrival, given by the scheduler.
-        started: it was started before, here or by a predecessor; expiry was judged then.
+        decode_under_mark: processes died before they marked anything here, so it gets a mark of its own even
+            for decoding.
+        last_chance: it failed, was held back, and is on its last attempt.
+        cut: the brokers refused its terminal event at full size.
+        arrival: its position in the order of arrival, set by the scheduler.
+        ever_started: it was started before, by this process or a predecessor; its expiry was judged then.
         not_before: monotonic time before which a retry does not start.
-        timings: of the latest attempt.
-        stage: where it is in the window, which alone writes this; ``None`` outside.
-        open: its mark in the checkpoint says that it runs.
+        timings: timings of the latest attempt.
+        stage: its stage in the window, which alone writes this; ``None`` outside the window.
+        open: its mark in the checkpoint says that it is running.
     """
 
     record: Record
@@ -102,9 +103,9 @@ class Job:
     tokens: int = 0
     attempts: int = 0
     suspect: bool = False
-    cautious: bool = False
-    started: bool = False
-    tried_again: bool = False
+    decode_under_mark: bool = False
+    ever_started: bool = False
+    last_chance: bool = False
     not_before: float = 0.0
     arrival: int | None = None
     cut: bool = False
@@ -112,14 +113,14 @@ class Job:
     stage: Stage | None = None
     open: bool = False
 
-    def begin_anew(self, not_before: float) -> None:
-        """Forget the attempt that has failed; the next one starts at that monotonic time or later."""
+    def reset_for_retry(self, not_before: float) -> None:
+        """Discard the failed attempt; the next one starts at this monotonic time or later."""
         self.timings = Timings(queued_ms=self.timings.queued_ms, spans=self.timings.spans)
         self.not_before = not_before
 
     @property
     def size(self) -> int:
-        """Bytes of memory that it takes, its record with it, near enough for a bound."""
+        """Bytes of memory that it takes together with its record, estimated closely enough for a bound."""
         record = self.record
         headers = sum(
             _PAIR_BYTES + sys.getsizeof(name) + sys.getsizeof(value) for name, value in record.headers
@@ -128,34 +129,34 @@ class Job:
 
     @property
     def gone(self) -> bool:
-        """Whether its partition was given up. May be read by any thread."""
+        """Whether its partition was given up. Any thread may read it."""
         return self.assignment.gone
 
     @property
     def leaving(self) -> bool:
-        """Whether its partition is being given up, or was: nothing new of it starts."""
+        """Whether its partition is being or was given up: nothing new of it starts."""
         return self.assignment.leaving or self.assignment.gone
 
     @property
-    def alone(self) -> bool:
-        """Whether nothing else may run beside it."""
-        return self.suspect or self.cautious
+    def runs_alone(self) -> bool:
+        """Whether nothing else may run at the same time."""
+        return self.suspect or self.decode_under_mark
 
     @property
     def decoded(self) -> PromptRequest:
-        """The request of a job that is past intake."""
+        """The request of a job that has passed intake."""
         assert self.request is not None, "a job is decoded before it is scheduled"
         return self.request
 
     @property
     def requested_at(self) -> datetime:
-        """When its author made it, else when the broker got it."""
+        """When its author created it, else when the broker received it."""
         created = self.request.created_at if self.request else None
         return created or self.record.timestamp
 
     @property
     def spec(self) -> ImageSpec:
-        """The picture to make."""
+        """The image to generate."""
         request = self.decoded
         return ImageSpec(
             prompt=request.prompt,
@@ -168,7 +169,7 @@ class Job:
 
     @property
     def log(self) -> dict[str, object]:
-        """What every log line about it carries."""
+        """Fields of every log line about it."""
         request = self.request
         return {
             "request_id": request.request_id if request else None,
@@ -176,14 +177,14 @@ class Job:
             "partition": self.record.partition,
             "offset": self.record.offset,
             "attempt": self.attempts + 1,
-            # Taken out again by the log, unless telemetry.log_prompts is on.
+            # The log drops it, unless telemetry.log_prompts is on.
             "prompt": request.prompt if request else None,
         }
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The job's picture is in the store. ``reused``: it was there before this attempt."""
+    """The job's image is in the store. ``reused``: it was there before this attempt."""
 
     job: Job
     image: StoredImage
@@ -193,7 +194,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The job has no picture, for this reason; the verdict decides what that means."""
+    """The job has no image, for this reason; the verdict decides what follows."""
 
     job: Job
     error: Exception
@@ -202,8 +203,8 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class LookedUp:
-    """The store was asked for the picture of a job in a batch. ``ended``: how the job ends without the
-    engine; ``None`` where its picture is to be made."""
+    """The store has answered for a job in a batch. ``ended``: how the job ends without the engine; ``None``
+    where its image has to be generated."""
 
     batch_id: int
     job: Job
@@ -213,28 +214,28 @@ class LookedUp:
 
 @dataclass(frozen=True, slots=True)
 class Generating:
-    """The engine has begun with these jobs."""
+    """The engine has started on these jobs."""
 
     jobs: tuple[Job, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """The pictures of these jobs are made, and on their way to the store."""
+    """The images of these jobs are generated, and on their way to the store."""
 
     jobs: tuple[Job, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class BatchDone:
-    """The engine has finished with a batch; its pictures may still be on their way to the store."""
+    """The engine has finished a batch; its images may still be on their way to the store."""
 
     batch_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class EngineLost:
-    """The engine cannot go on in this process. ``sick``: the known-good picture failed too."""
+    """The engine cannot continue in this process. ``sick``: the known-good image failed too."""
 
     error: Exception
     sick: bool
@@ -242,7 +243,7 @@ class EngineLost:
 
 @dataclass(frozen=True, slots=True)
 class MemoryLeaked:
-    """The device's memory in use has grown by so many bytes beyond what any batch explains."""
+    """The device's memory in use has grown by this many bytes more than any batch explains."""
 
     grown: int
 
@@ -255,10 +256,10 @@ class Resolution:
     """How a job ends, ready to be published.
 
     Attributes:
-        image: the picture, where there is one.
+        image: the image, where there is one.
         code: why there is none.
         cause: the error behind the code, for people.
-        ours: the reason may be this deployment's own, so the breaker counts it.
+        deployment_fault: the deployment may be at fault, so the breaker counts it.
         retriable: the same request may succeed if it is sent again.
     """
 
@@ -266,15 +267,15 @@ class Resolution:
     image: StoredImage | None = None
     code: Code | None = None
     cause: Exception | None = None
-    ours: bool = False
+    deployment_fault: bool = False
     retriable: bool = False
 
     @property
     def dead(self) -> bool:
-        """Whether a dead letter goes with it."""
+        """Whether a dead letter is published with it."""
         return self.code not in (None, Code.EXPIRED, Code.CANCELLED)
 
 
 def now() -> datetime:
-    """The wall clock, in UTC."""
+    """The current wall-clock time, in UTC."""
     return datetime.now(UTC)

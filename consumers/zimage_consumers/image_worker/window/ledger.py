@@ -1,4 +1,5 @@
-"""The ledger of one partition: what was taken, resolved and started, and who is charged for a death. Pure."""
+"""The ledger of one partition: what was delivered, resolved and started, and who is charged for a death.
+Pure."""
 
 from __future__ import annotations
 
@@ -16,23 +17,23 @@ from zimage_stream.checkpoint import (
 )
 
 MAX_SPAN = 16_384
-"""Offsets between base and next, long gaps in the log not counted. A bitmap of that many bits always fits
-beside MAX_MARKS marks."""
-CAUTIOUS_DEATHS = 2
-RECORDS_A_TURN = 256
-"""Records that a worker takes and decodes before it marks anything: where two holders died before any mark,
-what killed them is among the first so many."""
+"""Largest distance between base and next offset, long gaps in the log not counted. A bitmap of this many bits
+always fits next to MAX_MARKS marks."""
+UNMARKED_DEATHS_LIMIT = 2
+RECORDS_PER_TURN = 256
+"""Records that a worker fetches and decodes before it marks anything. Where two owners died before marking
+anything, the record that killed them is among the first this many."""
 
 
 def take_over(found: Checkpoint, owner: int, died: bool) -> Checkpoint:
-    """The checkpoint as the process ``owner`` takes it over from whoever held it.
+    """Turn the checkpoint of a previous owner into that of the process ``owner``.
 
-    A holder that let go cleanly, and one that only lost its membership, accuse nobody by the marks they left
-    open. One that died does: what it ran alone is charged an attempt, what it ran in company is suspect and
-    will run alone.
+    A previous owner that released the partition, or that only lost its membership, makes no request suspect
+    by the marks it left open. One that died does: a request it ran alone is charged an attempt; requests it
+    ran together with others become suspect and will run alone.
 
     Args:
-        died: the process that held it is gone, and did not let go.
+        died: the previous owner died without releasing the partition.
     """
     running = [mark for mark in found.marks.values() if mark.open]
     marks = {offset: _after_death(mark) if died else _closed(mark) for offset, mark in found.marks.items()}
@@ -41,7 +42,7 @@ def take_over(found: Checkpoint, owner: int, died: bool) -> Checkpoint:
 
 
 def release(held: Checkpoint) -> Checkpoint:
-    """The checkpoint a holder leaves behind that goes cleanly: nothing runs, nobody died."""
+    """The checkpoint that an owner leaves behind on a clean release: nothing runs, nobody died."""
     return replace(held, marks={o: _closed(m) for o, m in held.marks.items()}, owner=0, deaths=0)
 
 
@@ -56,8 +57,8 @@ def _closed(mark: Mark) -> Mark:
     return replace(mark, open=False, alone=False)
 
 
-class Taken(Enum):
-    """What a delivered offset is to this holder."""
+class OffsetStatus(Enum):
+    """What a delivered offset means to this owner."""
 
     NEW = auto()
     RESOLVED = auto()
@@ -65,10 +66,10 @@ class Taken(Enum):
 
 
 class Ledger:
-    """One partition while this process holds it.
+    """The state of one partition while this process holds it.
 
-    ``checkpoint`` is what the broker has, but for gaps in the log, which are facts and no decision.
-    It changes by :meth:`adopt`, after a commit returned.
+    ``checkpoint`` is what the broker has, except for gaps in the log, which are facts and not decisions.
+    It changes through :meth:`adopt`, after a commit has returned.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -79,14 +80,14 @@ class Ledger:
             for start, end in resolved_runs(checkpoint.resolved)
             if end - start > SEGMENT_BITS
         ]
-        """Start and end of each run of resolved offsets above the base that is worth a segment."""
-        self._in_doubt = checkpoint.deaths >= CAUTIOUS_DEATHS
+        """Start and end of each run of resolved offsets above the base that is long enough for a segment."""
+        self._in_doubt = checkpoint.deaths >= UNMARKED_DEATHS_LIMIT
         self._new = 0
 
     @property
-    def cautious(self) -> bool:
-        """Whether the record taken last is to be marked before it is decoded."""
-        return self._in_doubt and self._new <= RECORDS_A_TURN
+    def decode_under_mark(self) -> bool:
+        """Whether the record observed last must be marked before it is decoded."""
+        return self._in_doubt and self._new <= RECORDS_PER_TURN
 
     @property
     def full(self) -> bool:
@@ -99,34 +100,35 @@ class Ledger:
         return span - sum(end - start - SEGMENT_BITS for start, end in self._gaps) >= MAX_SPAN
 
     def mark(self, offset: int) -> Mark:
-        """The note on a request; a blank one where there is none."""
+        """The mark of a request; a blank one where there is none."""
         return self.checkpoint.marks.get(offset, Mark())
 
-    def take(self, offset: int) -> Taken:
-        """Note that the broker delivered this offset.
+    def observe(self, offset: int) -> OffsetStatus:
+        """Record that the broker delivered this offset.
 
-        Offsets that it passed over do not exist (transaction markers, aborted or compacted records,
-        deleted segments): they count as resolved, or the base would wait for them for ever.
+        Offsets that it passed over do not exist (transaction markers, aborted or compacted records, deleted
+        segments). They count as resolved, or the base would wait for them forever.
         """
         if offset < self.next:
-            return Taken.SEEN
+            return OffsetStatus.SEEN
         if offset > self.next:
             self._pass_over(self.next, offset)
         self.next = offset + 1
         if self.checkpoint.is_resolved(offset):
-            return Taken.RESOLVED
+            return OffsetStatus.RESOLVED
         self._new += 1
-        return Taken.NEW
+        return OffsetStatus.NEW
 
     def reach(self, end: int) -> None:
-        """Note that the log has no more records before this offset."""
+        """Record that the log has no more records before this offset."""
         if end > self.next:
             self._pass_over(self.next, end)
 
     def after(
         self, resolved: Iterable[int] = (), marks: Mapping[int, Mark | None] | None = None
     ) -> Checkpoint:
-        """The checkpoint as it would be with these offsets resolved and these marks set (None: erased)."""
+        """The checkpoint as it would be with these offsets resolved and these marks set (``None``:
+        erased)."""
         held = self.checkpoint
         bits = held.resolved
         kept = dict(held.marks)
@@ -148,7 +150,7 @@ class Ledger:
         )
 
     def adopt(self, committed: Checkpoint) -> None:
-        """The broker has this checkpoint now."""
+        """Replace the checkpoint by one that the broker has committed."""
         self.checkpoint = committed
 
     def _pass_over(self, start: int, end: int) -> None:
@@ -158,14 +160,14 @@ class Ledger:
         self.checkpoint = replace(held, resolved=held.resolved | gap, marks=marks)
         if end - start > SEGMENT_BITS:
             self._gaps.append((start, end))
-        # A gap at the base moves it at once, or a long one would make the bitmap as long.
+        # A gap at the base moves it at once, or a long gap would make the bitmap just as long.
         self.next = end
         self.checkpoint = self.after()
 
 
 def _forget_surplus(marks: dict[int, Mark]) -> None:
-    """Keep at most MAX_MARKS. Losing the note of a request that waits for a retry costs, should this
-    process die, one attempt more than it was due; an open mark or a suspicion is never lost for it."""
+    """Keep at most MAX_MARKS. Losing the mark of a request that waits for a retry can cost, if this process
+    dies, one extra attempt; an open mark or a suspicion is never dropped for space."""
     surplus = len(marks) - MAX_MARKS
     if surplus > 0:
         idle = [offset for offset, mark in sorted(marks.items()) if not mark.open and not mark.suspect]

@@ -13,14 +13,14 @@ UNDER_WAY = (*STARTED, Stage.ENDED)
 
 
 class Window:
-    """Owns the partitions held, and knows how far each of their jobs is. Kafka thread only.
+    """Owns the partitions held, and tracks how far each of their jobs has got. Kafka thread only.
 
-    A partition leaves through :meth:`leave`, whatever the reason, and its jobs with it. The queues that jobs
-    stand in pass over those that are gone, and let go of them when they are swept.
+    A partition leaves through :meth:`leave`, whatever the reason, and its jobs leave with it. Queues of jobs
+    skip those that are gone, and drop them when they are swept.
 
     Args:
-        requests: the most requests in the window, shared evenly between the partitions.
-        size: the most bytes, of records and what is made of them.
+        requests: largest number of requests in the window, shared evenly between the partitions.
+        size: largest number of bytes, for records and what is made from them.
     """
 
     def __init__(self, requests: int, size: int) -> None:
@@ -29,18 +29,18 @@ class Window:
         self.assignments: dict[int, Assignment] = {}
         self._jobs: dict[Stage, set[Job]] = {stage: set() for stage in Stage}
         self.held_back_size = 0
-        """Bytes of the jobs that are held back. They take no room from the others."""
+        """Bytes of the jobs held back. They take no room from the others."""
         self.swept = True
-        """No partition has left since the queues were swept."""
+        """Whether no partition has left since the queues were last swept."""
 
     # -- partitions
 
     def begin(self, assignment: Assignment) -> None:
-        """Hold a partition."""
+        """Start holding a partition."""
         self.assignments[assignment.number] = assignment
 
     def leave(self, numbers: Collection[int]) -> set[int]:
-        """Hold these partitions no more: they and their jobs are gone. Returns those that were held."""
+        """Stop holding these partitions: they and their jobs are gone. Returns those that were held."""
         mine = self.assignments.keys() & numbers
         for number in mine:
             self.assignments.pop(number).gone = True
@@ -51,8 +51,8 @@ class Window:
         return mine
 
     def to_pause(self) -> set[int]:
-        """Partitions of which nothing more is to be fetched now: they leave or are stopped, their ledger is
-        full, or they have had their share of the window and not half of it is free again."""
+        """The partitions to pause: they are leaving or stopped, their ledger is full, or they have filled
+        their share of the window and less than half of it is free again."""
         shares = len(self.assignments)
         for each in self.assignments.values():
             each.fill(max(each.count * shares / self._requests, each.size * shares / self._size))
@@ -61,12 +61,12 @@ class Window:
     # -- jobs
 
     def enter(self, job: Job) -> None:
-        """Take in a job that was fetched."""
+        """Add a job that was fetched."""
         self._put(job, Stage.FETCHED)
         job.assignment.enters_window(job.size)
 
     def move(self, job: Job, stage: Stage) -> None:
-        """Note how far a job is by now. Of one that is gone nothing is noted."""
+        """Record that a job has reached a stage. Does nothing for a job that is gone."""
         if job.gone or job.stage is None:
             return
         size = job.size
@@ -80,7 +80,7 @@ class Window:
         self._put(job, stage)
 
     def exit(self, job: Job) -> None:
-        """Forget a job: its terminal event is out, or does not come from here."""
+        """Remove a job: its terminal event is published, or will not come from this worker."""
         if job.gone or job.stage is None:
             return
         self._jobs[job.stage].discard(job)
@@ -91,26 +91,26 @@ class Window:
         job.stage = None
 
     def jobs(self, *stages: Stage) -> Iterator[Job]:
-        """The jobs in these stages, in no order."""
+        """The jobs in these stages, in no particular order."""
         for stage in stages:
             yield from self._jobs[stage]
 
     def count(self, *stages: Stage) -> int:
-        """How many jobs are in these stages."""
+        """The number of jobs in these stages."""
         return sum(len(self._jobs[stage]) for stage in stages)
 
     @property
     def under_way(self) -> bool:
-        """Whether anything is started, or has ended and is not published."""
+        """Whether any job is started, or has ended but is not published."""
         return any(self._jobs[stage] for stage in UNDER_WAY)
 
     @property
     def leaving_under_way(self) -> bool:
-        """The same of the partitions that are being given back."""
+        """Whether any such job belongs to a partition that is being given back."""
         return any(job.leaving for job in self.jobs(*UNDER_WAY))
 
     def open(self) -> list[Job]:
-        """The jobs whose marks are open: were this process to die now, they would be under suspicion."""
+        """The jobs with open marks: if this process died now, they would become suspect."""
         return [job for job in self.jobs(*UNDER_WAY) if job.open]
 
     def _put(self, job: Job, stage: Stage) -> None:

@@ -1,4 +1,4 @@
-"""The engine's thread: what it does with faults, with pictures nobody wants, and with memory."""
+"""The engine's thread: how it handles faults, unwanted images, and memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from tests.unit.image_worker.jobs import job
 from zimage_consumers.image_worker.device.batching import BatchLimits
-from zimage_consumers.image_worker.device.generate import Batch, EngineThread, check_pictures
+from zimage_consumers.image_worker.device.generate import Batch, EngineThread, check_images
 from zimage_consumers.image_worker.device.leaks import SETTLE
 from zimage_consumers.image_worker.window.jobs import (
     BatchDone,
@@ -37,23 +37,23 @@ KNOWN_GOOD = "a red circle on a white background"
 
 
 class Running:
-    """A thread with a simulated engine, and what came out of it."""
+    """A thread with a simulated engine, and the outcomes it reported."""
 
     def __init__(self, engine: SimulatedEngine, settings: EngineSettings) -> None:
-        self.pictures: list[tuple[Job, Image]] = []
+        self.images: list[tuple[Job, Image]] = []
         self.outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self.registry = CollectorRegistry()
         self.thread = EngineThread(
             engine,
             BatchLimits(8),
-            lambda job, image, timings: self.pictures.append((job, image)),
+            lambda job, image, timings: self.images.append((job, image)),
             self.outcomes.put,
             Metrics(self.registry),
             settings,
         )
 
     def outcome(self) -> Outcome:
-        """The next, but for what is said of pictures that are made."""
+        """The next outcome, except reports about generated images."""
         while isinstance(outcome := self.outcomes.get(timeout=120), Generating | Generated):
             pass
         return outcome
@@ -81,7 +81,7 @@ def running(
         assert not here.thread.is_alive()
 
 
-def test_a_batch_that_nobody_wants_is_cut_short_and_the_next_one_runs() -> None:
+def test_a_batch_that_is_not_wanted_any_more_is_cut_short_and_the_next_one_runs() -> None:
     with running(simulated_ms=1_000_000) as here:
         unwanted, wanted = job(width=1024, height=1024), job(width=64, height=64, steps=1)
         here.thread.submit(Batch(1, (unwanted,)))
@@ -91,19 +91,19 @@ def test_a_batch_that_nobody_wants_is_cut_short_and_the_next_one_runs() -> None:
         assert here.outcome() == BatchDone(1)
         wanted.assignment.gone = True
         assert here.outcome() == BatchDone(2)
-    assert here.pictures == []
+    assert here.images == []
 
 
-def test_a_batch_of_which_one_is_wanted_is_finished() -> None:
+def test_a_batch_with_one_wanted_job_is_finished() -> None:
     with running(simulated_ms=1_000) as here:
         jobs = job(width=512, height=512), job(width=512, height=512)
         jobs[0].assignment.gone = True
         here.thread.submit(Batch(1, jobs))
         assert here.outcome() == BatchDone(1)
-    assert [each for each, _ in here.pictures] == list(jobs)
+    assert [each for each, _ in here.images] == list(jobs)
 
 
-def test_half_a_picture_is_an_error_of_its_own_request_and_no_picture() -> None:
+def test_half_an_image_is_an_error_of_its_own_request_and_no_image() -> None:
     with running({"poison": "corrupt"}) as here:
         good, bad = job(prompt="medicine"), job(prompt="poison")
         here.thread.submit(Batch(1, (good, bad)))
@@ -112,10 +112,10 @@ def test_half_a_picture_is_an_error_of_its_own_request_and_no_picture() -> None:
     assert failed.job is bad
     assert "('RGB', 1024, 512)" in str(failed.error)
     assert done == BatchDone(1)
-    assert [each for each, _ in here.pictures] == [good]
+    assert [each for each, _ in here.images] == [good]
 
 
-def test_where_the_known_good_picture_is_half_a_picture_the_device_is_sick() -> None:
+def test_a_device_that_makes_half_of_the_known_good_image_is_sick() -> None:
     with running({"poison": "raise", KNOWN_GOOD: "corrupt"}) as here:
         here.thread.submit(Batch(1, (job(prompt="poison"),)))
         lost = here.outcome()
@@ -123,14 +123,14 @@ def test_where_the_known_good_picture_is_half_a_picture_the_device_is_sick() -> 
     assert lost.sick
 
 
-def test_memory_that_stays_in_use_is_told_once_and_exported_after_every_batch() -> None:
+def test_leaked_memory_is_reported_once_and_memory_is_exported_after_every_batch() -> None:
     with running({"drip": "leak:8"}, leak_limit_bytes=64 * MIB) as here:
         for number in range(SETTLE + 20):
             here.thread.submit(Batch(number, (job(prompt="drip", width=64, height=64),)))
             outcome = here.outcome()
             while not isinstance(outcome, BatchDone):
                 assert isinstance(outcome, MemoryLeaked)
-                # Eight batches are the limit, and the ninth is past it.
+                # Eight batches reach the limit, and the ninth exceeds it.
                 assert (number, outcome.grown) == (SETTLE + 8 + 1, 72 * MIB)
                 outcome = here.outcome()
     assert here.allocated() == (SETTLE + 20) * 8 * MIB
@@ -147,22 +147,22 @@ def test_memory_that_stays_within_its_limit_is_no_leak() -> None:
 
 
 class Speechless(SimulatedEngine):
-    """Makes pictures, and fails when it is asked anything else."""
+    """Generates images, and fails at any other call."""
 
     closed = False
 
     def device_memory(self) -> Mapping[str, int]:
-        raise RuntimeError("the driver does not answer")
+        raise RuntimeError("the driver does not respond")
 
     def idle(self) -> None:
-        raise RuntimeError("the driver does not answer")
+        raise RuntimeError("the driver does not respond")
 
     def close(self) -> None:
         Speechless.closed = True
 
 
 @pytest.mark.parametrize("busy", [True, False])
-def test_a_thread_that_fails_beside_its_batches_says_so(
+def test_a_failure_of_the_thread_outside_a_batch_is_reported(
     busy: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Speechless, "closed", False)
@@ -173,8 +173,8 @@ def test_a_thread_that_fails_beside_its_batches_says_so(
         lost = here.outcome()
     assert isinstance(lost, EngineLost)
     assert not lost.sick
-    assert "the driver does not answer" in str(lost.error)
-    # Where it came from is in the log.
+    assert "the driver does not respond" in str(lost.error)
+    # The traceback is in the log.
     assert any(record.exc_info for record in caplog.records)
     assert Speechless.closed
 
@@ -192,7 +192,7 @@ SPEC = ImageSpec("a heron", 96, 64, 8, 0.0, 1)
         [draw(SPEC), draw(SPEC).rotate(90, expand=True)],
     ],
 )
-def test_pictures_that_are_not_what_was_asked_for_are_an_engines_error(images: list[Image]) -> None:
-    check_pictures([SPEC, SPEC], [draw(SPEC), draw(SPEC)])
+def test_images_that_differ_from_their_specs_are_an_engine_error(images: list[Image]) -> None:
+    check_images([SPEC, SPEC], [draw(SPEC), draw(SPEC)])
     with pytest.raises(EngineError, match=r"\('RGB', 96, 64\)"):
-        check_pictures([SPEC, SPEC], images)
+        check_images([SPEC, SPEC], images)

@@ -1,4 +1,4 @@
-"""Calls on a thread that can be left behind."""
+"""Calls on a thread that can be abandoned."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from zimage_consumers.image_worker.group.caller import Caller
 
 
-def test_calls_are_made_in_turn_on_one_other_thread_and_their_errors_come_back() -> None:
+def test_calls_run_in_order_on_one_other_thread_and_their_errors_are_raised() -> None:
     caller = Caller("calls")
     threads: list[int] = []
     for _ in range(3):
@@ -25,7 +25,7 @@ def test_calls_are_made_in_turn_on_one_other_thread_and_their_errors_come_back()
     caller.close()
 
 
-def test_a_call_that_never_returns_is_given_up_and_keeps_no_process_alive() -> None:
+def test_a_call_that_never_returns_times_out_and_does_not_keep_the_process_alive() -> None:
     program = (
         "import threading\n"
         "from zimage_consumers.image_worker.group.caller import Caller\n"

@@ -1,6 +1,6 @@
-"""What brokers answer while leaders change, and what a take-over makes of it.
+"""What brokers answer while leaders change, and how a take-over handles it.
 
-The answers were seen on three brokers of which some died; no broker gives them when told to.
+The answers were observed on three brokers while some of them died; no broker gives them on request.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from confluent_kafka import OFFSET_INVALID, ConsumerGroupTopicPartitions, TopicP
 from confluent_kafka.admin import AdminClient
 
 from zimage_consumers.image_worker.group import takeover
-from zimage_consumers.image_worker.group.takeover import Beginning, TakeOver
+from zimage_consumers.image_worker.group.takeover import ArrivingPartitions, StartingPoint
 from zimage_stream.checkpoint import Checkpoint
 from zimage_stream.telemetry.health import Health
 
@@ -22,11 +22,11 @@ TOPIC, GROUP, NUMBER = "requests", "workers", 3
 
 
 class Brokers:
-    """Answers an admin client's questions at once.
+    """Answers an admin client's queries at once.
 
     Args:
         committed: the group's offset, if it has one.
-        bounds: what is said of where the log begins or ends, one answer after the other.
+        bounds: successive answers about where the log begins or ends.
     """
 
     def __init__(self, committed: int, bounds: list[int]) -> None:
@@ -50,14 +50,14 @@ def _answer(value: Any) -> Future[Any]:
 
 
 @pytest.mark.parametrize("committed", [93, OFFSET_INVALID])
-def test_a_leader_that_does_not_say_where_its_log_ends_is_asked_again(
+def test_a_leader_that_does_not_return_an_end_offset_is_queried_again(
     committed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(takeover, "ASK_AGAIN_S", 0.0)
     brokers = Brokers(committed, [OFFSET_INVALID, OFFSET_INVALID, 120])
-    arriving = TakeOver(cast(AdminClient, brokers), GROUP, TOPIC, owner=1, health=Health())
+    arriving = ArrivingPartitions(cast(AdminClient, brokers), GROUP, TOPIC, owner=1, health=Health())
     arriving.add([NUMBER])
-    begun: dict[int, Beginning] = {}
+    begun: dict[int, StartingPoint] = {}
     for _ in range(20):
         begun |= arriving.ready()
     begins_at = 120 if committed == OFFSET_INVALID else committed

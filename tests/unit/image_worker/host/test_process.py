@@ -1,4 +1,4 @@
-"""What a worker's process does beside its worker."""
+"""What a worker's process does in addition to running its worker."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if sys.argv[1] == "kept":
     keep_buffers()
 def pages():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-# The first round is for what is new to both.
+# The first round warms up what is new to both.
 for _ in range(2):
     before = pages()
     for _ in range(20):
@@ -25,8 +25,8 @@ print(pages() - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
-def test_freed_buffers_are_kept_for_the_next_picture() -> None:
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_freed_buffers_are_kept_for_the_next_image() -> None:
     new, kept = (
         int(subprocess.run([sys.executable, "-c", PROGRAM, how], check=True, capture_output=True).stdout)
         for how in ("new", "kept")

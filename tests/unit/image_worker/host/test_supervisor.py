@@ -1,4 +1,4 @@
-"""Which devices are meant, and when a worker that died is started again."""
+"""Which devices are selected, and when a dead worker is restarted."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_without_a_gpu_any_number_of_workers_may_run() -> None:
         ("", "takes all, a list of GPUs"),
     ],
 )
-def test_what_is_not_there_is_said(text: str, words: str) -> None:
+def test_a_device_that_does_not_exist_is_named(text: str, words: str) -> None:
     with pytest.raises(SettingsError, match=words):
         devices_of(text, 0)
 
@@ -50,14 +50,14 @@ def test_waits_grow_and_are_bounded() -> None:
     assert waits[-1] == 60.0
 
 
-def test_a_crash_loop_is_many_deaths_in_a_short_time() -> None:
+def test_many_deaths_in_a_short_time_are_a_crash_loop() -> None:
     assert not is_crash_loop([])
     assert not is_crash_loop([0.0, 1.0, 2.0])
     assert is_crash_loop([0.0, 1.0, 2.0, LOOP_S])
     assert not is_crash_loop([0.0, 1.0, 2.0, LOOP_S + 1])
 
 
-def test_an_end_is_told_in_words() -> None:
+def test_an_exit_code_is_described_in_words() -> None:
     assert describe(-9) == "killed by SIGKILL"
     assert describe(71) == "exit code 71, context lost"
     assert describe(3) == "exit code 3"

@@ -1,4 +1,4 @@
-"""Records that were fetched become requests, or fail, and hold up nobody."""
+"""Fetched records become requests or fail, and none holds up another."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def readable() -> Job:
     return good
 
 
-def test_the_registry_is_up_when_something_was_decoded_and_not_before(health: Health) -> None:
+def test_the_registry_counts_as_up_only_once_a_record_was_decoded(health: Health) -> None:
     admission = admission_with(Codec(), health)
-    health.down("registry", "the id of a result's schema cannot be had")
+    health.down("registry", "the id of the results schema is unavailable")
     assert admission.admit(outage_known=False) == []
     assert not health.is_up("registry")
-    # Its bytes are no request of ours, and nobody had to be asked.
+    # The bytes are not a request, and no registry had to be queried.
     garbage = job()
     admission.add(garbage)
     (failed,) = admission.admit(outage_known=False)
@@ -59,7 +59,7 @@ def test_the_registry_is_up_when_something_was_decoded_and_not_before(health: He
         assert health.is_up("registry") is not outage_known
 
 
-def test_a_record_whose_schema_is_not_to_be_had_holds_up_no_other(
+def test_a_record_whose_schema_is_unavailable_holds_up_no_other(
     health: Health, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "ASK_AGAIN_S", 0.0)
@@ -73,14 +73,14 @@ def test_a_record_whose_schema_is_not_to_be_had_holds_up_no_other(
         admission.add(good)
         assert admission.admit(outage_known=False) == [good]
         assert health.is_up("registry")
-        # It is still there, and is asked for again.
+        # It is still waiting, and its schema is requested again.
         assert admission.admit(outage_known=False) == []
     registry.close()
     admission.add(later := readable())
     assert admission.admit(outage_known=False) == [later]
 
 
-def test_an_answer_that_is_awaited_says_nothing_of_the_registry(
+def test_a_pending_answer_does_not_change_the_registrys_health(
     health: Health, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PENDING_AGAIN_S", 0.0)
@@ -94,12 +94,12 @@ def test_an_answer_that_is_awaited_says_nothing_of_the_registry(
         admission.add(waits)
         for is_up in (True, False):
             if not is_up:
-                health.down("registry", "as somebody else was told")
+                health.down("registry", "as another caller was told")
             admission.add(good)
             assert admission.admit(outage_known=False) == [good]
             assert health.is_up("registry") is is_up
         goes_on.set()
-        (failed,) = until(lambda: admission.admit(outage_known=False), 30, "it is read")
+        (failed,) = until(lambda: admission.admit(outage_known=False), 30, "it is decoded")
         assert isinstance(failed, Failed)
         assert failed.job is waits
         registry.close()

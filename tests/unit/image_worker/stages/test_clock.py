@@ -20,8 +20,10 @@ def test_a_clock_that_drifts_a_little_is_trusted(steps: list[float], drift: floa
 
 
 @given(st.floats(TOLERANCE_S + 0.1, 1e6), st.booleans(), STEPS)
-def test_after_a_step_either_way_it_has_to_settle(size: float, back: bool, steps: list[float]) -> None:
-    # Made before the step and asked for the first time after it, as by a worker that was just starting.
+def test_after_a_step_in_either_direction_the_clock_must_settle(
+    size: float, back: bool, steps: list[float]
+) -> None:
+    # Created before the step and queried only after it, as by a worker that was just starting.
     guard = ClockGuard(1e9, 99.0)
     wall = 1e9 + 1.0 + (-size if back else size)
     assert not guard.steady(wall, 100.0)

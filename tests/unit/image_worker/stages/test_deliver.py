@@ -1,4 +1,4 @@
-"""Whose fault a refusal of the store is."""
+"""Whether the object or the store is at fault when the store refuses an object."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ TAKES, REFUSES, FULL = "takes", "refuses", "full"
 
 
 class ScriptedStore(DirectoryStore):
-    """Answers as told, in this order, to objects and canaries alike; then it takes everything.
+    """Gives these answers in order, to objects and canaries alike; after that it accepts everything.
 
-    The directory's own writes make no canary of theirs here.
+    The directory store's own writes create no canaries here.
     """
 
     def __init__(self, path: Path, *answers: str) -> None:
@@ -50,7 +50,7 @@ class ScriptedStore(DirectoryStore):
 
 @pytest.fixture
 def delivered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Outcome, Health]]:
-    """How a picture's delivery ends where the store answers so."""
+    """How an image's delivery ends when the store answers like this."""
     monkeypatch.setattr(deliver, "_WAIT_S", 0.01)
 
     def deliver_to(*answers: str) -> tuple[Outcome, Health]:
@@ -75,7 +75,7 @@ def delivered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     return deliver_to
 
 
-def test_an_object_that_is_refused_while_others_are_taken_is_at_fault(
+def test_an_object_refused_while_others_are_accepted_is_at_fault(
     delivered: Callable[..., tuple[Outcome, Health]],
 ) -> None:
     outcome, health = delivered(REFUSES, TAKES, REFUSES, TAKES)
@@ -88,13 +88,13 @@ def test_an_object_that_is_refused_while_others_are_taken_is_at_fault(
     "answers",
     [
         pytest.param((FULL,), id="full"),
-        pytest.param((REFUSES, REFUSES, REFUSES, FULL), id="everybody is refused"),
+        pytest.param((REFUSES, REFUSES, REFUSES, FULL), id="everything is refused"),
         pytest.param((REFUSES, TAKES), id="it recovers between an object and its canary"),
-        pytest.param((REFUSES, TAKES, FULL, REFUSES, TAKES), id="it comes and goes"),
-        pytest.param((REFUSES, TAKES, REFUSES, REFUSES), id="it recovers, and goes again"),
+        pytest.param((REFUSES, TAKES, FULL, REFUSES, TAKES), id="it is intermittent"),
+        pytest.param((REFUSES, TAKES, REFUSES, REFUSES), id="it recovers, then fails again"),
     ],
 )
-def test_what_the_store_does_to_everybody_is_waited_for(
+def test_delivery_waits_while_the_store_refuses_every_object(
     delivered: Callable[..., tuple[Outcome, Health]], answers: tuple[str, ...]
 ) -> None:
     outcome, health = delivered(*answers)
@@ -103,7 +103,7 @@ def test_what_the_store_does_to_everybody_is_waited_for(
 
 
 @pytest.mark.parametrize("format_", ["png", "webp", "jpeg"])
-def test_a_picture_of_another_format_under_the_same_id_is_found(tmp_path: Path, format_: str) -> None:
+def test_an_image_of_another_format_under_the_same_id_is_found(tmp_path: Path, format_: str) -> None:
     outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
     delivery = Delivery(
         DirectoryStore(tmp_path),

@@ -1,4 +1,4 @@
-"""Putting batches on deck: what is marked, what is asked of the store, and what is taken back."""
+"""Putting batches on deck: what is marked, what the store is queried for, and what is withdrawn."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from zimage_stream.telemetry.metrics import Metrics
 
 
 class WatchedStore(DirectoryStore):
-    """Tells when it has been asked for an object, and answers when it may."""
+    """Signals when it is queried for an object, and answers when allowed to."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -64,7 +64,7 @@ class WatchedStore(DirectoryStore):
 
 
 class Group:
-    """Stands in for a session: takes marks, or refuses them once the store has been asked."""
+    """Stands in for a session: commits marks, or refuses them once the store has been queried."""
 
     def __init__(self, store: WatchedStore) -> None:
         self._store = store
@@ -72,7 +72,7 @@ class Group:
         self.marks: dict[Job, Mark] = {}
         self.commits = 0
 
-    def mark(self, marks: Mapping[Job, Mark]) -> None:
+    def commit_marks(self, marks: Mapping[Job, Mark]) -> None:
         if self.refuses:
             assert self._store.asked.wait(120)
             raise CommitRefusedError("a rebalance is in progress")
@@ -81,7 +81,7 @@ class Group:
 
 
 class Gated(SimulatedEngine):
-    """Begins a batch when it may."""
+    """Starts a batch when allowed to."""
 
     def __init__(self) -> None:
         super().__init__(0.0)
@@ -95,7 +95,7 @@ class Gated(SimulatedEngine):
 
 
 class Here:
-    """A dispatcher with an engine, a store and a group; and what a worker does with their outcomes."""
+    """A dispatcher with an engine, a store and a group, which handles their outcomes as a worker does."""
 
     def __init__(self, folder: Path) -> None:
         self.outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
@@ -148,7 +148,7 @@ class Here:
             self.failed.append(failed.job)
 
     def serve(self, until: Callable[[], object]) -> None:
-        """Turn after turn, as a worker does."""
+        """Run turn after turn, as a worker does."""
         deadline = time.monotonic() + 120
         while not until():
             assert time.monotonic() < deadline
@@ -182,7 +182,7 @@ class Here:
             self.window.move(each, stage)
 
     def settle(self) -> None:
-        """Serve until nothing is left to be done, and nothing comes any more."""
+        """Serve until no work is left and no outcome arrives."""
         self.serve(lambda: not self.window.under_way and not len(self.scheduler))
         quiet_since = time.monotonic()
 
@@ -222,9 +222,7 @@ def small(partition: int = 0, **request: Any) -> Job:
 
 
 @pytest.mark.parametrize("already_there", [True, False])
-def test_what_the_store_says_while_marks_are_refused_counts_for_nothing(
-    here: Here, already_there: bool
-) -> None:
+def test_the_stores_answers_are_ignored_when_the_marks_are_refused(here: Here, already_there: bool) -> None:
     first, again = small(request_id="same"), small(request_id="same")
     if already_there:
         here.add(first)
@@ -242,7 +240,7 @@ def test_what_the_store_says_while_marks_are_refused_counts_for_nothing(
     assert here.group.marks[again].open
 
 
-def test_what_the_store_had_is_not_run_again_when_its_batch_is_taken_back(here: Here) -> None:
+def test_a_job_whose_image_was_stored_does_not_run_when_its_batch_is_withdrawn(here: Here) -> None:
     here.add(small(request_id="same"))
     here.settle()
     here.gate.runs.clear()
@@ -262,17 +260,17 @@ def test_what_the_store_had_is_not_run_again_when_its_batch_is_taken_back(here: 
     assert leaving not in here.served
 
 
-def test_a_whole_batch_is_asked_for_at_a_time(here: Here) -> None:
+def test_the_store_is_queried_for_a_whole_batch_at_once(here: Here) -> None:
     here.store.answers.clear()
     batch = [small() for _ in range(8)]
     here.add(*batch)
     here.plan()
-    # None has been answered yet.
+    # No query has been answered yet.
     due = {key for each in batch for key in (each.decoded.object_key, *each.decoded.other_object_keys)}
     assert {here.store.questions.get(timeout=120) for _ in due} == due
 
 
-def test_a_batch_that_waits_for_the_store_is_taken_back_at_once(here: Here) -> None:
+def test_a_batch_that_waits_for_the_store_is_withdrawn_at_once(here: Here) -> None:
     here.store.answers.clear()
     staying, leaving = small(), small(partition=1)
     here.add(staying, leaving)
@@ -287,7 +285,7 @@ def test_a_batch_that_waits_for_the_store_is_taken_back_at_once(here: Here) -> N
     assert not here.group.marks[leaving].open
 
 
-def test_what_is_lost_while_the_store_is_asked_is_not_run(here: Here) -> None:
+def test_a_job_lost_while_the_store_is_queried_does_not_run(here: Here) -> None:
     here.store.answers.clear()
     staying, leaving = small(), small(partition=1)
     here.add(staying, leaving)
@@ -298,11 +296,11 @@ def test_what_is_lost_while_the_store_is_asked_is_not_run(here: Here) -> None:
     assert here.served == [staying]
 
 
-def test_where_decoding_is_dangerous_it_happens_under_a_mark_and_the_rest_beside_others(here: Here) -> None:
+def test_dangerous_decoding_happens_under_a_mark_and_the_request_then_runs_with_others(here: Here) -> None:
     dangerous, ordinary = small(), small(partition=1)
     request = dangerous.decoded
     dangerous.record = replace(dangerous.record, value=Codec().encode_request(request, "requests"))
-    dangerous.request, dangerous.cautious = None, True
+    dangerous.request, dangerous.decode_under_mark = None, True
     here.add(dangerous, ordinary)
     here.plan()
     assert here.group.marks == {dangerous: Mark(open=True, alone=True)}
@@ -313,7 +311,7 @@ def test_where_decoding_is_dangerous_it_happens_under_a_mark_and_the_rest_beside
     assert set(here.served) == {dangerous, ordinary}
 
 
-def test_a_request_that_waits_to_be_tried_again_is_under_no_open_mark(here: Here) -> None:
+def test_a_request_that_waits_for_its_retry_has_no_open_mark(here: Here) -> None:
     here.gate.may_run.clear()
     tried = small()
     here.add(tried)
@@ -328,21 +326,21 @@ def test_a_request_that_waits_to_be_tried_again_is_under_no_open_mark(here: Here
     assert here.group.commits == before
 
 
-def test_beside_a_batch_that_nobody_wants_any_more_nothing_is_marked_alone(here: Here) -> None:
+def test_nothing_is_marked_alone_while_an_unwanted_batch_still_runs(here: Here) -> None:
     here.gate.may_run.clear()
     here.add(small(partition=1))
     here.serve(here.gate.runs.is_set)
     here.lose(1)
-    beside = small()
-    here.add(beside)
+    other = small()
+    here.add(other)
     here.plan()
-    assert here.group.marks[beside] == Mark(open=True)
+    assert here.group.marks[other] == Mark(open=True)
 
 
-def test_no_more_are_started_than_a_checkpoint_has_marks_for(here: Here) -> None:
+def test_no_more_requests_start_than_a_checkpoint_has_marks_for(here: Here) -> None:
     here.gate.may_run.clear()
-    # A device so fast that the deck is deep, and encoders that take for ever.
-    here.engine.picture_s = 1e-9
+    # A device so fast that the deck is deep, and encoders that take forever.
+    here.engine.image_s = 1e-9
     here.add(*(small() for _ in range(3 * MAX_MARKS)))
     for _ in range(30):
         here.plan()
@@ -353,7 +351,9 @@ def test_no_more_are_started_than_a_checkpoint_has_marks_for(here: Here) -> None
 
 
 @pytest.mark.parametrize("readable", [True, False])
-def test_of_a_convict_only_the_reading_counts_as_another_death(here: Here, readable: bool) -> None:
+def test_a_convicted_request_is_charged_only_for_a_death_while_it_is_decoded(
+    here: Here, readable: bool
+) -> None:
     convict = small(suspect=True)
     request = convict.decoded
     if readable:
@@ -364,12 +364,12 @@ def test_of_a_convict_only_the_reading_counts_as_another_death(here: Here, reada
     assert here.group.marks[convict] == Mark(3, suspect=True, open=True, alone=True)
     assert here.failed == [convict]
     assert convict.request == (request if readable else None)
-    # Its answer cannot go out yet. Should the process die now, whoever comes next can read it all the same.
+    # Its answer cannot be published yet. If the process dies now, the next owner can still decode it.
     here.plan()
     assert here.group.marks[convict] == Mark(3, suspect=True)
 
 
-def test_what_is_held_back_leaves_no_mark_and_nothing_waits_for_it(here: Here) -> None:
+def test_a_request_held_back_leaves_no_mark_and_blocks_no_drain(here: Here) -> None:
     here.gate.may_run.clear()
     one, suspect = small(), small(suspect=True)
     here.add(one)

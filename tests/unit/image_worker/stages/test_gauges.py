@@ -9,7 +9,7 @@ from zimage_consumers.image_worker.stages.gauges import OTHERS, desired_workers,
 from zimage_stream.telemetry.metrics import MAX_TENANTS
 
 
-def test_workers_that_a_backlog_needs() -> None:
+def test_the_number_of_workers_that_a_backlog_needs() -> None:
     assert desired_workers(0, 0.5, 60) == 0
     assert desired_workers(10, 0, 60) == 1
     assert desired_workers(240, 0.5, 60) == 2

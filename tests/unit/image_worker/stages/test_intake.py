@@ -1,4 +1,4 @@
-"""What a record may ask for: whatever it holds, the engine only ever sees what it can make."""
+"""What a record may request: whatever it holds, the engine only receives what it can generate."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ fields = st.sets(st.sampled_from(sorted(WILD)), max_size=3).flatmap(
 
 
 def tokens_of(prompt: str) -> int:
-    """One for each word, so that a prompt within its characters can have too many."""
+    """Count one token per word, so that a prompt within its character limit can have too many."""
     return 2 * len(prompt.split())
 
 
 def can_be_made(spec: ImageSpec, allow_guidance: bool) -> bool:
-    """The engine's own view of its limits, stated again."""
+    """The engine's limits, stated independently."""
     return (
         all(64 <= side <= 2048 and side % 16 == 0 for side in (spec.width, spec.height))
         and spec.width * spec.height <= MAX_PIXELS
@@ -74,7 +74,7 @@ def can_be_made(spec: ImageSpec, allow_guidance: bool) -> bool:
 
 
 def sent(**asked: Any) -> Job:
-    """A job as it was fetched, not decoded yet."""
+    """A job as fetched, not decoded yet."""
     value = CODEC.encode_request(PromptRequest(**{"prompt": "a heron"} | asked), "requests")
     one = job()
     one.record, one.request = replace(one.record, value=value), None
@@ -85,14 +85,16 @@ def sent(**asked: Any) -> Job:
 @given(fields, st.booleans())
 @example({"prompt": "e\u0301"}, False)
 @example({"prompt": "word " * 400}, False)
-def test_what_passes_can_be_made_and_what_does_not_is_told(asked: dict[str, Any], guidance: bool) -> None:
+def test_an_accepted_request_can_be_generated_and_a_refusal_names_the_field(
+    asked: dict[str, Any], guidance: bool
+) -> None:
     one = sent(**asked)
     refused = None
     try:
         Intake(CODEC, Limits(MAX_PIXELS, guidance), tokens_of).check(one)
     except RequestError as error:
         refused = error
-    # A request that is refused stays with its job: the result names what was sent.
+    # A refused request stays with its job: the result names what was sent.
     assert one.request is not None
     if refused is None:
         assert can_be_made(one.spec, guidance)
@@ -101,7 +103,7 @@ def test_what_passes_can_be_made_and_what_does_not_is_told(asked: dict[str, Any]
 
 
 @given(st.sampled_from([64, 80, 512, 1024]), st.integers(1, 50), st.integers(0, 2**63 - 1))
-def test_a_request_in_order_passes_as_it_is(side: int, steps: int, seed: int) -> None:
+def test_a_valid_request_passes_unchanged(side: int, steps: int, seed: int) -> None:
     asked = PromptRequest(prompt="一只苍鹭", width=side, height=1024, steps=steps, seed=seed)
     one = job()
     one.record = replace(one.record, value=CODEC.encode_request(asked, "requests"))
@@ -111,13 +113,13 @@ def test_a_request_in_order_passes_as_it_is(side: int, steps: int, seed: int) ->
 
 
 class Broken(Codec):
-    """With a mistake in it."""
+    """A schema with a bug in it."""
 
     def decode_request(self, data: bytes | None) -> PromptRequest:
         raise KeyError("type")
 
 
-def test_a_mistake_of_ours_is_told_once_and_nothing_runs_unchecked() -> None:
+def test_a_bug_in_decoding_or_checking_fails_the_request_and_nothing_runs_unchecked() -> None:
     with pytest.raises(WireError, match="it cannot be read: KeyError: 'type'"):
         Intake(Broken(), Limits(), tokens_of).check(sent())
 
@@ -128,4 +130,4 @@ def test_a_mistake_of_ours_is_told_once_and_nothing_runs_unchecked() -> None:
     with pytest.raises(IntakeError, match="the tokenizer is broken") as caught:
         Intake(CODEC, Limits(), no_tokens).check(one)
     verdict = judge(caught.value, attempts=0, max_attempts=3)
-    assert (verdict.action, verdict.ours) == (Action.DEAD_LETTER, True)
+    assert (verdict.action, verdict.deployment_fault) == (Action.DEAD_LETTER, True)

@@ -1,4 +1,4 @@
-"""What the outbox does with a job whose terminal event cannot be made."""
+"""What the outbox does with a job whose terminal event cannot be built or published."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from tests.unit.image_worker.jobs import job, leave
-from zimage_consumers.image_worker.group.publish import Outgoing, RefusedRecordError
+from zimage_consumers.image_worker.group.publish import OutgoingRecord, RefusedRecordError
 from zimage_consumers.image_worker.stages.outbox import Outbox
 from zimage_consumers.image_worker.stages.terminal import Identity
 from zimage_consumers.image_worker.window.assignment import Assignment
@@ -30,15 +30,15 @@ from zimage_stream.telemetry.tracing import create_tracer
 
 
 @dataclass
-class Published:
-    """A session that only notes what is published. ``refused``: keys of records that no broker takes.
-    ``takes``: bytes of the largest record."""
+class Publication:
+    """A session that only records what is published. ``refused``: keys of records that no broker accepts.
+    ``takes``: size of the largest record accepted, in bytes."""
 
-    records: list[Outgoing] = field(default_factory=list)
+    records: list[OutgoingRecord] = field(default_factory=list)
     refused: set[bytes | None] = field(default_factory=set)
     takes: int = 1 << 30
 
-    def publish(self, records: list[Outgoing], checkpoints: Mapping[int, Checkpoint]) -> None:
+    def publish(self, records: list[OutgoingRecord], checkpoints: Mapping[int, Checkpoint]) -> None:
         too_large = any(record.size > self.takes for record in records)
         if too_large or self.refused & {record.key for record in records}:
             raise RefusedRecordError("message too large")
@@ -67,20 +67,20 @@ class Publishing:
             tracer,
         )
         assignment = Assignment(0, Ledger(Checkpoint(min(each.record.offset for each in self.jobs))))
-        self.session: Any = Published()
+        self.session: Any = Publication()
         for each in self.jobs:
             each.assignment = assignment
-            assignment.ledger.take(each.record.offset)
+            assignment.ledger.observe(each.record.offset)
             self.outbox.add(Resolution(each, code=self.code))
 
     def publish(self) -> list[Job]:
-        """Publish once; returns the jobs whose terminal events are out."""
+        """Publish once. Returns the jobs whose terminal events were published."""
         published = self.outbox.publish(self.session)
         self.withheld += published.withheld
         return list(published.out)
 
     def assert_told(self, bad: Job) -> None:
-        """Alone held back, and not ready for its sake."""
+        """Assert that only this job was withheld, and that the worker reports it as not ready."""
         assert self.withheld == [bad]
         ready, reasons = self.health.ready()
         assert not ready
@@ -88,7 +88,7 @@ class Publishing:
         assert any(place in reason for reason in reasons)
 
 
-def test_a_terminal_event_that_cannot_be_made_is_held_back_alone() -> None:
+def test_a_terminal_event_that_cannot_be_built_is_withheld_alone() -> None:
     good, bad = job(), job(batch_id=5)
     here = Publishing([good, bad])
     assert here.publish() == []
@@ -98,7 +98,7 @@ def test_a_terminal_event_that_cannot_be_made_is_held_back_alone() -> None:
 
 
 @given(st.integers(1, 8), st.data())
-def test_a_record_that_the_brokers_refuse_is_held_back_alone(count: int, data: st.DataObject) -> None:
+def test_a_record_that_the_brokers_refuse_is_withheld_alone(count: int, data: st.DataObject) -> None:
     jobs = [job() for _ in range(count)]
     bad = jobs[data.draw(st.integers(0, count - 1))]
     here = Publishing(jobs)
@@ -109,14 +109,14 @@ def test_a_record_that_the_brokers_refuse_is_held_back_alone(count: int, data: s
     here.assert_told(bad)
 
 
-def test_of_a_refused_record_nothing_is_said_once_its_partition_is_gone() -> None:
+def test_a_refused_record_is_no_longer_reported_once_its_partition_is_gone() -> None:
     jobs = [job(), job()]
     here = Publishing(jobs)
     here.session.refused = {each.request and each.request.request_id.encode() for each in jobs}
     while here.outbox:
         here.publish()
     (reason,) = here.health.ready()[1]
-    assert reason.endswith("(one of 2 there)")
+    assert reason.endswith("(one of 2 in this partition)")
     here.health.release_partitions({1})
     assert not here.health.ready()[0]
     here.health.release_partitions({0})
@@ -131,7 +131,7 @@ def test_a_job_whose_partition_is_gone_is_not_published() -> None:
 
 
 class Unregistered(Codec):
-    """A codec whose registry does not have the results schema, until it has."""
+    """A codec whose registry lacks the results schema until it is added."""
 
     def __init__(self, problem: Exception) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class Unregistered(Codec):
 @pytest.mark.parametrize(
     "problem", [SchemaMissingError("not registered"), RegistryUnavailableError("refused to connect")]
 )
-def test_without_the_results_schema_everything_is_kept_and_told_until_it_is_there(problem: Exception) -> None:
+def test_without_the_results_schema_results_are_kept_and_the_outage_is_reported(problem: Exception) -> None:
     codec = Unregistered(problem)
     here = Publishing([job(), job()], codec=codec)
     assert here.publish() == []
@@ -160,7 +160,7 @@ def test_without_the_results_schema_everything_is_kept_and_told_until_it_is_ther
     assert set(out) == set(here.jobs)
 
 
-def test_a_dead_letter_that_the_brokers_refuse_goes_out_cut() -> None:
+def test_a_dead_letter_that_the_brokers_refuse_is_published_in_cut_form() -> None:
     large = job()
     large.request = None
     large.record = replace(large.record, value=b"v" * 1_000_000)

@@ -1,4 +1,4 @@
-"""The scheduler under any interleaving of what can happen to it, against a model that only keeps lists."""
+"""The scheduler under any interleaving of events, compared with a model that only keeps lists."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class TheScheduler(RuleBasedStateMachine):
 
     def run_one(self) -> None:
         due = self.due()
-        batch = self.scheduler.take_batch(self.now)
+        batch = self.scheduler.pop_batch(self.now)
         # Work conserving: as long as something may run, something does.
         assert bool(batch) == bool(due)
         assert set(batch) <= set(due)
@@ -89,7 +89,7 @@ class TheScheduler(RuleBasedStateMachine):
     def expires(self) -> None:
         at = BEGIN + timedelta(seconds=self.now)
         over = {each for each in self.waiting if each.decoded.expires_at and each.decoded.expires_at <= at}
-        assert set(self.scheduler.take_expired(at)) == over
+        assert set(self.scheduler.pop_expired(at)) == over
         self.take_away(over)
 
     @rule(partition=st.integers(0, 2))
@@ -105,13 +105,13 @@ class TheScheduler(RuleBasedStateMachine):
 
     @invariant()
     def shares_are_fair(self) -> None:
-        """Of two tenants that had work all the time, neither is ahead by more than a batch of each."""
+        """Of two tenants that always had work, neither is ahead by more than a batch of each."""
         for (one, other), (first, second) in self.served.items():
             bound = MOST / self.weights[one] + MOST / self.weights[other]
             assert abs(first - second) <= bound + 1e-6
 
     def account(self, batch: list[Job], backlogged: set[str]) -> None:
-        """Count what each of two tenants got since both last had to wait."""
+        """Count what each of two tenants was served since both last had to wait."""
         for pair in combinations(TENANTS, 2):
             if not backlogged.issuperset(pair):
                 self.served.pop(pair, None)
@@ -131,18 +131,18 @@ class TheScheduler(RuleBasedStateMachine):
                 del self.served[pair]
 
     def teardown(self) -> None:
-        """No starvation: everything that waits gets its turn, however late it came."""
+        """No starvation: every waiting job gets its turn, however late it arrived."""
         if not hasattr(self, "scheduler"):
             return
         self.now += 1e6
         while self.waiting:
-            batch = self.scheduler.take_batch(self.now)
+            batch = self.scheduler.pop_batch(self.now)
             assert batch
             self.take_away(batch)
 
 
 def rank(one: Job) -> tuple[int, float, int]:
-    """Priority, then expiry, then arrival."""
+    """Sort key: priority, then expiry, then arrival."""
     request = one.decoded
     assert one.arrival is not None
     return (

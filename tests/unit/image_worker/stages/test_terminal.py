@@ -1,4 +1,4 @@
-"""What is produced for a job that ended: it always fits into a record, and says what did not."""
+"""The records produced for a job that ended: they always fit, and state what was cut."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.image_worker.jobs import job
-from zimage_consumers.image_worker.group.publish import Outgoing
+from zimage_consumers.image_worker.group.publish import OutgoingRecord
 from zimage_consumers.image_worker.stages.terminal import HEAD_BYTES, STUB_BYTES, Identity, carry, records_of
 from zimage_consumers.image_worker.window.jobs import Job, Resolution
 from zimage_stream.errors import RequestError, WireError
@@ -25,8 +25,8 @@ from zimage_stream.settings import TopicSettings
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def dead(one: Job) -> Outgoing:
-    """Its dead letter, where nobody could read it."""
+def dead(one: Job) -> OutgoingRecord:
+    """The dead letter of a record that could not be decoded."""
     one.request = None
     resolution = Resolution(one, code=Code.UNDECODABLE, cause=WireError("it is no Avro " * 1_000))
     (letter,) = records_of(resolution, TopicSettings(), Codec(), Identity("m", "", "slot" * 90), AT)
@@ -39,7 +39,7 @@ def holding(value: bytes | None, key: bytes | None = b"k", headers: tuple[Header
     return one
 
 
-def cuts(letter: Outgoing) -> dict[str, bytes | None]:
+def cuts(letter: OutgoingRecord) -> dict[str, bytes | None]:
     return {name: value for name, value in letter.headers if name in CUTS}
 
 
@@ -55,7 +55,7 @@ names = st.sampled_from(["a", "mine", "traceparent", "名字", "zimage.value-byt
     st.lists(st.tuples(names, st.none() | pieces), max_size=4).map(tuple),
     st.booleans(),
 )
-def test_a_dead_letter_fits_and_says_what_it_lacks(
+def test_a_dead_letter_fits_and_states_what_was_cut(
     value: bytes | None, key: bytes | None, headers: tuple[Header, ...], cut: bool
 ) -> None:
     one = holding(value, key, headers)
@@ -78,7 +78,7 @@ def test_a_dead_letter_fits_and_says_what_it_lacks(
     assert all(header in own for header in kept)
 
 
-def test_what_fits_is_kept_byte_for_byte() -> None:
+def test_a_record_that_fits_is_kept_byte_for_byte() -> None:
     headers: tuple[Header, ...] = (("mine", b"\xff\x00"), ("mine", b"twice"), ("none", None))
     value = b"\xff" * (MAX_MESSAGE_BYTES - (16 << 10))
     letter = dead(holding(value, b"\xff\x00", headers))
@@ -89,7 +89,7 @@ def test_what_fits_is_kept_byte_for_byte() -> None:
 
 _REASONS: list[Header] = [(name, b"why") for name in REASONS]
 _CUTS_BYTES = 512
-"""What the letter may keep free for saying what is left out."""
+"""Bytes that a letter may keep free for stating what was left out."""
 
 
 @given(
@@ -98,7 +98,7 @@ _CUTS_BYTES = 512
     st.lists(st.tuples(names, st.none() | pieces), max_size=4).map(tuple),
     st.integers(2 << 10, 5 << 20),
 )
-def test_nothing_is_left_out_that_would_have_fitted(
+def test_nothing_that_would_have_fitted_is_left_out(
     value: bytes | None, key: bytes | None, headers: tuple[Header, ...], limit: int
 ) -> None:
     record = holding(value, key, headers).record
@@ -107,7 +107,7 @@ def test_nothing_is_left_out_that_would_have_fitted(
     room = limit - size_of(_REASONS) - _CUTS_BYTES
     carried = letter.value or b""
     head = carried if letter.value == value and len(carried) <= HEAD_BYTES else carried[:HEAD_BYTES]
-    # First the head of the value, which is all of one that is small.
+    # First the head of the value, which is all of a small value.
     if value is not None and letter.value != value:
         assert len(value) > min(room, HEAD_BYTES)
         assert len(carried) == min(HEAD_BYTES, room // 2)
@@ -127,7 +127,7 @@ def test_nothing_is_left_out_that_would_have_fitted(
 
 
 @given(pieces, pieces, st.integers(0, 3))
-def test_what_fits_exactly_is_whole(value: bytes, key: bytes, spare: int) -> None:
+def test_a_record_that_fits_exactly_is_kept_whole(value: bytes, key: bytes, spare: int) -> None:
     headers = (("mine", b"x"),)
     needed = len(value) + len(key) + size_of([*headers, *_REASONS]) + spare
     letter = carry(holding(value, key, headers).record, _REASONS, "dead", needed)
@@ -143,7 +143,7 @@ def test_a_large_key_is_kept_where_there_is_room(cut: bool) -> None:
     assert (letter.key, letter.value, cuts(letter)) == (key, b"value", {})
 
 
-def test_a_request_goes_before_a_key_and_a_key_before_the_rest_of_a_value() -> None:
+def test_a_request_takes_precedence_over_a_key_and_a_key_over_the_rest_of_a_value() -> None:
     small, large = b"v" * HEAD_BYTES, b"v" * (3 << 20)
     letter = dead(holding(small, b"k" * MAX_MESSAGE_BYTES))
     assert (letter.key, letter.value) == (None, small)
@@ -151,7 +151,7 @@ def test_a_request_goes_before_a_key_and_a_key_before_the_rest_of_a_value() -> N
     assert (letter.key, letter.value) == (b"k" * (2 << 20), large[:HEAD_BYTES])
 
 
-def test_no_more_headers_are_written_than_a_client_shows() -> None:
+def test_no_more_headers_are_written_than_a_client_can_read() -> None:
     headers = tuple((f"h{number}", b"") for number in range(MAX_HEADERS))
     letter = dead(holding(b"v", headers=headers))
     assert len(letter.headers) <= MAX_HEADERS
@@ -159,13 +159,13 @@ def test_no_more_headers_are_written_than_a_client_shows() -> None:
     assert cuts(letter) == {"zimage.headers-left-out": str(MAX_HEADERS - len(kept)).encode()}
 
 
-def test_headers_that_nobody_could_read_are_told() -> None:
+def test_unreadable_headers_are_reported_as_left_out() -> None:
     one = holding(b"v")
     one.record = replace(one.record, headers_lost="a header's name is no UTF-8")
     assert cuts(dead(one)) == {"zimage.headers-left-out": b"all"}
 
 
-def test_what_is_said_of_an_error_is_bounded() -> None:
+def test_the_message_of_an_error_is_bounded() -> None:
     one, said = job(), "a page: " + "x" * (1 << 20) + ", the end"
     resolution = Resolution(one, code=Code.UNKNOWN_SCHEMA, cause=WireError(said))
     result, letter = records_of(resolution, TopicSettings(), Codec(), Identity("m", "", "slot"), AT)
@@ -178,7 +178,7 @@ def test_what_is_said_of_an_error_is_bounded() -> None:
 
 
 @pytest.mark.parametrize("field", ["attributes", "tenant", "request_id", "batch_id"])
-def test_a_result_fits_however_much_its_request_says(field: str) -> None:
+def test_a_result_fits_however_long_the_fields_of_its_request(field: str) -> None:
     much = "长" * (2 << 20)
     said: Any = {"big": much} if field == "attributes" else much
     one = job(**{field: said})
@@ -192,5 +192,5 @@ def test_a_result_fits_however_much_its_request_says(field: str) -> None:
     assert decoded.source.offset == one.record.offset
     assert decoded.error is not None
     assert decoded.error.message.startswith(f"{field}: got ")
-    assert "is cut here" in decoded.error.message
+    assert "are cut here" in decoded.error.message
     assert [value for name, value in result.headers if name == "traceparent"] == [b"00-a"]

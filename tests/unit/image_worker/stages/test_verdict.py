@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from zimage_consumers.image_worker.stages.verdict import (
-    OURS,
+    DEPLOYMENT_CODES,
     Action,
     ExpiredError,
     WorkerCrashedError,
@@ -35,10 +35,10 @@ def test_an_error_that_will_not_go_away_ends_the_request_at_once(
     error: Exception, code: Code, ours: bool
 ) -> None:
     verdict = judge(error, attempts=0, max_attempts=3)
-    assert (verdict.action, verdict.code, verdict.ours) == (END, code, ours)
+    assert (verdict.action, verdict.code, verdict.deployment_fault) == (END, code, ours)
 
 
-def test_what_may_be_ours_is_named_once() -> None:
+def test_the_codes_of_deployment_faults_match_the_verdicts() -> None:
     verdicts = [
         judge(error, 3, 3)
         for error in (
@@ -50,7 +50,7 @@ def test_what_may_be_ours_is_named_once() -> None:
             errors.IdConflictError("used before"),
         )
     ]
-    assert [verdict.code for verdict in verdicts if verdict.ours] == list(OURS)
+    assert [verdict.code for verdict in verdicts if verdict.deployment_fault] == list(DEPLOYMENT_CODES)
 
 
 def test_an_expired_request_ends_without_a_dead_letter() -> None:
@@ -58,11 +58,11 @@ def test_an_expired_request_ends_without_a_dead_letter() -> None:
 
 
 @pytest.mark.parametrize("error", [errors.EngineError("odd"), RuntimeError("odd"), MemoryError()])
-def test_any_other_error_is_tried_again_until_the_attempts_are_spent(error: Exception) -> None:
+def test_any_other_error_is_retried_until_the_attempts_are_spent(error: Exception) -> None:
     assert [judge(error, attempts, 3).action for attempts in (1, 2, 3)] == [Action.RETRY, Action.RETRY, END]
     last = judge(error, 3, 3)
     assert last.code is Code.GENERATION_FAILED
-    assert last.ours
+    assert last.deployment_fault
 
 
 def test_waits_grow_and_are_bounded() -> None:

@@ -1,4 +1,4 @@
-"""The checkpoint: what is committed is what is read back, and nothing resolved is done again."""
+"""The checkpoint: what is committed is read back unchanged, and nothing resolved is done again."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from zimage_consumers.image_worker.window.ledger import (
-    CAUTIOUS_DEATHS,
     MAX_SPAN,
-    RECORDS_A_TURN,
+    RECORDS_PER_TURN,
+    UNMARKED_DEATHS_LIMIT,
     Ledger,
-    Taken,
+    OffsetStatus,
     release,
     take_over,
 )
@@ -41,20 +41,20 @@ def checkpoints(draw: st.DrawFn) -> Checkpoint:
 
 class TestEncoding:
     @given(checkpoints())
-    def test_is_read_back_as_it_was(self, checkpoint: Checkpoint) -> None:
+    def test_is_read_back_unchanged(self, checkpoint: Checkpoint) -> None:
         assert Checkpoint.decode(checkpoint.encode(), checkpoint.base) == checkpoint
 
     @given(st.integers(0, 2**MAX_SPAN - 1), st.lists(marks, min_size=MAX_MARKS, max_size=MAX_MARKS))
     @settings(max_examples=30)
     def test_a_full_span_with_all_marks_fits(self, resolved: int, noted: list[Mark]) -> None:
-        # Marks as far apart as can be take the most room.
+        # Marks that are as far apart as possible take the most room.
         step = MAX_SPAN // MAX_MARKS
         placed = {step * i: mark for i, mark in enumerate(noted)}
         text = Checkpoint(2**62, resolved, {2**62 + o: m for o, m in placed.items()}, 2**32 - 1).encode()
         assert len(text) <= MAX_METADATA_CHARACTERS
         assert text.isascii()
 
-    def test_what_does_not_fit_is_an_error_and_never_cut(self) -> None:
+    def test_a_checkpoint_that_does_not_fit_is_an_error_and_never_cut(self) -> None:
         alternating = int("01" * 2 * MAX_SPAN, 2)
         with pytest.raises(CheckpointOverflowError):
             Checkpoint(0, alternating).encode()
@@ -66,7 +66,7 @@ class TestEncoding:
         st.integers(0, 2**32),
     )
     @settings(max_examples=30)
-    def test_what_a_ledger_takes_before_it_is_full_fits_whatever_of_it_is_resolved(
+    def test_a_checkpoint_fits_until_its_ledger_is_full_whatever_is_resolved(
         self, stretches: list[tuple[int, int]], seed: int
     ) -> None:
         random = Random(seed)
@@ -75,7 +75,7 @@ class TestEncoding:
         for records, gap in stretches:
             for offset in range(ledger.next, ledger.next + records):
                 if not ledger.full:
-                    ledger.take(offset)
+                    ledger.observe(offset)
                     taken.append(offset)
             if not ledger.full:
                 ledger.reach(ledger.next + gap)
@@ -84,15 +84,15 @@ class TestEncoding:
         noted = random.sample(unresolved, min(MAX_MARKS, len(unresolved)))
         after = ledger.after(resolved, {offset: Mark(3, suspect=True, open=True) for offset in noted})
         assert Checkpoint.decode(after.encode(), after.base) == after
-        # Whoever takes it over knows as well when to stop.
+        # The next owner stops at the same point.
         assert Ledger(after).full or Checkpoint.decode(Ledger(after).checkpoint.encode(), after.base) == after
 
     def test_a_gap_above_many_single_requests_fits(self) -> None:
         ledger = Ledger(Checkpoint(0))
         for offset in range(3_500):
-            ledger.take(offset)
+            ledger.observe(offset)
         ledger.adopt(ledger.after(range(1, 3_500, 2)))
-        ledger.take(43_500)
+        ledger.observe(43_500)
         marked = ledger.after(marks={43_500: Mark(open=True)})
         assert Checkpoint.decode(marked.encode(), 0) == marked
         assert not ledger.full
@@ -101,14 +101,16 @@ class TestEncoding:
         assert len(Checkpoint(0, ((1 << 10**6) - 1) << 1).encode()) < 60
 
     @given(checkpoints(), st.integers(1, 2**40))
-    def test_beside_another_offset_it_is_not_trusted(self, checkpoint: Checkpoint, moved: int) -> None:
+    def test_a_checkpoint_at_a_different_offset_is_not_trusted(
+        self, checkpoint: Checkpoint, moved: int
+    ) -> None:
         with pytest.raises(ValueError, match="stands beside"):
             Checkpoint.decode(checkpoint.encode(), checkpoint.base + moved)
 
     @given(checkpoints(), st.data())
-    def test_a_damaged_one_is_refused(self, checkpoint: Checkpoint, data: st.DataObject) -> None:
+    def test_a_damaged_checkpoint_is_refused(self, checkpoint: Checkpoint, data: st.DataObject) -> None:
         text = checkpoint.encode()
-        # The last character holds padding bits that mean nothing; any other stands for the content.
+        # The last character has padding bits that mean nothing; any other one carries content.
         at = data.draw(st.integers(0, len(text) - 2))
         other = data.draw(st.sampled_from("ABCdef019+/").filter(lambda c: c != text[at]))
         with pytest.raises(ValueError, match=r"^it"):
@@ -120,44 +122,46 @@ class TestEncoding:
             Checkpoint.decode(text, 5)
 
 
-class TestTakingOver:
+class TestTakeOver:
     ME, OTHER = 7, 8
 
     def taken(self, mark: Mark, owner: int, deaths: int = 0) -> Checkpoint:
         died = owner == self.OTHER
         return take_over(Checkpoint(10, 0, {10: mark}, owner, deaths), self.ME, died)
 
-    def test_a_dead_holder_charges_what_ran_alone(self) -> None:
+    def test_after_a_death_a_request_that_ran_alone_is_charged(self) -> None:
         after = self.taken(Mark(1, suspect=True, open=True, alone=True), self.OTHER)
         assert after.marks[10] == Mark(2, suspect=True)
 
-    def test_a_dead_holder_makes_what_ran_in_company_suspect_and_charges_nothing(self) -> None:
+    def test_after_a_death_requests_that_ran_together_become_suspect_and_are_not_charged(self) -> None:
         assert self.taken(Mark(1, open=True), self.OTHER).marks[10] == Mark(1, suspect=True)
 
-    def test_what_was_not_running_is_accused_of_nothing(self) -> None:
+    def test_after_a_death_requests_that_were_not_running_are_not_suspect(self) -> None:
         assert self.taken(Mark(1), self.OTHER).marks[10] == Mark(1)
 
     @pytest.mark.parametrize("owner", [0, ME])
-    def test_whoever_let_go_or_lives_accuses_nobody(self, owner: int) -> None:
+    def test_an_owner_that_released_the_partition_or_is_alive_makes_no_request_suspect(
+        self, owner: int
+    ) -> None:
         after = self.taken(Mark(1, open=True, alone=True), owner)
         assert after.marks[10] == Mark(1)
 
-    def test_two_deaths_before_any_mark_make_the_next_holder_cautious(self) -> None:
+    def test_after_two_deaths_before_any_mark_records_are_decoded_under_marks(self) -> None:
         found = Checkpoint(10, owner=self.OTHER)
-        for death in range(CAUTIOUS_DEATHS):
-            assert not Ledger(found).cautious
+        for death in range(UNMARKED_DEATHS_LIMIT):
+            assert not Ledger(found).decode_under_mark
             found = take_over(found, self.ME + death + 10, died=True)
         ledger = Ledger(found)
-        assert ledger.cautious
-        for offset in range(10, 10 + RECORDS_A_TURN):
-            ledger.take(offset)
-            assert ledger.cautious
-        ledger.take(10 + RECORDS_A_TURN)
-        assert not ledger.cautious
+        assert ledger.decode_under_mark
+        for offset in range(10, 10 + RECORDS_PER_TURN):
+            ledger.observe(offset)
+            assert ledger.decode_under_mark
+        ledger.observe(10 + RECORDS_PER_TURN)
+        assert not ledger.decode_under_mark
 
-    def test_progress_ends_the_count_of_deaths(self) -> None:
+    def test_progress_resets_the_count_of_deaths(self) -> None:
         ledger = Ledger(Checkpoint(10, owner=self.ME, deaths=1))
-        ledger.take(10)
+        ledger.observe(10)
         assert ledger.after([10]).deaths == 0
 
     @given(checkpoints())
@@ -171,9 +175,9 @@ class TestTakingOver:
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """A partition with gaps, served in any order, taken over after crashes at any point.
+    """A partition with gaps, served in any order, and taken over after crashes at any point.
 
-    The model is two sets. What the ledger says must agree with them whatever happens.
+    The model is two sets; the ledger must agree with them at all times.
     """
 
     def __init__(self) -> None:
@@ -197,9 +201,9 @@ class LedgerMachine(RuleBasedStateMachine):
     def deliver(self) -> None:
         offset = self.log[self.position]
         self.position += 1
-        taken = self.ledger.take(offset)
-        assert taken is (Taken.RESOLVED if offset in self.published else Taken.NEW)
-        if taken is Taken.NEW:
+        taken = self.ledger.observe(offset)
+        assert taken is (OffsetStatus.RESOLVED if offset in self.published else OffsetStatus.NEW)
+        if taken is OffsetStatus.NEW:
             self.running.add(offset)
 
     @precondition(lambda self: self.running)
@@ -254,14 +258,14 @@ TestLedger.settings = settings(max_examples=150, stateful_step_count=40, deadlin
 
 
 class TestLedgerEdges:
-    def test_a_record_delivered_twice_is_taken_once(self) -> None:
+    def test_a_record_delivered_twice_is_new_only_once(self) -> None:
         ledger = Ledger(Checkpoint(0))
-        assert ledger.take(0) is Taken.NEW
-        assert ledger.take(0) is Taken.SEEN
+        assert ledger.observe(0) is OffsetStatus.NEW
+        assert ledger.observe(0) is OffsetStatus.SEEN
 
-    def test_the_end_of_the_log_passes_over_what_is_no_record(self) -> None:
+    def test_reaching_the_end_of_the_log_resolves_offsets_without_records(self) -> None:
         ledger = Ledger(Checkpoint(0))
-        ledger.take(0)
+        ledger.observe(0)
         ledger.adopt(ledger.after([0]))
         ledger.reach(3)
         assert ledger.checkpoint.base == ledger.next == 3
@@ -270,22 +274,22 @@ class TestLedgerEdges:
 
     def test_a_long_gap_does_not_fill_it(self) -> None:
         ledger = Ledger(Checkpoint(0))
-        ledger.take(0)
-        ledger.take(10 * MAX_SPAN)
+        ledger.observe(0)
+        ledger.observe(10 * MAX_SPAN)
         assert not ledger.full
 
-    def test_it_is_full_at_the_span_and_not_before(self) -> None:
+    def test_it_is_full_at_its_span_and_not_before(self) -> None:
         ledger = Ledger(Checkpoint(0))
         for offset in range(MAX_SPAN - 1):
-            ledger.take(offset)
+            ledger.observe(offset)
         assert not ledger.full
-        ledger.take(MAX_SPAN - 1)
+        ledger.observe(MAX_SPAN - 1)
         assert ledger.full
 
-    def test_notes_of_waiting_requests_give_way_before_the_checkpoint_overflows(self) -> None:
+    def test_marks_of_waiting_requests_are_dropped_before_the_checkpoint_overflows(self) -> None:
         ledger = Ledger(Checkpoint(0))
         for offset in range(MAX_MARKS + 50):
-            ledger.take(offset)
+            ledger.observe(offset)
         noted = {offset: Mark(1) for offset in range(MAX_MARKS + 49)}
         after = ledger.after(marks={**noted, MAX_MARKS + 49: Mark(open=True)})
         assert len(after.marks) == MAX_MARKS

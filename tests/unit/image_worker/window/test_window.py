@@ -1,4 +1,4 @@
-"""The window knows what is in it, whatever happens to it."""
+"""The window keeps track of its contents through every sequence of events."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PARTITIONS = st.integers(0, 2)
 
 
 class AnyLife(RuleBasedStateMachine):
-    """Partitions come and go, and their jobs move on, in any order."""
+    """Partitions come and go and their jobs advance, in any order."""
 
     entered = Bundle("entered")
 
@@ -42,7 +42,7 @@ class AnyLife(RuleBasedStateMachine):
 
     @rule(one=entered, stage=st.sampled_from(Stage), open_=st.booleans())
     def moves(self, one: Job, stage: Stage, open_: bool) -> None:
-        # What the engine and the store say may be of a job that has left.
+        # Reports of the engine and the store may concern a job that has left.
         self.window.move(one, stage)
         one.open = open_
         if one in self.stages:

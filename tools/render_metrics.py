@@ -1,4 +1,4 @@
-"""``docs/metrics.md`` from the metrics themselves: ``python -m tools.render_metrics``."""
+"""Generates ``docs/metrics.md`` from the metrics: ``python -m tools.render_metrics``."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
 
 _HEAD = """# Metrics
 
-What a worker shows at `/metrics`. Made from
+The metrics that a worker serves at `/metrics`. This page is generated from
 [`zimage_stream/telemetry/metrics.py`](../zimage_stream/telemetry/metrics.py) by
-`python -m tools.render_metrics`. Beside these are `process_*`: memory, CPU, file descriptors.
+`python -m tools.render_metrics`. There are also `process_*` metrics: memory, CPU, file descriptors.
 
-Times are in seconds, sizes in bytes. No label has a request in it; `tenant` has the 50 longest queues and
-`(others)` where `telemetry.tenant_label` is on, and is empty where it is off.
+Times are in seconds, sizes in bytes. No label identifies a request; `tenant` has the 50 longest queues and
+`(others)` if `telemetry.tenant_label` is on, and is empty if it is off.
 
 | metric | kind | labels | |
 |---|---|---|---|
@@ -26,7 +26,7 @@ Times are in seconds, sizes in bytes. No label has a request in it; `tenant` has
 
 
 def rendered() -> str:
-    """The page."""
+    """Return the text of the page."""
     registry, health = CollectorRegistry(), Health()
     health.up("kafka")
     metrics = Metrics(registry)

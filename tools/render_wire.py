@@ -1,6 +1,6 @@
-"""The tables of ``docs/wire.md`` from what they describe: the schemas, the topics, the cases of bad input.
+"""Generates the tables of ``docs/wire.md`` from the schemas, the topics and the cases of bad input.
 
-``python -m tools.render_wire`` writes them, between the markers that are in the file.
+``python -m tools.render_wire`` writes them between the markers in the file.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _DAY_MS = 24 * 3_600 * 1_000
 
 
 def rendered(page: str) -> str:
-    """The page with its tables made anew.
+    """Return the page with its tables regenerated.
 
     Raises:
-        KeyError: a marker names no table.
+        KeyError: a marker names an unknown table.
     """
     tables = {
         "topics": topics_table(),
@@ -38,7 +38,7 @@ def rendered(page: str) -> str:
 
 
 def schema_table(name: str) -> str:
-    """Every field of an event, with nested records as dotted names."""
+    """Return the table of an event's fields; those of nested records have dotted names."""
     schema = json.loads(current(name).text)
     mark = current(name).fingerprint.hex(" ")
     head = f"Fingerprint (CRC-64-AVRO, as it is written): `{mark}`\n\n"
@@ -73,17 +73,17 @@ def _type(avro: Any) -> str:
 
 
 def topics_table() -> str:
-    """What the topics must be."""
+    """Return the table of the topics and their requirements."""
     names = TopicSettings()
     head = "| topic | partitions | key | kept | largest record | |\n|---|---|---|---|---|---|\n"
-    keys = ("`request_id`", "`request_id`", "as it was sent")
-    notes = ("requests", "results, in transactions", "what could not be served, as it was sent")
+    keys = ("`request_id`", "`request_id`", "as sent")
+    notes = ("requests", "results, in transactions", "records that could not be served, as sent")
     rows = [
         _topic_row(spec, key, note)
         for spec, key, note in zip(required_topics(names), keys, notes, strict=True)
     ]
     rows.append(_topic_row(replayed_topic(names), "`partition:offset`", "which dead letters were replayed"))
-    note = "until when requests that fail with the code are not held back"
+    note = "the time until which requests that fail with the code are not held back"
     rows.append(_topic_row(released_topic(names), "a code", note))
     return head + "".join(rows)
 
@@ -104,7 +104,7 @@ def _topic_row(spec: TopicSpec, key: str, note: str) -> str:
 
 
 def bad_input_table() -> str:
-    """Each case, what becomes of it, and a piece of the message; a test sends every one of them."""
+    """Return the table of bad input: each case, its outcome, and part of the message; all are tested."""
     rows = (
         f"| {case.sent} | {case.outcome} | {'yes' if case.has_result else 'no'} | "
         f"{f'… {_cell(case.says)} …' if case.says else ''} |\n"

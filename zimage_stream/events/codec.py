@@ -25,8 +25,8 @@ CONFLUENT_V0 = b"\x00"
 SINGLE_OBJECT = b"\xc3\x01"
 
 MAX_EVENT_BYTES = 4 << 20
-"""Largest record value that is decoded, in bytes. The broker's limit applies to compressed batches, so it does
-not bound the decompressed size."""
+"""Largest record value that is decoded, in bytes. The broker's limit applies to compressed batches, so it
+does not bound the decompressed size."""
 
 _ID = struct.Struct(">I")
 _FINGERPRINT_BYTES = 8

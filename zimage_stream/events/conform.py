@@ -1,7 +1,7 @@
 """Checks a decoded event against the reader's schema. Pure.
 
-In Avro schema resolution, fastavro takes a value's logical type from the writer's schema: a plain long stays a
-number even if our schema says timestamp-millis, and a date stays a date even if ours says int.
+In Avro schema resolution, fastavro takes a value's logical type from the writer's schema: a plain long stays
+a number even if our schema says timestamp-millis, and a date stays a date even if ours says int.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ UNKNOWN_FOR_S = 5.0
 ASK_AGAIN_S, LONGEST_WAIT_S = 1.0, 10.0
 """First and longest delay between two queries without a response, in seconds."""
 GIVE_UP_TRIES, GIVE_UP_S = 4, 60.0
-"""An id is taken for unknown after this many failed queries over this many seconds, if others were answered."""
+"""An id counts as unknown after this many failed queries over this many seconds, if others succeed."""
 MAX_REFERENCES = 32
 MAX_ASKED = 16
 """Maximum number of ids that are queried at the same time."""
@@ -335,7 +335,9 @@ class Registry:
         except TimeoutError as error:
             raise self._too_slow() from error
         if found.schema_id is None:
-            raise RegistryUnavailableError(f"the registry at {self._url} returned no id for subject {subject}")
+            raise RegistryUnavailableError(
+                f"the registry at {self._url} returned no id for subject {subject}"
+            )
         return int(found.schema_id)
 
     async def _ask(self, call: Callable[[], Awaitable[Any]]) -> Any:

@@ -39,7 +39,9 @@ class Trouble:
 
     def __call__(self, error: KafkaError) -> None:
         # "All brokers are down" also follows a rejected login, and must not replace that better reason.
-        if error.code() in _ACCESS_DENIED or (error.code() == KafkaError._ALL_BROKERS_DOWN and not self._error):
+        if error.code() in _ACCESS_DENIED or (
+            error.code() == KafkaError._ALL_BROKERS_DOWN and not self._error
+        ):
             self._error = error
 
     def clear(self) -> None:

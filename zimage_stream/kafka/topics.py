@@ -28,7 +28,7 @@ from zimage_stream.settings import KafkaSettings, TopicSettings
 log = logging.getLogger(__name__)
 
 REQUEST_PARTITIONS = 48
-"""Default number of partitions of the requests topic; divides evenly by 1, 2, 3, 4, 6, 8, 12 and 16 workers."""
+"""Default partitions of the requests topic; divisible by 1, 2, 3, 4, 6, 8, 12 and 16 workers."""
 
 RESULT_PARTITIONS = 12
 DEAD_LETTER_PARTITIONS = 1
@@ -169,7 +169,7 @@ def replayed_topic(names: TopicSettings) -> TopicSpec:
 
 
 def released_topic(names: TopicSettings) -> TopicSpec:
-    """The topic in which ``zimage dead-letters release`` records which codes workers must no longer hold back.
+    """The topic in which ``zimage dead-letters release`` records codes that are no longer held back.
 
     It holds one key for each code, and is created at the first release.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
-_OPERATOR = frozenset(
+_MISCONFIGURED = frozenset(
     (
         "AccessDenied",
         "AccountProblem",
@@ -26,7 +26,7 @@ _OPERATOR = frozenset(
         "XMinioStorageFull",
     )
 )
-_PASSING = frozenset(("InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown"))
+_TRANSIENT = frozenset(("InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown"))
 _RACING = frozenset(("ConditionalRequestConflict", "OperationAborted"))
 
 
@@ -57,13 +57,13 @@ def classify(status: int, code: str) -> Answer:
         status: HTTP status.
         code: S3 error code; empty if the response has none.
     """
-    if code in _OPERATOR or status in (401, 403, 507):
+    if code in _MISCONFIGURED or status in (401, 403, 507):
         return Answer.MISCONFIGURED
     if status == 412:
         return Answer.EXISTS
     if code in _RACING:
         return Answer.RACING
-    if status >= 500 or status == 429 or code in _PASSING:
+    if status >= 500 or status == 429 or code in _TRANSIENT:
         return Answer.UNAVAILABLE
     if status == 404:
         return Answer.ABSENT

@@ -27,7 +27,7 @@ ROUNDS = 5
 
 _METADATA, _INCOMING = ".metadata", ".incoming"
 _STALE_S = 3_600.0
-_OPERATOR = {
+_MISCONFIGURED = {
     errno.EACCES: "access is refused",
     errno.EDQUOT: "the quota is used up",
     errno.ENOENT: "the folder does not exist",
@@ -37,7 +37,7 @@ _OPERATOR = {
     errno.EPERM: "access is refused, or its file system has no hard links",
     errno.EROFS: "the file system is read-only",
 }
-_OBJECT = {
+_REJECTED = {
     errno.EISDIR: "the key is a folder of other objects",
     errno.ENAMETOOLONG: "a part of the key is too long for this file system",
     errno.ENOTDIR: "a part of the key is another object",
@@ -213,11 +213,11 @@ class DirectoryStore:
 
     def _raise(self, error: OSError, what: str) -> NoReturn:
         code = error.errno or 0
-        if code in _OBJECT and self._root.is_dir():
-            raise StoreRejectedError(f"{what} is refused: {_OBJECT[code]} ({error})") from error
-        if code in _OPERATOR:
+        if code in _REJECTED and self._root.is_dir():
+            raise StoreRejectedError(f"{what} is refused: {_REJECTED[code]} ({error})") from error
+        if code in _MISCONFIGURED:
             raise StoreMisconfiguredError(
-                f"the store's folder {self._root}: {_OPERATOR[code]} ({error})"
+                f"the store's folder {self._root}: {_MISCONFIGURED[code]} ({error})"
             ) from error
         raise StoreUnavailableError(f"the store's folder {self._root}: {error}") from error
 

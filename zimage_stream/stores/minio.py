@@ -42,8 +42,8 @@ from zimage_stream.stores.rules import checked_key, checked_metadata
 log = logging.getLogger(__name__)
 
 LARGEST_OBJECT = 1 << 30
-"""Part size of uploads, in bytes, larger than any image. minio-py sends a larger object as a multipart upload,
-which carries no condition: the second writer would overwrite the first."""
+"""Part size of uploads, in bytes, larger than any image. minio-py sends a larger object as a multipart
+upload, which carries no condition: the second writer would overwrite the first."""
 ROUNDS = 5
 """Maximum number of attempts of a write that keeps colliding with other writers and removers."""
 
@@ -87,8 +87,8 @@ class MinioStore:
     def check(self) -> None:
         if not self._ask(lambda: self._client.bucket_exists(self.bucket), f"bucket {self.bucket}"):
             raise StoreMisconfiguredError(
-                f"there is no bucket {self.bucket!r} at {self._settings.endpoint}; create it, for example with "
-                f"'mc mb ALIAS/{self.bucket}', or set ZIMAGE_STORE__BUCKET to another one"
+                f"there is no bucket {self.bucket!r} at {self._settings.endpoint}; create it, for example "
+                f"with 'mc mb ALIAS/{self.bucket}', or set ZIMAGE_STORE__BUCKET to another one"
             )
         self._write_probe()
         overwritten = self._write_probe().created
@@ -252,8 +252,8 @@ class MinioStore:
 class _Client(Minio):
     """A minio-py client that does not hash a body whose metadata already contain its hash.
 
-    minio-py hashes each body in order to sign it. Here the stated hash is signed instead, and the store checks
-    it. If a later minio-py calls this method differently, it falls back to hashing.
+    minio-py hashes each body in order to sign it. Here the stated hash is signed instead, and the store
+    checks it. If a later minio-py calls this method differently, it falls back to hashing.
     """
 
     def _build_headers(

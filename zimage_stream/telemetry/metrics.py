@@ -1,7 +1,7 @@
-"""Every metric of a worker, with its meaning and unit; ``docs/metrics.md`` is made of this file.
+"""All metrics of a worker, with their meanings and units; ``docs/metrics.md`` is generated from this file.
 
-No label has a request in it, and one a tenant only where that is allowed: cardinality is bounded by
-partitions, codes, states and ``MAX_TENANTS``.
+No label identifies a request, and a label identifies a tenant only if the settings allow it: cardinality is
+bounded by partitions, codes, states and ``MAX_TENANTS``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LONG = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60
 _WAITS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 
 MAX_TENANTS = 50
-"""With a queue of their own in the metrics; all others are ``(others)``."""
+"""Maximum number of tenants with their own series; all others are counted as ``(others)``."""
 
 
 class Metrics:
@@ -30,7 +30,7 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.build = Info("zimage_build", "Version, model and engine of this worker.", registry=registry)
         self.requests_taken = Counter(
-            "zimage_requests_taken_total", "Requests taken into the window.", registry=registry
+            "zimage_requests_taken_total", "Requests admitted to the window.", registry=registry
         )
         self.results = Counter(
             "zimage_results_total", "Results published, by status.", ["status"], registry=registry
@@ -40,56 +40,59 @@ class Metrics:
         )
         self.attempts = Counter(
             "zimage_attempts_total",
-            "Attempts that did not end a request, by what follows.",
+            "Attempts that did not end a request, by the next step.",
             ["outcome"],
             registry=registry,
         )
         self.engine_busy_seconds = Counter(
             "zimage_engine_busy_seconds_total",
-            "Seconds the engine was generating; its rate is the busy share.",
+            "Seconds the engine spent generating; its rate is the busy fraction.",
             registry=registry,
         )
         self.wait_seconds = Histogram(
             "zimage_wait_seconds",
-            "From a request's timestamp to the start of its generation.",
+            "Time from a request's timestamp to the start of its generation.",
             buckets=_WAITS,
             registry=registry,
         )
         self.decode_seconds = Histogram(
-            "zimage_decode_seconds", "Decoding and checking of one record.", buckets=_SHORT, registry=registry
+            "zimage_decode_seconds",
+            "Time to decode and check one record.",
+            buckets=_SHORT,
+            registry=registry,
         )
         self.mark_seconds = Histogram(
-            "zimage_mark_seconds", "One commit of marks.", buckets=_SHORT, registry=registry
+            "zimage_mark_seconds", "Time to commit marks once.", buckets=_SHORT, registry=registry
         )
         self.look_up_seconds = Histogram(
             "zimage_look_up_seconds",
-            "Asking the store whether one picture is there already.",
+            "Time to look up one image in the store.",
             buckets=_SHORT,
             registry=registry,
         )
         self.generate_seconds = Histogram(
-            "zimage_generate_seconds", "Generation of one batch.", buckets=_LONG, registry=registry
+            "zimage_generate_seconds", "Time to generate one batch.", buckets=_LONG, registry=registry
         )
         self.batch_size = Histogram(
-            "zimage_batch_size", "Pictures in a batch.", buckets=(1, 2, 3, 4, 6, 8, 16), registry=registry
+            "zimage_batch_size", "Images in a batch.", buckets=(1, 2, 3, 4, 6, 8, 16), registry=registry
         )
         self.out_of_memory = Counter(
             "zimage_out_of_memory_total",
-            "Batches that did not fit into the device's memory and were made smaller.",
+            "Batches that did not fit into the device's memory and were split.",
             registry=registry,
         )
         self.encode_seconds = Histogram(
-            "zimage_encode_seconds", "Encoding of one picture.", buckets=_SHORT, registry=registry
+            "zimage_encode_seconds", "Time to encode one image.", buckets=_SHORT, registry=registry
         )
         self.upload_seconds = Histogram(
             "zimage_upload_seconds",
-            "Upload of one picture, waiting for the store included.",
+            "Time to upload one image, including waits for the store.",
             buckets=_SHORT,
             registry=registry,
         )
         self.store_reused = Counter(
             "zimage_store_reused_total",
-            "Requests whose picture was in the store already, so that none was generated.",
+            "Requests whose image was already in the store, so that none was generated.",
             registry=registry,
         )
         self.transactions = Counter(
@@ -100,14 +103,14 @@ class Metrics:
         )
         self.transaction_seconds = Histogram(
             "zimage_transaction_seconds",
-            "One publication, from begin to committed.",
+            "Time of one publication, from its begin to its commit.",
             buckets=_SHORT,
             registry=registry,
         )
         self.marks = Counter("zimage_marks_total", "Commits of marks.", registry=registry)
         self.rebalances = Counter(
             "zimage_rebalances_total",
-            "Changes of the partitions held, by kind: assigned, revoked, lost.",
+            "Changes of the assigned partitions, by kind: assigned, revoked, lost.",
             ["kind"],
             registry=registry,
         )
@@ -117,40 +120,40 @@ class Metrics:
         self.window_bytes = Gauge(
             "zimage_window_bytes", "Bytes of the requests in the window.", registry=registry
         )
-        self.partitions = Gauge("zimage_partitions", "Partitions held.", registry=registry)
+        self.partitions = Gauge("zimage_partitions", "Assigned partitions.", registry=registry)
         self.partitions_stalled = Gauge(
             "zimage_partitions_stalled",
-            "Partitions held that deliver nothing though their log has more; /readyz names them.",
+            "Assigned partitions that deliver no records although their log has more; /readyz names them.",
             registry=registry,
         )
         self.queue_requests = Gauge(
             "zimage_queue_requests",
-            "Requests that wait in the window, by tenant where telemetry.tenant_label is on.",
+            "Requests that wait in the window, by tenant if telemetry.tenant_label is on.",
             ["tenant"],
             registry=registry,
         )
         self.unresolved_requests = Gauge(
             "zimage_unresolved_requests",
-            "Requests without a terminal event, by partition held; those not fetched yet are among them.",
+            "Requests without a terminal event, including those not fetched yet, by assigned partition.",
             ["partition"],
             registry=registry,
         )
         self.desired_workers = Gauge(
             "zimage_desired_workers",
-            "Workers that would serve this worker's backlog within telemetry.drain_target_s; "
-            "their sum over all workers, rounded up, is how many to run.",
+            "Number of workers that would serve this worker's backlog within telemetry.drain_target_s; "
+            "the sum over all workers, rounded up, is the number to run.",
             registry=registry,
         )
         self.device_memory_bytes = Gauge(
             "zimage_device_memory_bytes",
-            "Memory of the device that this process holds, by kind: allocated, reserved.",
+            "Device memory of this process, by kind: allocated, reserved.",
             ["kind"],
             registry=registry,
         )
 
 
 class HealthCollector(Collector):
-    """The health of the worker as metrics, read when they are asked for."""
+    """Exposes the worker's health as metrics, read at each scrape."""
 
     def __init__(self, health: Health) -> None:
         self._health = health
@@ -158,11 +161,11 @@ class HealthCollector(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         ready, _ = self._health.ready()
         yield GaugeMetricFamily(
-            "zimage_ready", "1 if the worker can serve; /readyz says why not.", value=ready
+            "zimage_ready", "1 if the worker can serve; /readyz gives the reasons if not.", value=ready
         )
         up = GaugeMetricFamily(
             "zimage_dependency_up",
-            "1 if the dependency (kafka, store, registry) answered when it was last asked.",
+            "1 if the dependency (kafka, store, registry) answered its last request.",
             labels=["dependency"],
         )
         for name, is_up in self._health.dependencies().items():

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 import zimage_stream.engines
 from zimage_stream.engines import ImageSpec
 from zimage_stream.engines.memory import UNUSED_CACHE_BYTES
-from zimage_stream.engines.zimage import ZImageEngine, pictures_of
+from zimage_stream.engines.zimage import ZImageEngine, to_images
 from zimage_stream.errors import EngineError, GenerationCancelledError, OutOfMemoryError, SettingsError
 from zimage_stream.settings import EngineSettings
 
@@ -141,7 +141,7 @@ def test_the_same_specs_give_the_same_bytes_again(engine: ZImageEngine) -> None:
 def test_pixels_are_those_that_diffusers_makes(dtype: torch.dtype) -> None:
     decoded = (torch.rand((2, 3, 40, 24), generator=torch.Generator().manual_seed(1)) * 2.4 - 1.2).to(dtype)
     processor = VaeImageProcessor()
-    ours = pictures_of(processor.postprocess(decoded, output_type="pt"))
+    ours = to_images(processor.postprocess(decoded, output_type="pt"))
     theirs = processor.postprocess(decoded, output_type="pil")
     assert [(image.mode, image.size) for image in ours] == [("RGB", (24, 40))] * 2
     assert [image.tobytes() for image in ours] == [image.tobytes() for image in theirs]

@@ -157,7 +157,7 @@ def _cells(each: Partition, now: datetime) -> tuple[str, ...]:
         str(each.checkpoint.base),
         str(each.log.high) if each.log else "?",
         age(now - each.oldest_at) if each.oldest_at else "",
-        shortened(each.worker, NAME_CHARACTERS) if each.worker else "none",
+        shortened(each.worker, NAME_CHARACTERS) if each.worker else "no worker",
     )
 
 

@@ -186,5 +186,5 @@ def test_topics_are_checked(zimage: Run) -> None:
     assert warning.startswith("warning: the cluster: brokers is 1")
     assert verdict == "the topics meet all requirements"
     assert [line.split()[1:] for line in zimage("topics", "create").stdout.splitlines()] == [
-        ["was", "there"]
+        ["already", "existed"]
     ] * 3

@@ -173,7 +173,7 @@ class TestFraming:
     def test_an_unknown_fingerprint_and_an_id_without_a_registry_are_unknown_schemas(self) -> None:
         with pytest.raises(UnknownSchemaError, match="fingerprint 0000000000000000"):
             codec.decode_request(b"\xc3\x01" + bytes(8) + b"x")
-        with pytest.raises(UnknownSchemaError, match="schema id 7, and no registry is configured"):
+        with pytest.raises(UnknownSchemaError, match="schema id 7, but no registry is configured"):
             codec.decode_request(b"\x00\x00\x00\x00\x07x")
 
 

@@ -78,7 +78,7 @@ def served() -> Iterator[Served]:
         (["null", {"type": "array", "items": doubling(3)}], "can take no bytes"),
         ({"type": "record", "name": "R", "fields": [{"name": "r", "type": "R"}]}, "R holds itself"),
         ({"type": "record", "name": "R", "fields": [{"name": "r", "type": ["null", "R"]}]}, "holds itself"),
-        (doubling(40), "steps to decode, whatever it holds"),
+        (doubling(40), "steps to decode; at most"),
         (nested(70), "nested more than 64 levels deep"),
         ({"type": "enum", "name": "E", "symbols": [f"S{i:05}" for i in range(40_000)]}, "characters"),
     ],

@@ -199,7 +199,7 @@ class TestMisleadingValues:
         self, monkeypatch: pytest.MonkeyPatch, name: str, value: str
     ) -> None:
         monkeypatch.setenv(f"ZIMAGE_{name}", value)
-        with pytest.raises(SettingsError, match=rf"^ZIMAGE_{name}: it (begins or ends|has)") as caught:
+        with pytest.raises(SettingsError, match=rf"^ZIMAGE_{name}: it (begins or ends|contains)") as caught:
             load_settings()
         assert "hun" not in str(caught.value)
         assert "line break" in str(caught.value)
@@ -219,8 +219,8 @@ class TestMisleadingValues:
     @pytest.mark.parametrize(
         ("given", "says"),
         [
-            ("http://minio:9000", "store.endpoint is 'minio:9000' and store.secure false"),
-            ("HTTPS://minio:9000/", "store.endpoint is 'minio:9000' and store.secure true"),
+            ("http://minio:9000", "store.endpoint to 'minio:9000' and store.secure to false"),
+            ("HTTPS://minio:9000/", "store.endpoint to 'minio:9000' and store.secure to true"),
             ("https://k:s@minio", "'minio' and store.secure to true; set the keys as store.access_key"),
         ],
     )

@@ -162,7 +162,7 @@ class TestFraming:
             codec.decode_request(data)
 
     def test_what_follows_an_event_does_not_belong_to_it(self) -> None:
-        with pytest.raises(WireError, match="2 bytes follow"):
+        with pytest.raises(WireError, match="2 extra bytes follow"):
             codec.decode_request(codec.encode_request(PromptRequest(prompt="p"), "t") + b"xy")
 
     def test_another_event_is_named(self) -> None:

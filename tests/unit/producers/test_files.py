@@ -63,16 +63,16 @@ READ = [
      [{**HEART, "prompt": "a red heart, on white"}]),
     ("semicolon_unquoted_commas_in_header.csv", b"prompt;size, in pixels\na red heart;64\n", "semicolons",
      [{"prompt": "a red heart", "attributes": {"size, in pixels": "64"}}]),
-    ("sep_line.csv", b"sep=;\nprompt;width\na red heart;64\n", "separated by semicolons, as line 1 says",
+    ("sep_line.csv", b"sep=;\nprompt;width\na red heart;64\n", "separated by semicolons, as specified in line 1",
      [{"prompt": "a red heart", "width": 64}]),
-    ("sep_comma_line.csv", b"sep=,\r\nprompt,width\r\na red heart,64\r\n", "separated by commas, as line 1 says",
+    ("sep_comma_line.csv", b"sep=,\r\nprompt,width\r\na red heart,64\r\n", "separated by commas, as specified in line 1",
      [{"width": 64}]),
     ("tab.tsv", b"prompt\twidth\na red heart\t64\n", "columns separated by tabs", [{"width": 64}]),
-    ("utf16.csv", "\ufeffprompt,width\n红心,64\n".encode("utf-16-le"), r"UTF-16 \(by its mark\), .* commas",
+    ("utf16.csv", "\ufeffprompt,width\n红心,64\n".encode("utf-16-le"), r"UTF-16 \(by its byte order mark\), .* commas",
      [{"prompt": "红心", "width": 64}]),
-    ("utf16_tab.txt", "\ufeffprompt\twidth\n红心\t64\n".encode("utf-16-be"), r"UTF-16 \(by its mark\), .* tabs",
+    ("utf16_tab.txt", "\ufeffprompt\twidth\n红心\t64\n".encode("utf-16-be"), r"UTF-16 \(by its byte order mark\), .* tabs",
      [{"prompt": "红心", "width": 64}]),
-    ("utf16.jsonl", "\ufeff{\"prompt\": \"红心\"}\r\n".encode("utf-16-le"), r"JSONL in UTF-16 \(by its mark\)",
+    ("utf16.jsonl", "\ufeff{\"prompt\": \"红心\"}\r\n".encode("utf-16-le"), r"JSONL in UTF-16 \(by its byte order mark\)",
      [{"prompt": "红心"}]),
     ("gb18030.csv", HEAD + CHINESE, r"CSV in GB18030 \(it is not UTF-8, and reads as Chinese\)",
      [{"prompt": "红色的心"}, {"prompt": "蓝色的星星"}]),
@@ -90,7 +90,7 @@ READ = [
                 HEART]),
     ("unclosed_quote_without_kinds.csv", b'prompt,sku\n"a,1\nb,2\nc",3\n', "commas", ["^2: .*like several rows"]),
     ("inner_quotes.csv", HEAD + b'"Vintage" poster,64,64\na 12" red heart,64,64\n', "commas",
-     ["^2: the quote that opens in line 2, column 1 is followed by text .* twice: \"\"", {"prompt": 'a 12" red heart'}]),
+     ["^2: the quote that opens in line 2, column 1 is followed by text .* double a quote within a cell: \"\"", {"prompt": 'a 12" red heart'}]),
     ("too_many_cells.csv", b"prompt,width\na,64,spare\nb,64\n", "commas",
      ["^2: it has 3 cells, but there are 2 columns; .* quotes", {"prompt": "b"}]),
     ("too_long.csv", b"prompt\n" + b"x" * 200_000 + b"\nb\n", "commas", ["^2: it is not CSV: .*limit", {"prompt": "b"}]),
@@ -99,7 +99,7 @@ READ = [
     ("excel_sci_seed.csv", b"prompt,seed\na,1.23457E+12\nb,1.25\n", "commas",
      [r"^2: seed: got '1\.23457E\+12', takes a whole number with all its digits; this one lost some",
       r"^3: seed: got '1\.25', takes a whole number$"]),
-    ("a1111_seed.csv", b"prompt,seed\na,-1\n", "commas", ["^2: seed: got -1, .* leave it out for one made from"]),
+    ("a1111_seed.csv", b"prompt,seed\na,-1\n", "commas", ["^2: seed: got -1, .* omit it to have it derived from"]),
     ("comfy_seed.csv", b"prompt,seed\na,9968154771337208591\nb,1125899906842624\n", "commas",
      ["^2: seed: got 9968154771337208591, takes a whole number from 0 to 9223", {"seed": 1125899906842624}]),
     ("excel_dates.csv", b"prompt,expires_at\na,47514.5\nb,31/01/2030 12:00\nc,2030-01-31\n", "commas",
@@ -119,10 +119,10 @@ READ = [
      b"prompt\tattributes\na\t{'sku': 1}\nb\t{\"sku\": NaN}\nc\t{\"sku\": 1, \"sku\": 2}\nd\t" + b"[" * 100_000
      + b"\ne\t{\"sku\": 1.10}\n", "tabs",
      ["^2: attributes: got .*it is not JSON: .* in column 2", "^3: attributes: .*NaN is not a JSON number",
-      "^4: attributes: .*the key 'sku' is there twice", "^5: attributes: .*nested too deeply", {"attributes": {"sku": "1.10"}}]),
-    ("duplicate_keys.jsonl", json('"prompt": "a", "prompt": "b"'), "", ["^1: the key 'prompt' is there twice"]),
+      "^4: attributes: .*the key 'sku' occurs twice", "^5: attributes: .*nested too deeply", {"attributes": {"sku": "1.10"}}]),
+    ("duplicate_keys.jsonl", json('"prompt": "a", "prompt": "b"'), "", ["^1: the key 'prompt' occurs twice"]),
     ("surrogate.jsonl", json(r'"prompt": "a \ud83d"', r'"prompt": "b \ud83d\ude00"'), "",
-     [r"^1: prompt: .* takes text without lone surrogates \(U\+D83D in it\)", {"prompt": "b 😀"}]),
+     [r"^1: prompt: .* takes text without lone surrogates \(it contains U\+D83D\)", {"prompt": "b 😀"}]),
     ("nested.jsonl", json('"prompt": "a", "attributes": {"sku": 1, "ok": true}', '"prompt": "a", "tags": ["a"]'), "",
      [{"attributes": {"sku": "1", "ok": "true"}}, r"^2: tags: got \['a'\], takes a text or a number"]),
     ("near_miss.jsonl", json('"prompt": "a", "Seed": 5', '"prompt": "b"'), "",
@@ -217,7 +217,7 @@ def test_the_encoding_that_is_said_wins(tmp_path: Path, codec: str, text: str) -
     path = tmp_path / "prompts.csv"
     path.write_bytes(f"prompt\n{text}\n".encode(codec))
     how, (request,) = read(path, encoding=codec)
-    assert "(as asked for)" in how
+    assert "(as requested)" in how
     assert isinstance(request, PromptRequest)
     assert request.prompt == text
 
@@ -238,7 +238,7 @@ def test_bytes_that_are_not_in_the_encoding_said_are_named(tmp_path: Path) -> No
 @pytest.mark.parametrize("end", [b"", b"\0\xd8\n\0"])
 def test_utf_16_without_a_mark_must_be_said_with_its_order(tmp_path: Path, end: bytes) -> None:
     (tmp_path / "a.csv").write_bytes("prompt\na\n".encode("utf-16-le") + end)
-    with pytest.raises(InputError, match=r"^the input is no UTF-16 .*--encoding utf-16-le or utf-16-be$"):
+    with pytest.raises(InputError, match=r"^the input is not UTF-16 .*--encoding utf-16-le or utf-16-be$"):
         read(tmp_path / "a.csv", encoding="utf-16")
 
 
@@ -251,7 +251,7 @@ def test_a_column_to_name_files_by_must_be_there(tmp_path: Path, name: str) -> N
     assert all(isinstance(one, PromptRequest) for one in read(path, name_by="sku")[1])
     with pytest.raises(InputError, match="--name-by: line 1 has no column 'SKU'; did you mean 'sku'"):
         read(path, name_by="SKU")
-    with pytest.raises(InputError, match=r"has no column 'title'; there are \['prompt', 'sku'\]"):
+    with pytest.raises(InputError, match=r"has no column 'title'; the columns are \['prompt', 'sku'\]"):
         read(path, name_by="title")
 
 

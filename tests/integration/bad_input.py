@@ -156,7 +156,9 @@ CASES = (
     _unreadable("a truncated schema id", b"\x00\x00", "ends within its schema's id"),
     _unreadable("a truncated event", written()[:-3], "does not decode as zimage.PromptRequest"),
     _unreadable(
-        "extra bytes after the event", written() + b"\x00\x00", "2 extra bytes follow the zimage.PromptRequest"
+        "extra bytes after the event",
+        written() + b"\x00\x00",
+        "2 extra bytes follow the zimage.PromptRequest",
     ),
     _unreadable("another event of ours", _result(), "holds zimage.ImageResult, not zimage.PromptRequest"),
     _unreadable("a lone surrogate in the prompt", _with_bytes("XYZ", b"\xed\xa0\x80"), "UnicodeDecodeError"),
@@ -172,10 +174,14 @@ CASES = (
     _unreadable("a foreign schema of the same name", _foreign, "cannot be read as the current"),
     Case("a time whose schema type is a plain long", _typed("created_at", "long", 5), "SUCCEEDED"),
     _unreadable(
-        "a time of day instead of a time", _typed("created_at", _TIME_OF_DAY, 5), "created_at: got datetime.time"
+        "a time of day instead of a time",
+        _typed("created_at", _TIME_OF_DAY, 5),
+        "created_at: got datetime.time",
     ),
     _unreadable("a date instead of a width", _typed("width", _DATE, 64), "width: got datetime.date"),
-    _unreadable("a plain long beyond the year 9999", _typed("created_at", "long", 2**62), "created_at: got 4611"),
+    _unreadable(
+        "a plain long beyond the year 9999", _typed("created_at", "long", 2**62), "created_at: got 4611"
+    ),
     _unreadable(
         "4 quintillion nulls in an array",
         _preceded_by({"type": "array", "items": "null"}, b"\xfe" + b"\xff" * 7 + b"\x7f\x00"),
@@ -231,9 +237,13 @@ CASES = (
     _invalid("an unknown format", "format: got 'bmp', takes one of png, webp, jpeg", format="bmp"),
     _invalid("a quality of 0", "quality: got 0, takes a whole number from 1 to 100", quality=0),
     _invalid("51 steps", "steps: got 51, takes a whole number from 1 to 50", steps=51),
-    _invalid("guidance, which Turbo does not support", "guidance_scale: got 5.0, takes 0", guidance_scale=5.0),
     _invalid(
-        "a guidance that is not a number", "guidance_scale: got nan, takes a number", guidance_scale=float("nan")
+        "guidance, which Turbo does not support", "guidance_scale: got 5.0, takes 0", guidance_scale=5.0
+    ),
+    _invalid(
+        "a guidance that is not a number",
+        "guidance_scale: got nan, takes a number",
+        guidance_scale=float("nan"),
     ),
     _invalid("a negative seed", "seed: got -1, takes", seed=-1),
     _invalid("a priority of 11", "priority: got 11, takes a whole number from -10 to 10", priority=11),

@@ -1,4 +1,4 @@
-"""Each row of the table of bad input: one terminal outcome, a clear message, and no effect on other requests."""
+"""Each row of the table of bad input: one terminal outcome, a clear message, no effect on other requests."""
 
 from __future__ import annotations
 

@@ -194,7 +194,9 @@ def test_an_answer_that_drips_is_none(
 ) -> None:
     monkeypatch.setattr(module, "ANSWERED_WITHIN_S", 0.5)
     server.drip(7)
-    with pytest.raises(SchemaUnavailableError, match=r"schema id 7.*had not finished its response after 0.5 s"):
+    with pytest.raises(
+        SchemaUnavailableError, match=r"schema id 7.*had not finished its response after 0.5 s"
+    ):
         registry.schema(7)
 
 

@@ -77,7 +77,10 @@ def served() -> Iterator[Served]:
         ({"type": "map", "values": {"type": "array", "items": "null"}}, "can take no bytes"),
         (["null", {"type": "array", "items": doubling(3)}], "can take no bytes"),
         ({"type": "record", "name": "R", "fields": [{"name": "r", "type": "R"}]}, "R contains itself"),
-        ({"type": "record", "name": "R", "fields": [{"name": "r", "type": ["null", "R"]}]}, "contains itself"),
+        (
+            {"type": "record", "name": "R", "fields": [{"name": "r", "type": ["null", "R"]}]},
+            "contains itself",
+        ),
         (doubling(40), "steps to decode; at most"),
         (nested(70), "nested more than 64 levels deep"),
         ({"type": "enum", "name": "E", "symbols": [f"S{i:05}" for i in range(40_000)]}, "characters"),

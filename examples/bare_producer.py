@@ -1,10 +1,11 @@
-"""Ask for pictures with nothing but confluent-kafka, fastavro and the .avsc file.
+"""Request images with only confluent-kafka, fastavro and the .avsc file.
 
     python bare_producer.py "a red heart on a white background" --width 64 --height 64
     python bare_producer.py "a lighthouse in fog" --registry http://localhost:8081
 
-The request ids go to stdout. Without a registry the record's value is Avro single-object encoding: C3 01,
-the schema's CRC-64-AVRO fingerprint in little endian, and the event. With one it is Confluent's framing.
+The request ids are printed to stdout. Without a registry, the record's value is in Avro single-object
+encoding: C3 01, the schema's CRC-64-AVRO fingerprint in little endian, and the event. With a registry, it is
+in Confluent's framing.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ Encode = Callable[[dict[str, Any]], bytes]
 
 
 def single_object(schema_text: str) -> Encode:
-    """Encodes with the schema's fingerprint in front; nobody has to be asked."""
+    """Return an encoder that prefixes the schema's fingerprint, which needs no registry."""
     schema = fastavro.parse_schema(json.loads(schema_text))
     canonical = fastavro.schema.to_parsing_canonical_form(schema)
     fingerprint = bytes.fromhex(fastavro.schema.fingerprint(canonical, "CRC-64-AVRO"))
@@ -47,11 +48,11 @@ def single_object(schema_text: str) -> Encode:
 
 
 def confluent(schema_text: str, registry: str, topic: str, register: bool) -> Encode:
-    """Encodes with the id that the schema has in the registry under the subject ``{topic}-value``."""
+    """Return an encoder that prefixes the schema's id in the registry, under subject ``{topic}-value``."""
     serialize: Any = AvroSerializer(
         SchemaRegistryClient({"url": registry, "timeout": 10}),
         schema_text,
-        # Said aloud, since the default first asks for associations, which not every registry answers.
+        # Set explicitly, because the default first requests associations, which not every registry supports.
         conf={"auto.register.schemas": register, "subject.name.strategy": topic_subject_name_strategy},
     )
     context = SerializationContext(topic, MessageField.VALUE)
@@ -65,21 +66,21 @@ def main() -> int:
     parser.add_argument("--bootstrap-servers", default=servers)
     parser.add_argument("--topic", default="zimage.requests")
     parser.add_argument("--registry", metavar="URL")
-    parser.add_argument("--register", action="store_true", help="register the schema if it is not there")
+    parser.add_argument("--register", action="store_true", help="register the schema if it is missing")
     parser.add_argument("--tenant", default="default")
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--height", type=int, default=1024)
-    asked = parser.parse_args()
+    options = parser.parse_args()
 
     schema_text = SCHEMA.read_text(encoding="utf-8")
-    if asked.registry:
-        encode = confluent(schema_text, asked.registry, asked.topic, asked.register)
+    if options.registry:
+        encode = confluent(schema_text, options.registry, options.topic, options.register)
     else:
         encode = single_object(schema_text)
 
-    # Idempotent and acknowledged by all replicas: what is reported as delivered is not lost.
+    # Idempotent, and acknowledged by all replicas: a record that is reported as delivered is not lost.
     producer = Producer(
-        {"bootstrap.servers": asked.bootstrap_servers, "enable.idempotence": True, "acks": "all"}
+        {"bootstrap.servers": options.bootstrap_servers, "enable.idempotence": True, "acks": "all"}
     )
     failed: list[str] = []
 
@@ -91,16 +92,16 @@ def main() -> int:
             failed.append(request_id)
             print(f"{request_id} was not delivered: {error.str()}", file=sys.stderr)
 
-    for prompt in asked.prompts:
-        # Sent again under the same id, a request makes no second picture: use an id of your own system's.
+    for prompt in options.prompts:
+        # A request sent again with the same id makes no second image: use an id from your own system.
         request_id = str(uuid.uuid4())
         now = datetime.now(UTC)
         event = {
             "request_id": request_id,
-            "tenant": asked.tenant,
+            "tenant": options.tenant,
             "prompt": prompt,
-            "width": asked.width,
-            "height": asked.height,
+            "width": options.width,
+            "height": options.height,
             "created_at": now,
         }
         headers: list[tuple[str, str | bytes | None]] = [
@@ -112,7 +113,11 @@ def main() -> int:
             ("content-type", "application/avro"),
         ]
         producer.produce(
-            asked.topic, key=request_id.encode(), value=encode(event), headers=headers, on_delivery=delivered
+            options.topic,
+            key=request_id.encode(),
+            value=encode(event),
+            headers=headers,
+            on_delivery=delivered,
         )
         producer.poll(0)
     left = producer.flush(30)

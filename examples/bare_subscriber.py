@@ -1,9 +1,9 @@
-"""Follow results with nothing but confluent-kafka, fastavro and the .avsc file.
+"""Follow results with only confluent-kafka, fastavro and the .avsc file.
 
     python bare_subscriber.py
     python bare_subscriber.py --registry http://localhost:8081 --group shop --count 10
 
-One JSON object a line, each result once for the group: its place is committed after it is handled.
+Prints one JSON object per line, each result once per group: its offset is committed after it is handled.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ REMEMBERED = 10_000
 
 
 class Decoder:
-    """Reads both framings, whatever version an event was written in, as the version of ``SCHEMA``."""
+    """Decodes both framings and all schema versions, to the version of ``SCHEMA``."""
 
     def __init__(self, registry: str | None) -> None:
         self._registry = SchemaRegistryClient({"url": registry, "timeout": 10}) if registry else None
@@ -39,7 +39,7 @@ class Decoder:
             self._writers[bytes.fromhex(fastavro.schema.fingerprint(canonical, "CRC-64-AVRO"))] = schema
 
     def decode(self, value: bytes) -> dict[str, Any]:
-        """Raises ValueError where the record is no result."""
+        """Decode a result. Raises ValueError if the value is not one."""
         if value[:2] == b"\xc3\x01" and value[2:10] in self._writers:
             writer, body = self._writers[value[2:10]], value[10:]
         elif value[:1] == b"\x00" and len(value) > 5 and self._registry is not None:
@@ -59,25 +59,28 @@ class Decoder:
 
 
 class Seen:
-    """Which records have been answered. Under ``at_least_once`` a result may come twice; its ``source``,
-    the record that it answers, tells. A service keeps this beside its own data."""
+    """Remembers which records have been answered.
+
+    Under ``at_least_once`` a result may arrive twice; both copies have the same ``source``, the record that
+    they answer. A service would store this together with its own data.
+    """
 
     def __init__(self) -> None:
         self._sources: OrderedDict[tuple[str, int, int], None] = OrderedDict()
 
     def before(self, result: dict[str, Any]) -> bool:
         source = result["source"]
-        place = (source["topic"], source["partition"], source["offset"])
-        known = place in self._sources
-        self._sources[place] = None
+        location = (source["topic"], source["partition"], source["offset"])
+        known = location in self._sources
+        self._sources[location] = None
         if len(self._sources) > REMEMBERED:
             self._sources.popitem(last=False)
         return known
 
 
 def handle(result: dict[str, Any]) -> None:
-    """What your service does with a result comes here."""
-    # ASCII alone: what others wrote may hold signs that a terminal obeys.
+    """Process a result; replace this with the code of your service."""
+    # ASCII only: text from others may contain terminal escape sequences.
     print(json.dumps(result, default=str), flush=True)
 
 
@@ -88,23 +91,23 @@ def main() -> int:
     parser.add_argument("--topic", default="zimage.results")
     parser.add_argument("--registry", metavar="URL")
     parser.add_argument("--group", default="bare-subscriber")
-    parser.add_argument("--count", type=int, help="stop after so many results")
-    asked = parser.parse_args()
+    parser.add_argument("--count", type=int, help="stop after this many results")
+    options = parser.parse_args()
 
-    decoder, seen, count = Decoder(asked.registry), Seen(), 0
+    decoder, seen, count = Decoder(options.registry), Seen(), 0
     consumer = Consumer(
         {
-            "bootstrap.servers": asked.bootstrap_servers,
-            "group.id": asked.group,
+            "bootstrap.servers": options.bootstrap_servers,
+            "group.id": options.group,
             "auto.offset.reset": "earliest",
             "enable.auto.commit": False,
-            # Results are written in transactions; those that were aborted never happened.
+            # Results are written in transactions; records of aborted ones must be ignored.
             "isolation.level": "read_committed",
         }
     )
-    consumer.subscribe([asked.topic])
+    consumer.subscribe([options.topic])
     try:
-        while asked.count is None or count < asked.count:
+        while options.count is None or count < options.count:
             message = consumer.poll(0.2)
             if message is None:
                 continue
@@ -123,13 +126,13 @@ def main() -> int:
 
 
 def read(decoder: Decoder, message: Message) -> dict[str, Any] | None:
-    """The result in a record; one that cannot be read is told and passed over, or it would stop us all."""
+    """Return the result in a record; report and skip an invalid one, which would block the group."""
     value: Any = message.value()
     try:
         return decoder.decode(value or b"")
     except (ValueError, EOFError) as error:
-        place = f"{message.topic()}/{message.partition()}/{message.offset()}"
-        print(f"{place} is no result: {error!r}", file=sys.stderr)
+        location = f"{message.topic()}/{message.partition()}/{message.offset()}"
+        print(f"{location} is not a result: {error!r}", file=sys.stderr)
         return None
 
 

@@ -1,4 +1,4 @@
-"""Kafka stream processing for Z-Image-Turbo: prompts in, pictures out, exactly one result per request.
+"""Kafka stream processing for Z-Image-Turbo: prompts in, images out, exactly one result per request.
 
 ::
 
@@ -7,8 +7,8 @@
     with PromptClient() as client:
         result = client.wait(client.submit(PromptRequest(prompt="a lighthouse in fog")))
 
-Everything that is public is importable from here, but for ``zimage_consumers.run_worker``: it runs a worker
-with an :class:`Engine` or an :class:`ImageStore` of your own. What is elsewhere may change without notice.
+The whole public API is importable from here, except ``zimage_consumers.run_worker``, which runs a worker with
+your own :class:`Engine` or :class:`ImageStore`. Everything else may change without notice.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Looked up at first use: whoever imports the package for a dataclass does not load a Kafka client.
+    # Imported at first use: importing the package for a dataclass must not load a Kafka client.
     if name == "__version__":
         from importlib.metadata import version
 

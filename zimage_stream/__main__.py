@@ -1,4 +1,4 @@
-"""The command ``zimage``, also as ``python -m zimage_stream``."""
+"""Entry point of the command ``zimage`` and of ``python -m zimage_stream``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from zimage_stream.cli import interrupt
 
 
 def main() -> None:
-    """Run the command line; Ctrl-C ends it with exit code 130 from the first moment to the last."""
+    """Run the command line; at any time, Ctrl-C ends it with exit code 130."""
     interrupt.ends_at_once()
     from zimage_stream.cli.main import main as run
 

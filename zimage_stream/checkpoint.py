@@ -1,11 +1,11 @@
-"""The checkpoint of a partition: what its offset commit says, and its wire form.
+"""The checkpoint of a partition: the content of its offset commit, and its encoding.
 
-A Kafka offset commit is one number; requests finish in any order. So the commit's *metadata* carries
-the rest: which offsets above the base are resolved already, and a mark for each unresolved request
-that was started. Whoever takes the partition over skips exactly what is resolved, and knows from the
-open marks what was running when its predecessor died.
+A Kafka offset commit is a single number, but requests finish in any order. The commit's *metadata* therefore
+carries the rest: which offsets above the base are already resolved, and a mark for each unresolved request
+that has been started. The next worker to own the partition skips exactly the resolved offsets, and learns
+from the open marks what was running when its predecessor died.
 
-Everything here is pure: values in, values out.
+All functions in this module are pure.
 """
 
 from __future__ import annotations
@@ -20,23 +20,24 @@ from dataclasses import dataclass, field
 from zimage_stream.errors import ZImageError
 
 MAX_METADATA_CHARACTERS = 3_800
-"""The broker refuses 4,096 bytes; the rest is for its own header."""
+"""Maximum length of the metadata, in characters. The broker's limit is 4,096 bytes with its own header."""
 GONE_BACK = "gone back: "
-"""Begins the metadata of a commit whose partition is stopped, since its log went back, with the reason behind
-it: whoever takes it over must know. A reset of the offset takes it away."""
+"""Prefix of the metadata of a partition that was stopped because its log end moved backwards; the reason
+follows. It tells the next owner of the partition, and a reset of the group's offset removes it."""
 MAX_MARKS = 160
 MAX_ATTEMPTS = 15
 
 _MAX_GAP = 1 << 28
-"""Bits in memory while a gap in the log is passed over; a damaged length must not ask for more."""
+"""Maximum number of bits in memory, which bounds the allocation that a damaged length can cause."""
 _VERSION = 1
 _BITMAP, _RUNS = 0, 1
 _VERSION_OF_SEGMENTS = 2
-"""Written only where the other encodings do not fit; a reader that knows version 1 refuses it."""
+"""Version that is written only if the other encodings do not fit; a reader that knows only version 1 rejects
+it."""
 _SEGMENTS = 2
 SEGMENT_BITS = 72
-"""What a segment costs at the most beside the bits in it: two numbers, what is left of its last byte, and the
-longer way to a mark behind it. A resolved run that is longer is worth one."""
+"""Maximum overhead of a segment, in bits: two numbers, the rest of its last byte, and the longer distance to
+the next mark. A resolved run longer than this is worth a segment of its own."""
 _HEADER = struct.Struct(">BQIBB")  # version, base, owner, deaths, encoding of the resolved set
 _MAX_BYTES = MAX_METADATA_CHARACTERS * 3 // 4 - 4  # base64, and a checksum
 
@@ -47,12 +48,12 @@ class CheckpointOverflowError(ZImageError):
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """An unresolved request's note in the checkpoint.
+    """The entry of an unresolved request in the checkpoint.
 
     Attributes:
-        attempts: starts that are charged to it, 0 to 15.
-        suspect: it was running when a process died; it runs alone from now on.
-        open: it is running now, as far as the log knows.
+        attempts: number of starts charged to the request, 0 to 15.
+        suspect: the request was running when a process died, and is now run alone.
+        open: the request is running now, as far as the log shows.
         alone: nothing else was running in that process.
     """
 
@@ -64,14 +65,14 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The state of one partition as committed.
+    """The committed state of one partition.
 
     Attributes:
-        base: lowest offset that is not known to be resolved; the committed offset itself.
-        resolved: bit i says that offset ``base + i`` is resolved.
-        marks: by offset.
-        owner: 32-bit nonce of the process that holds the partition, 0 once it let go cleanly.
-        deaths: holders in a row that died here with no mark open and nothing resolved.
+        base: lowest offset that is not known to be resolved, which is the committed offset itself.
+        resolved: bitmap in which bit i is set if offset ``base + i`` is resolved.
+        marks: marks by offset.
+        owner: 32-bit nonce of the process that owns the partition; 0 after it released it cleanly.
+        deaths: number of consecutive owners that died with no open mark and nothing resolved.
     """
 
     base: int
@@ -81,11 +82,11 @@ class Checkpoint:
     deaths: int = 0
 
     def is_resolved(self, offset: int) -> bool:
-        """Whether the offset's terminal event is out."""
+        """Whether the offset's terminal event has been published."""
         return offset < self.base or bool(self.resolved >> (offset - self.base) & 1)
 
     def encode(self) -> str:
-        """The commit metadata: ASCII, at most ``MAX_METADATA_CHARACTERS``.
+        """Encode the commit metadata: ASCII, at most ``MAX_METADATA_CHARACTERS``.
 
         Raises:
             CheckpointOverflowError: it does not fit.
@@ -107,21 +108,21 @@ class Checkpoint:
             flags = mark.attempts << 3 | mark.suspect << 2 | mark.open << 1 | mark.alone
             parts.append(_varint(offset - before) + bytes((flags,)))
             if version == _VERSION_OF_SEGMENTS:
-                # Where gaps are long, so are offsets from the base.
+                # With long gaps, offsets relative to the base would be long too.
                 before = offset
         return b"".join(parts)
 
     @staticmethod
     def decode(metadata: str, committed: int) -> Checkpoint:
-        """Read a commit back.
+        """Decode the metadata of a commit.
 
         Args:
             metadata: as committed.
-            committed: the offset beside it. A tool that moves offsets leaves the metadata, so the
-                two must agree.
+            committed: the committed offset. A tool that resets offsets may keep the metadata, so the two must
+                agree.
 
         Raises:
-            ValueError: it is not ours, damaged, or stands beside another offset.
+            ValueError: the metadata is not ours, is damaged, or belongs to another offset.
         """
         try:
             raw = base64.b64decode(metadata.encode("ascii") + b"=" * (-len(metadata) % 4), validate=True)
@@ -132,33 +133,35 @@ class Checkpoint:
                 raise ValueError("its checksum does not match")
             version, base, owner, deaths, encoding = _HEADER.unpack_from(raw)
             if version not in (_VERSION, _VERSION_OF_SEGMENTS):
-                raise ValueError(f"it has version {version}, known are {_VERSION} and {_VERSION_OF_SEGMENTS}")
+                raise ValueError(
+                    f"it has version {version}; versions {_VERSION} and {_VERSION_OF_SEGMENTS} are known"
+                )
             if base != committed:
-                raise ValueError(f"it was made for offset {base} and stands beside {committed}")
+                raise ValueError(f"it was made for offset {base}, but the committed offset is {committed}")
             reader = _Reader(raw, _HEADER.size)
-            body = reader.take(reader.varint())
+            body = reader.read(reader.varint())
             marks: dict[int, Mark] = {}
             before = base
             while not reader.done:
-                offset, flags = before + reader.varint(), reader.take(1)[0]
+                offset, flags = before + reader.varint(), reader.read(1)[0]
                 marks[offset] = Mark(flags >> 3 & 15, bool(flags & 4), bool(flags & 2), bool(flags & 1))
                 if version == _VERSION_OF_SEGMENTS:
                     before = offset
             resolved = _DECODERS[encoding](body)
         except (binascii.Error, struct.error, LookupError, UnicodeEncodeError) as error:
-            raise ValueError(f"it does not parse: {error}") from None
+            raise ValueError(f"it cannot be parsed: {error}") from None
         return Checkpoint(base, resolved, marks, owner, deaths)
 
 
 def _shortest(bits: int) -> tuple[int, bytes]:
-    """Encoding and body: as a bitmap or as lengths of runs."""
+    """Return the encoding and body of the shorter form: a bitmap or run lengths."""
     bitmap = bits.to_bytes((bits.bit_length() + 7) // 8, "little")
     runs = b"".join(_varint(run) for run in _runs(bits))
     return (_BITMAP, bitmap) if len(bitmap) <= len(runs) else (_RUNS, runs)
 
 
 def _segments(bits: int) -> bytes:
-    """A bitmap without its long runs of resolved offsets: for each the bytes before it, and its length."""
+    """Encode a bitmap without its long resolved runs: for each, the bytes before it and its length."""
     out = bytearray()
     position = 0
     for start, end in resolved_runs(bits):
@@ -178,7 +181,7 @@ def _from_segments(body: bytes) -> int:
     reader = _Reader(body, 0)
     bits = position = 0
     while True:
-        chunk = reader.take(reader.varint())
+        chunk = reader.read(reader.varint())
         bits |= int.from_bytes(chunk, "little") << position
         position += 8 * len(chunk)
         if reader.done:
@@ -191,7 +194,7 @@ def _from_segments(body: bytes) -> int:
 
 
 def resolved_runs(bits: int) -> Iterator[tuple[int, int]]:
-    """Start and end of each run of set bits, lowest first."""
+    """Yield the start and end of each run of set bits, lowest first."""
     position = 0
     for number, length in enumerate(_runs(bits)):
         if number % 2:
@@ -200,7 +203,7 @@ def resolved_runs(bits: int) -> Iterator[tuple[int, int]]:
 
 
 def _runs(bits: int) -> list[int]:
-    """Lengths of alternating runs, unresolved first; trailing unresolved ones are left out."""
+    """Return the lengths of alternating runs, unresolved first, without trailing unresolved offsets."""
     runs: list[int] = []
     value = 0
     while bits:
@@ -251,7 +254,7 @@ class _Reader:
     def done(self) -> bool:
         return self._position >= len(self._data)
 
-    def take(self, length: int) -> bytes:
+    def read(self, length: int) -> bytes:
         end = self._position + length
         if end > len(self._data):
             raise IndexError("it ends early")
@@ -262,7 +265,7 @@ class _Reader:
     def varint(self) -> int:
         number = shift = 0
         while True:
-            byte = self.take(1)[0]
+            byte = self.read(1)[0]
             number |= (byte & 0x7F) << shift
             if byte < 0x80:
                 return number

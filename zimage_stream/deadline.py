@@ -1,4 +1,4 @@
-"""When waiting ends."""
+"""Deadlines for waits."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import time
 
 
 class Deadline:
-    """The end of a wait, counted from when this is made.
+    """The end of a wait that starts when this object is created.
 
     Args:
-        timeout_s: seconds; ``None``: there is no end.
+        timeout_s: length of the wait in seconds; ``None`` means no limit.
     """
 
     def __init__(self, timeout_s: float | None) -> None:
@@ -18,9 +18,9 @@ class Deadline:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing is to be waited for any more."""
+        """Whether the wait is over."""
         return time.monotonic() >= self._at
 
     def within(self, wait_s: float) -> float:
-        """So many seconds, or as many as are left if they are fewer."""
+        """Return ``wait_s``, or the seconds that are left if they are fewer."""
         return min(wait_s, max(0.0, self._at - time.monotonic()))

@@ -1,35 +1,35 @@
-"""The exceptions that callers tell apart.
+"""The exceptions that callers distinguish.
 
 ::
 
     ZImageError
-    ├── SettingsError              a setting is wrong; names the variable, what it got, what it takes
-    ├── WireError                  bytes on a topic are not an event of ours (code UNDECODABLE)
-    │   └── UnknownSchemaError     they name a schema nobody here knows (code UNKNOWN_SCHEMA)
-    ├── RequestError               a request breaks a rule (code INVALID_REQUEST); names field, rule, value
-    │   └── UnsupportedSizeError   its size cannot be made here (code UNSUPPORTED_SIZE)
-    ├── EngineError                the engine could not make a picture, and survives it
-    │   ├── OutOfMemoryError       the batch does not fit (code OUT_OF_MEMORY)
+    ├── SettingsError              a setting is wrong; the message names it, its value and what it accepts
+    ├── WireError                  a record's bytes are not a valid event (code UNDECODABLE)
+    │   └── UnknownSchemaError     the record names an unknown schema (code UNKNOWN_SCHEMA)
+    ├── RequestError               a request breaks a rule (code INVALID_REQUEST); states field, rule, value
+    │   └── UnsupportedSizeError   the size is not supported here (code UNSUPPORTED_SIZE)
+    ├── EngineError                the engine failed to generate an image, but can continue
+    │   ├── OutOfMemoryError       the batch does not fit into memory (code OUT_OF_MEMORY)
     │   └── ContextLostError       the device is unusable until the process restarts
-    ├── GenerationCancelledError   nobody wants the pictures any more
+    ├── GenerationCancelledError   the images are no longer wanted
     ├── StoreError
-    │   ├── IdConflictError        the key holds a picture of another request (code ID_CONFLICT)
+    │   ├── IdConflictError        the key has an image of a different request (code ID_CONFLICT)
     │   ├── StoreRejectedError     the store refuses this one object (code STORE_REJECTED)
     │   └── StoreMisconfiguredError  bucket, credentials or folder are wrong; an operator must act
-    ├── UnavailableError           something we depend on does not answer; waiting may help
+    ├── UnavailableError           a dependency does not answer; waiting may help
     │   ├── BrokerUnavailableError
     │   ├── RegistryUnavailableError
     │   └── StoreUnavailableError
-    ├── TopicMissingError          a topic is not there, or these credentials may not see it
-    ├── SchemaMissingError         what we write with is not registered, and ``registry.auto_register`` is off
-    ├── SubmitError                the broker did not take a request
-    └── ResultTimeoutError         no terminal event within the time asked for
+    ├── TopicMissingError          a topic does not exist, or these credentials may not see it
+    ├── SchemaMissingError         a schema of ours is not registered, and ``registry.auto_register`` is off
+    ├── SubmitError                the brokers did not accept a request
+    └── ResultTimeoutError         no terminal event within the requested time
 
-Modules add others of their own below :class:`ZImageError`, each of which says all that a person needs in
-its message: a file that cannot be read, a replay that was refused.
+Modules define further subclasses of :class:`ZImageError`, such as for a file that cannot be read or a replay
+that was refused. Their messages are complete: they can be shown to a user as they are.
 
-What an error *means* for a request (retry, dead letter, pause) is decided in one place,
-``zimage_consumers.image_worker.stages.verdict``; the classes only say what happened.
+The *consequence* of an error for a request (retry, dead letter, pause) is decided in one place,
+``zimage_consumers.image_worker.stages.verdict``; the classes only state what happened.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class ZImageError(Exception):
 
 
 class SettingsError(ZImageError):
-    """A setting is wrong. The message has one line a problem: variable, what it got, what it takes."""
+    """A setting is wrong. The message has one line per problem: variable, value, and what is accepted."""
 
 
 class WireError(ZImageError):
-    """The bytes of a record are not an event of ours."""
+    """The bytes of a record are not a valid event."""
 
 
 class UnknownSchemaError(WireError):
@@ -60,8 +60,8 @@ class RequestError(ZImageError):
 
     Attributes:
         field: the field of :class:`~zimage_stream.PromptRequest` at fault.
-        rule: what the field takes, as a phrase.
-        got: what it held, shortened for display.
+        rule: what the field accepts, as a phrase.
+        got: the value, shortened for display.
     """
 
     def __init__(self, field: str, rule: str, got: object) -> None:
@@ -72,15 +72,15 @@ class RequestError(ZImageError):
 
 
 class UnsupportedSizeError(RequestError):
-    """Width and height are well formed, but this deployment does not make pictures of that size."""
+    """Width and height are valid, but this deployment does not generate images of that size."""
 
 
 class EngineError(ZImageError):
-    """The engine failed to make a picture; the process and the device survive."""
+    """The engine failed to generate an image; the process and the device remain usable."""
 
 
 class GenerationCancelledError(ZImageError):
-    """The engine stopped between two steps, since it was told that nobody wants the pictures any more."""
+    """The engine stopped between two steps, because the images are no longer wanted."""
 
 
 class OutOfMemoryError(EngineError):
@@ -88,19 +88,19 @@ class OutOfMemoryError(EngineError):
 
 
 class ContextLostError(EngineError):
-    """The device context is poisoned; only a new process can use the device again."""
+    """The device context is corrupted; only a new process can use the device again."""
 
 
 class StoreError(ZImageError):
-    """The image store answered, and the answer is no."""
+    """The image store answered with an error."""
 
 
 class IdConflictError(StoreError):
-    """The tenant has used this request id before, for a picture with other parameters."""
+    """The tenant has already used this request id for an image with different parameters."""
 
 
 class StoreRejectedError(StoreError):
-    """The store refuses this one object; others may pass."""
+    """The store refuses this one object; others may be accepted."""
 
 
 class StoreMisconfiguredError(StoreError):
@@ -108,7 +108,7 @@ class StoreMisconfiguredError(StoreError):
 
 
 class UnavailableError(ZImageError):
-    """Something we depend on does not answer. No request is to blame, and waiting may help."""
+    """A dependency does not answer. No request is at fault, and waiting may help."""
 
 
 class BrokerUnavailableError(UnavailableError):
@@ -124,7 +124,7 @@ class StoreUnavailableError(UnavailableError):
 
 
 class SubmitError(ZImageError):
-    """The broker did not take a request.
+    """The brokers did not accept a request.
 
     Attributes:
         request_id: the request that was not accepted.
@@ -136,29 +136,29 @@ class SubmitError(ZImageError):
 
 
 class TopicMissingError(ZImageError):
-    """The topic is not there, or these credentials may not see it."""
+    """The topic does not exist, or these credentials may not see it."""
 
     def __init__(self, topic: str, reason: str) -> None:
-        super().__init__(f"topic {topic}: {reason}. To make it: zimage topics create")
+        super().__init__(f"topic {topic}: {reason}. To create it: zimage topics create")
 
 
 class SchemaMissingError(ZImageError):
-    """A schema that we write with is not registered, and registering it by ourselves is off."""
+    """A schema that we write with is not registered, and ``registry.auto_register`` is off."""
 
 
 class ResultTimeoutError(ZImageError):
-    """No terminal event came within the time asked for.
+    """No terminal event arrived within the requested time.
 
     Attributes:
-        missing: ids of the requests still without a result.
+        missing: ids of the requests without a result.
     """
 
     def __init__(self, missing: Iterable[str], timeout_s: float) -> None:
         self.missing = tuple(missing)
-        some = ", ".join(self.missing[:3]) + (" …" if len(self.missing) > 3 else "")
-        super().__init__(f"no result within {timeout_s:g} s for {len(self.missing)} request(s): {some}")
+        examples = ", ".join(self.missing[:3]) + (" …" if len(self.missing) > 3 else "")
+        super().__init__(f"no result within {timeout_s:g} s for {len(self.missing)} request(s): {examples}")
 
 
 def shorten(value: object, limit: int = 100) -> str:
-    """``repr`` of a value, cut in the middle so that a 10 kB field does not fill a log line."""
+    """``repr`` of a value, shortened in the middle so that a 10 kB field does not fill a log line."""
     return shortened(repr(value), limit)

@@ -1,8 +1,8 @@
-"""Text from anybody, made fit to be shown: on a terminal, in a log, in a page.
+"""Escaping and shortening of untrusted text for display on a terminal, in a log or on a page.
 
-A prompt, an id, a name, a header, an error's message can hold what a terminal obeys (escape sequences set
-its title and its clipboard), what begins a new line in a log, and what turns the order of signs around. It
-can have megabytes. Lengths are in characters; an escape takes up to six.
+A prompt, id, name, header or error message can contain terminal escape sequences (which can set the title and
+the clipboard), line breaks that forge log lines, and characters that reverse the reading direction. It can be
+megabytes long. Lengths are in characters; an escape takes up to six.
 """
 
 from __future__ import annotations
@@ -16,60 +16,62 @@ from typing import TextIO
 from zimage_stream.masking import masked
 
 _HARMFUL = re.compile(
-    # Controls and DEL; line and paragraph separators; bidirectional overrides and isolates; half a sign.
+    # Controls and DEL; line and paragraph separators; bidirectional overrides and isolates; lone surrogates.
     "[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 NAME_CHARACTERS = 200
-"""Of an id, a tenant, a name: more than any has that keeps the rules."""
+"""Maximum length of a displayed id, tenant or name, in characters; valid ones are shorter."""
 LINE_CHARACTERS = 2_000
-"""Of a message in one line; a prompt that keeps the rules has no more."""
+"""Maximum length of a displayed line, in characters; a valid prompt is no longer."""
 TEXT_CHARACTERS = 16_000
-"""Of a text in several lines, such as a traceback."""
+"""Maximum length of a displayed text of several lines, such as a traceback, in characters."""
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def escaped(text: str, keep: str = "") -> str:
-    r"""The text with what is harmful to show written as an escape: ``\n``, ``\u001b``. Pure.
+    r"""Replace characters that are harmful to display by escapes such as ``\n`` and ``\u001b``. Pure.
 
-    The notation is JSON's, so that JSON stays the same JSON: there such signs are in texts only.
+    The escapes are those of JSON, so escaping a JSON document does not change its meaning: there such
+    characters occur only within strings.
 
     Args:
-        keep: harmful signs that stay, such as the line breaks of a text in several lines.
+        keep: harmful characters that are kept, such as the line breaks of a text of several lines.
     """
     return _HARMFUL.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), text)
 
 
-def _escape(sign: str) -> str:
-    return _SHORT.get(sign) or f"\\u{ord(sign):04x}"
+def _escape(character: str) -> str:
+    return _SHORT.get(character) or f"\\u{ord(character):04x}"
 
 
 def escaped_lines(text: str) -> str:
-    """The same of a text in several lines: all but the first are indented, so that none looks like ours."""
+    """Escape a text of several lines; all but the first are indented, so that none looks like a log line."""
     return escaped(text, keep="\n").replace("\n", "\n  ")
 
 
 def shortened(text: str, limit: int = LINE_CHARACTERS) -> str:
-    """The text in so many characters at most, cut in its middle: its end often says what to do. Pure.
+    """Shorten a text in the middle, since the end of a message often states the remedy. Pure.
 
     Args:
-        limit: with what is said of the whole length, for which there is room in 40.
+        limit: maximum length of the outcome, in characters, including the note on the full length; at
+            least 40.
     """
     if len(text) <= limit:
         return text
     size = f" ({len(text)} characters)"
-    # First, since half a URL would not be taken for one.
+    # Mask first, because a URL that is cut in half is no longer recognised as one.
     text = masked(text)
     kept = max(1, (limit - len(size) - 1) // 2)
     return f"{text[:kept]}…{text[-kept:]}{size}"
 
 
 def shortened_lines(text: str) -> str:
-    """The same of a text in several lines: each of them, and all together."""
+    """Shorten a text of several lines: each line, and the whole text."""
     return shortened("\n".join(map(shortened, text.split("\n"))), TEXT_CHARACTERS)
 
 
 class LineFormatter(logging.Formatter):
-    """A log line is one line and bounded, whatever is in its message; a traceback follows, indented."""
+    """Formats a log record as one line of bounded length; a traceback follows, indented."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         return escaped(shortened(masked(super().formatMessage(record))))
@@ -85,5 +87,5 @@ class LineFormatter(logging.Formatter):
 
 
 def is_utf8(stream: TextIO) -> bool:
-    """Whether the stream can carry every text."""
+    """Whether the stream's encoding is UTF-8."""
     return codecs.lookup(stream.encoding or "ascii").name == "utf-8"

@@ -1,4 +1,4 @@
-"""What a simulated engine can be told to do to a request. Pure."""
+"""Faults that the simulated engine can inject. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import StrEnum
 
 
 class FaultKind(StrEnum):
-    """What a directive does to a request."""
+    """The kind of an injected fault."""
 
     SLOW = "slow"
     HANG = "hang"
@@ -27,12 +27,12 @@ _DIRECTIVE = re.compile(r"(?P<kind>[a-z]+)(:(?P<number>[0-9]+(\.[0-9]+)?))?")
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A directive.
+    """A fault, parsed from a directive.
 
-    ``slow:3`` takes 3 seconds more, ``oom:2`` does not fit into a batch of more than 2 (``oom:0``: not
-    even alone), ``hang`` never ends, ``raise`` fails, ``refuse`` says the request is at fault, ``kill``
-    ends the process by SIGKILL, ``lost`` poisons the device context, ``corrupt`` gives half a picture,
-    ``leak:64`` leaves 64 MiB of the device allocated for good.
+    ``slow:3`` takes 3 seconds longer, ``oom:2`` runs out of memory in a batch of more than 2 (``oom:0``: even
+    alone), ``hang`` never ends, ``raise`` fails, ``refuse`` blames the request, ``kill`` ends the process
+    with SIGKILL, ``lost`` loses the device context, ``corrupt`` returns half an image, ``leak:64`` leaves
+    64 MiB of device memory allocated permanently.
     """
 
     kind: FaultKind
@@ -40,7 +40,7 @@ class Fault:
 
     @classmethod
     def parse(cls, text: str) -> Fault:
-        """Read a directive. Raises ValueError, which says what was got and what is taken."""
+        """Parse a directive. Raises ValueError, which states the value and what is accepted."""
         match = _DIRECTIVE.fullmatch(text)
         if match is not None and match["kind"] in set(FaultKind):
             kind = FaultKind(match["kind"])

@@ -1,8 +1,8 @@
-"""What clients do in a child that was forked from a process which used them.
+"""Support for clients in forked child processes.
 
-A child has a copy of their memory and none of their threads: a producer there sends nothing, its destruction
-waits for ever, a lock that another thread held is never given back, and a socket is the parent's too. So each
-begins anew in the child, and leaves its copies alone.
+A child has a copy of the parent's memory but none of its threads: a copied producer sends nothing, its
+destructor waits indefinitely, a lock that another thread held is never released, and sockets are shared with
+the parent. Each client therefore starts afresh in the child and does not touch its copies.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Protocol
 
 
 class Forked(Protocol):
-    """What has threads, locks or connections."""
+    """An object with threads, locks or connections."""
 
     def after_fork(self) -> None:
-        """Begin anew, in a child. No other thread runs."""
+        """Start afresh in a child process, in which no other thread is running."""
         ...
 
 
@@ -25,12 +25,12 @@ _living: weakref.WeakSet[Forked] = weakref.WeakSet()
 
 
 def follow(one: Forked) -> None:
-    """Have it begin anew in each child that is forked from now on."""
+    """Call ``after_fork`` of this object in every child process that is forked from now on."""
     _living.add(one)
 
 
 def leave(client: object) -> None:
-    """Never destroy a copy of the parent's client, not even when the process ends."""
+    """Keep a copy of the parent's client from ever being destroyed, even when the process ends."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(client))
 
 

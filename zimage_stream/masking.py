@@ -1,4 +1,4 @@
-"""Secrets, kept out of what is shown: settings, errors, logs, health. Pure."""
+"""Masking of secrets in settings, errors, logs and health reports. Pure."""
 
 from __future__ import annotations
 
@@ -13,26 +13,30 @@ _SECRET = re.compile(
     re.IGNORECASE,
 )
 _ADDRESS = re.compile(r"(url|uri|location|endpoint)$", re.IGNORECASE)
-"""Where a secret is, not what it is."""
+"""Names of settings that hold the location of a secret, not the secret itself."""
 _USER_INFO = re.compile(r"://(?:(?!://)\S)*@")
-"""Up to the last @ before the next URL: a password may hold any sign, whether or not that is allowed."""
+"""Matches up to the last @ before the next URL, because a password may contain any character, even an
+illegal one."""
 
 
 def is_secret(name: str) -> bool:
-    """Whether a setting, or an option of librdkafka, holds what nobody else should read."""
+    """Whether a setting or a librdkafka option holds a secret, judging by its name."""
     return _SECRET.search(name) is not None and _ADDRESS.search(name) is None
 
 
 def masked(text: str) -> str:
-    """The text, without user names and passwords of URLs in it."""
+    """Replace user names and passwords in the URLs of a text."""
     return _USER_INFO.sub(f"://{MASK}@", text)
 
 
 def without_credentials(urls: str) -> tuple[str, str | None, str | None]:
-    """A URL, or several with commas between them, without user and password; and these.
+    """Split off the user and password of a URL, or of several URLs separated by commas.
+
+    Returns:
+        The URLs without credentials, the user and the password.
 
     Raises:
-        ValueError: one is no URL of HTTP, or they name different users; it quotes none of them.
+        ValueError: one is not an HTTP URL, or their credentials differ. The message quotes none of them.
     """
     bare, found = [], set()
     for url in urls.split(","):
@@ -41,14 +45,14 @@ def without_credentials(urls: str) -> tuple[str, str | None, str | None]:
         try:
             parts = urlsplit(f"{scheme}://{address}")
             known = scheme.lower() in ("http", "https", "mock") and bool(parts.hostname)
-            # Asked for, since it is read only then.
+            # urlsplit validates the port only when it is accessed.
             known &= parts.port is None or parts.port > 0
         except ValueError:
             known = False
         if not separator or not known or "/" in user_info:
             raise ValueError(
-                "takes http://HOST:PORT or https://HOST:PORT; in a user and a password / , and @ are written "
-                "%2F, %2C and %40, or better given as username and password"
+                "takes http://HOST:PORT or https://HOST:PORT; in a user or password, write / , and @ as "
+                "%2F, %2C and %40, or use the settings username and password instead"
             )
         bare.append(f"{scheme}://{address}")
         if at:

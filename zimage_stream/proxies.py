@@ -1,7 +1,7 @@
-"""Proxies that the environment names (``HTTP_PROXY`` and its like), as this project takes them.
+"""Use of the proxies in environment variables (``HTTP_PROXY`` and similar).
 
-The schema registry, the hub of models and the collector of traces are asked through them. Kafka and the
-store never are.
+Requests to the schema registry, the model hub and the trace collector go through them; connections to Kafka
+and the store never do.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _VARIABLES = ("http_proxy", "https_proxy", "all_proxy")
 
 
 def leave_out_this_machine(environment: MutableMapping[str, str]) -> None:
-    """Name this machine in ``NO_PROXY``, if there is a proxy: none of it leads back here."""
+    """Add this machine to ``NO_PROXY`` if a proxy is set, since a proxy cannot reach our loopback address."""
     given = {name.lower(): value for name, value in environment.items()}
     left_out = given.get("no_proxy", "")
     if left_out.strip() == "*" or not any(given.get(name) for name in _VARIABLES):
@@ -29,11 +29,11 @@ def leave_out_this_machine(environment: MutableMapping[str, str]) -> None:
 
 
 def through_proxy(url: str) -> str:
-    """What an error says of the proxy that a URL is asked through; empty where there is none."""
+    """Return an addition to an error message about the proxy of a URL; empty if no proxy is used."""
     parts = urlsplit(url.split(",")[0].strip())
     proxies = getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
     if not proxy or not parts.hostname or proxy_bypass(parts.hostname):
         return ""
     name = next((name for name in os.environ if name.lower() == f"{parts.scheme}_proxy"), "ALL_PROXY")
-    return f" (through the proxy {masked(proxy)} of {name}; add {parts.hostname} to NO_PROXY to go without)"
+    return f" (through the proxy {masked(proxy)} in {name}; to bypass it, add {parts.hostname} to NO_PROXY)"

@@ -1,8 +1,8 @@
-"""What an operator can set, read once at start and never changed after.
+"""The settings, read once at startup and immutable afterwards.
 
-Values come, strongest first, from arguments, ``ZIMAGE_*`` environment variables (``__`` between
-group and name, ``ZIMAGE_KAFKA__BOOTSTRAP_SERVERS``), the TOML file named by ``--config`` or
-``ZIMAGE_CONFIG``, and the defaults here. Nothing is read at import.
+Values come from the following sources, the first of which wins: arguments, ``ZIMAGE_*`` environment variables
+(with ``__`` between group and name, as in ``ZIMAGE_KAFKA__BOOTSTRAP_SERVERS``), the TOML file named by
+``--config`` or ``ZIMAGE_CONFIG``, and the defaults below. Nothing is read at import.
 """
 
 from __future__ import annotations
@@ -48,14 +48,15 @@ Seconds = Annotated[float, Field(gt=0)]
 
 
 class Group(BaseModel):
-    """Frozen, and an unknown name is an error: a misspelt setting must not be silently ignored."""
+    """Base of the groups of settings: frozen, and strict, so that a misspelt setting is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @field_validator("*", mode="before")
     @classmethod
     def text_is_trimmed(cls, value: Any, info: ValidationInfo) -> Any:
-        """What a mounted secret or a file ends with is no part of it, and nothing else would say so."""
+        """Reject surrounding white space, such as the final line break of a mounted secret: the error that it
+        causes later would not reveal it."""
         kind = cls.model_fields[str(info.field_name)].annotation
         if kind in (str, str | None, SecretStr, SecretStr | None):
             _check_trimmed(value.get_secret_value() if isinstance(value, SecretStr) else value)
@@ -66,9 +67,9 @@ def _check_trimmed(value: Any, name: str = "") -> None:
     if not isinstance(value, str):
         return
     if value != value.strip():
-        problem = "it begins or ends with white space, such as the line break of a file; remove that"
-    elif any(ord(sign) < 32 or ord(sign) == 127 for sign in value):
-        problem = "it has a line break or another control character in it; remove that"
+        problem = "it begins or ends with white space, such as the line break of a file; remove it"
+    elif any(ord(character) < 32 or ord(character) == 127 for character in value):
+        problem = "it contains a line break or another control character; remove it"
     else:
         return
     raise PydanticCustomError("not_trimmed", "{problem}", {"problem": name + problem})
@@ -77,23 +78,23 @@ def _check_trimmed(value: Any, name: str = "") -> None:
 _OURS_ALONE = {
     **dict.fromkeys(("bootstrap.servers", "metadata.broker.list"), "use kafka.bootstrap_servers"),
     "security.protocol": "use kafka.security_protocol",
-    "transactional.id": "each worker has one of its own; use kafka.transactional_id_prefix",
+    "transactional.id": "each worker has its own; use kafka.transactional_id_prefix",
     "group.id": "use worker.group_id",
-    "group.instance.id": "members are told apart by their slots; use worker.slot",
-    "group.protocol": "workers join by the classic protocol; how they do by another one is not known yet",
-    "group.remote.assignor": "workers join by the classic protocol",
-    "partition.assignment.strategy": "partitions move one by one, as cooperative-sticky has it",
-    "client.id": "workers are known to each other by it; use worker.slot",
+    "group.instance.id": "members are identified by their slots; use worker.slot",
+    "group.protocol": "workers use the classic protocol; other protocols are not supported yet",
+    "group.remote.assignor": "workers use the classic protocol",
+    "partition.assignment.strategy": "workers rely on the incremental rebalances of cooperative-sticky",
+    "client.id": "workers identify each other by it; use worker.slot",
     **dict.fromkeys(
-        ("enable.auto.commit", "enable.auto.offset.store"), "what is done is committed with its results"
+        ("enable.auto.commit", "enable.auto.offset.store"), "offsets are committed together with the results"
     ),
-    "auto.offset.reset": "requests that the log has lost are for an operator to decide on",
-    "isolation.level": "results of aborted transactions are none",
-    "enable.partition.eof": "the end of a log says what lies before it",
-    "enable.idempotence": "each record is to be there once",
-    **dict.fromkeys(("acks", "request.required.acks"), "what is acknowledged must be on all replicas"),
+    "auto.offset.reset": "if the log has lost requests, an operator must decide",
+    "isolation.level": "records of aborted transactions must not be read as results",
+    "enable.partition.eof": "readers need it to know when they have reached the end of a partition",
+    "enable.idempotence": "without it a record could be written twice",
+    **dict.fromkeys(("acks", "request.required.acks"), "an acknowledged record must be on all replicas"),
 }
-"""Options of librdkafka on which the guarantees rest, and why they are not for ``kafka.extra``."""
+"""Options of librdkafka that the guarantees depend on, with the reason why ``kafka.extra`` rejects each."""
 
 
 class KafkaSettings(Group):
@@ -108,13 +109,13 @@ class KafkaSettings(Group):
     ssl_key_password: SecretStr | None = None
     transactional_id_prefix: str = "zimage"
     extra: Annotated[dict[str, str], Field(repr=False)] = {}
-    """Passed to librdkafka as it is, for what has no setting of its own; it wins over our values."""
+    """Further librdkafka options, for those without a setting of their own; they override our values."""
 
     @field_validator("extra")
     @classmethod
     def secrets_are_trimmed(cls, value: dict[str, str]) -> dict[str, str]:
         for name, text in value.items():
-            # A key or a certificate in PEM has lines.
+            # A PEM key or certificate has several lines.
             if is_secret(name) and not name.endswith("pem"):
                 _check_trimmed(text, f"{name}: ")
         return value
@@ -131,7 +132,7 @@ class KafkaSettings(Group):
     @model_validator(mode="after")
     def sasl_is_whole(self) -> KafkaSettings:
         if self.security_protocol.startswith("SASL") and self.sasl_mechanism is None:
-            raise ValueError("sasl_mechanism is needed with security_protocol " + self.security_protocol)
+            raise ValueError("sasl_mechanism is required with security_protocol " + self.security_protocol)
         return self
 
 
@@ -143,7 +144,7 @@ class TopicSettings(Group):
 
 class RegistrySettings(Group):
     url: str | None = None
-    """No registry: events are written in Avro single-object framing."""
+    """URL of the schema registry; without one, events are written in Avro single-object framing."""
     username: str | None = None
     password: SecretStr | None = None
     ssl_ca_location: Path | None = None
@@ -152,7 +153,8 @@ class RegistrySettings(Group):
     @model_validator(mode="before")
     @classmethod
     def credentials_leave_the_url(cls, data: Any) -> Any:
-        """They become ``username`` and ``password``: a URL is shown, in errors and by ``/readyz``."""
+        """Move credentials from the URL to ``username`` and ``password``, because errors and ``/readyz`` show
+        the URL."""
         if not isinstance(data, dict) or not isinstance(data.get("url"), str):
             return data
         try:
@@ -164,7 +166,7 @@ class RegistrySettings(Group):
         if data.get("username") is not None or data.get("password") is not None:
             raise PydanticCustomError(
                 "url",
-                "a user and a password are in url, and in username and password too; give them once",
+                "a user and password are given in url and also in username and password; give them once",
             )
         return {**data, "url": url, "username": username, "password": password}
 
@@ -174,7 +176,7 @@ class StoreSettings(Group):
     endpoint: str = "localhost:9000"
     bucket: str = "zimage"
     access_key: str | None = None
-    """Absent: the usual ``AWS_*`` / ``MINIO_*`` variables, then the instance's role."""
+    """Access key; by default the usual ``AWS_*`` or ``MINIO_*`` variables, then the instance's role."""
     secret_key: SecretStr | None = None
     secure: bool = False
     region: str | None = None
@@ -190,13 +192,13 @@ class StoreSettings(Group):
         address = rest.rpartition("@")[2].rstrip("/")
         if not separator and "@" not in value:
             return value
-        keys = "; keys go to store.access_key and store.secret_key" if "@" in value else ""
+        keys = "; set the keys as store.access_key and store.secret_key" if "@" in value else ""
         raise PydanticCustomError(
             "endpoint",
             "{problem}",
             {
-                "problem": f"takes HOST:PORT without a scheme: store.endpoint is {address!r} and "
-                f"store.secure {str(scheme.lower() == 'https').lower()}{keys}"
+                "problem": f"takes HOST:PORT without a scheme: set store.endpoint to {address!r} and "
+                f"store.secure to {str(scheme.lower() == 'https').lower()}{keys}"
             },
         )
 
@@ -204,31 +206,32 @@ class StoreSettings(Group):
 class EngineSettings(Group):
     kind: Literal["zimage", "simulated"] = "zimage"
     model: str = "Tongyi-MAI/Z-Image-Turbo"
-    """A folder, a hub id, or ``tiny``: the packaged checkpoint."""
+    """A folder, a hub id, or ``tiny`` for the packaged checkpoint."""
     revision: str | None = None
     simulated_ms: Annotated[float, Field(ge=0)] = 320.0
-    """Service time of the simulated engine for one 1024x1024 picture at 8 steps, in milliseconds."""
+    """Service time of the simulated engine for one 1024x1024 image at 8 steps, in milliseconds."""
     simulated_faults: dict[str, str] = {}
-    """What the simulated engine does to prompts with a piece of text in them: raise, kill, slow:3, …"""
+    """Faults of the simulated engine, by a substring of the prompt: raise, kill, slow:3, …"""
     simulated_salt: str = ""
-    """Gives a simulated engine pixels of its own, as another card or driver has."""
+    """Changes the pixels of the simulated engine, as a different card or driver would."""
     simulated_scenery: bool = False
-    """Its pictures are as hard to encode as photographs."""
+    """Makes the simulated images as hard to encode as photographs."""
     device: str = "auto"
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     offload: Literal["none", "model", "sequential", "text_encoder"] = "none"
     attention: str | None = None
     compile: bool = False
     max_batch: Annotated[int, Field(ge=1, le=64)] = 8
-    """What is started is marked in the checkpoint, which has room for 160 marks."""
+    """Maximum batch size. Each started request needs a mark in the checkpoint, which has room for 160."""
     max_pixels: Annotated[int, Field(ge=64 * 64)] = 2048 * 2048
     allow_guidance: bool = False
     idle_release_s: Annotated[float, Field(ge=0)] = 0.0
-    """0: the weights stay on the device."""
+    """Idle time after which the weights leave the device, in seconds; 0 means that they stay."""
     hang_timeout_s: Seconds = 300.0
-    """A batch that takes longer ends the process; more for more than a megapixel at 8 steps."""
+    """Time after which an unfinished batch ends the process, in seconds for 1 megapixel at 8 steps; larger
+    images and more steps get more."""
     leak_limit_bytes: Annotated[int, Field(ge=1 << 20)] = 1 << 30
-    """A worker whose device memory in use grows by more, batch after batch, is replaced by a new process."""
+    """Growth of the device memory in use, batch after batch, after which the worker process is replaced."""
 
     @field_validator("simulated_faults")
     @classmethod
@@ -243,18 +246,19 @@ class EngineSettings(Group):
 
 class SchedulerSettings(Group):
     tenant_weights: dict[str, Annotated[float, Field(gt=0)]] = {}
-    """Share of a tenant against others; a tenant that is not named has 1."""
+    """Relative share of each tenant; unlisted tenants have 1."""
 
 
 class WorkerSettings(Group):
     group_id: str = "zimage-workers"
     slot: str | None = None
-    """A stable name for this worker among its group; absent: host name / device / index."""
+    """A stable name for this worker within its group; by default host name / device / index."""
     guarantee: Literal["exactly_once", "at_least_once"] = "exactly_once"
     window: Positive = 16_384
     window_bytes: Annotated[int, Field(ge=1 << 20)] = 64 << 20
     max_attempts: Annotated[int, Field(ge=1, le=14)] = 3
-    """A mark counts to 15: one more is how a request is known that kills whoever reads it."""
+    """Maximum number of attempts. A mark can count to 15; the extra one identifies a request that kills every
+    worker that reads it."""
     drain_timeout_s: Seconds = 30.0
     encode_threads: Positive = 2
     upload_threads: Positive = 4
@@ -266,17 +270,17 @@ class TelemetrySettings(Group):
     log_prompts: bool = False
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 9464
-    """Metrics and health; 0 takes any free port."""
+    """Port for metrics and health; 0 means any free port."""
     tenant_label: bool = False
-    """Metrics name the tenants with the longest queues."""
+    """Whether metrics name the tenants with the longest queues."""
     drain_target_s: Seconds = 60.0
-    """In how long ``zimage_desired_workers`` would have the backlog served."""
+    """Time within which ``zimage_desired_workers`` workers would serve the backlog, in seconds."""
     traces: bool = False
-    """OpenTelemetry spans, sent where the ``OTEL_*`` variables say; needs the extra ``otel``."""
+    """Whether to export OpenTelemetry spans, as the ``OTEL_*`` variables say; needs the extra ``otel``."""
 
 
 class Settings(BaseSettings):
-    """Everything that can be set; see :func:`load_settings` for how it is read."""
+    """All settings; see :func:`load_settings` for how they are read."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid", env_ignore_empty=True
@@ -292,7 +296,7 @@ class Settings(BaseSettings):
     telemetry: TelemetrySettings = TelemetrySettings()
 
     def slot(self, device: str = "cpu", index: int = 0) -> str:
-        """This worker's stable name: the setting, else host name / device / index."""
+        """Return this worker's stable name: the setting, or host name / device / index."""
         return self.worker.slot or f"{socket.gethostname()}/{device}/{index}"
 
 
@@ -300,11 +304,11 @@ def load_settings(config: Path | None = None, overrides: Mapping[str, Any] | Non
     """Read and validate the settings.
 
     Args:
-        config: a TOML file; absent: the one named by ``ZIMAGE_CONFIG``, if any.
-        overrides: values that win over every other source, ``{"engine": {"kind": "simulated"}}``.
+        config: a TOML file; by default the one named by ``ZIMAGE_CONFIG``, if any.
+        overrides: values that override every other source, such as ``{"engine": {"kind": "simulated"}}``.
 
     Raises:
-        SettingsError: a value is wrong, a name unknown, or the file unreadable.
+        SettingsError: a value is invalid, a name is unknown, or the file cannot be read.
     """
     path = config or (Path(named) if (named := os.environ.get(CONFIG_VARIABLE)) else None)
     in_file = {} if path is None else read_toml(path)
@@ -321,7 +325,7 @@ def load_settings(config: Path | None = None, overrides: Mapping[str, Any] | Non
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             return init_settings, env_settings, InitSettingsSource(settings_cls, in_file)
 
-    # The causes hold what was given, secrets too.
+    # "from None" because the causes contain the values, including secrets.
     try:
         return Sourced(**dict(overrides or {}))
     except ValidationError as error:
@@ -331,15 +335,15 @@ def load_settings(config: Path | None = None, overrides: Mapping[str, Any] | Non
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """What a settings file says. A byte order mark, as editors on Windows write it, is passed over.
+    """Read a settings file. A byte order mark, as Windows editors write it, is ignored.
 
     Raises:
-        SettingsError: it cannot be read, or is no TOML in UTF-8.
+        SettingsError: the file cannot be read, or is not TOML in UTF-8.
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise SettingsError(f"config file {path}: there is no such file") from None
+        raise SettingsError(f"config file {path}: the file does not exist") from None
     except OSError as error:
         raise SettingsError(f"config file {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -348,13 +352,13 @@ def read_toml(path: Path) -> dict[str, Any]:
             "save it as UTF-8"
         ) from None
     except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"config file {path}: it is no TOML: {error}") from None
+        raise SettingsError(f"config file {path}: it is not valid TOML: {error}") from None
 
 
 def environment_of(settings: Settings) -> dict[str, str]:
-    """This process's environment with exactly these settings in it, for a child process.
+    """Build the environment of a child process: that of this process, with exactly these settings.
 
-    Secrets are among the values, in clear.
+    The values include secrets in plain text.
     """
     out = {name: value for name, value in os.environ.items() if not name.upper().startswith(ENV_PREFIX)}
     for group, values in settings.model_dump(exclude_none=True).items():
@@ -376,11 +380,11 @@ def _explain(problem: Any) -> str:
 
 
 def _got(place: Sequence[str], value: Any) -> str:
-    """What was given, unless a secret may be in it: a whole group, all options of librdkafka, a list."""
+    """Quote the given value, unless it may contain a secret: a whole group, librdkafka options or a list."""
     if len(place) < 2 or place[-1] == "extra" or any(map(is_secret, place)):
         return ""
     if not isinstance(value, str | int | float):
         return ""
     shown = masked(repr(value))
-    # USER:PASSWORD@HOST without a scheme is no URL, and as secret.
+    # USER:PASSWORD@HOST without a scheme is not a URL, but just as secret.
     return "" if "@" in shown and shown == repr(value) else f" got {shown};"

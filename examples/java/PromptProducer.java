@@ -33,19 +33,19 @@ import org.apache.kafka.common.serialization.ByteArraySerializer;
 import org.apache.kafka.common.serialization.StringSerializer;
 
 /**
- * Asks for pictures. Needs kafka-clients and avro; see pom.xml.
+ * Requests images. Needs kafka-clients and avro; see pom.xml.
  *
  * <pre>PromptProducer BOOTSTRAP_SERVERS TOPIC SCHEMA_FILE REGISTRY_URL|- SIDE PROMPT...</pre>
  *
- * With "-" for the registry, values are in Avro single-object encoding; else in Confluent's framing, under
- * the id that the schema has in the registry. Request ids go to standard output.
+ * With "-" for the registry, values are in Avro single-object encoding; otherwise in Confluent's framing, with
+ * the schema's id in the registry. Request ids are printed to standard output.
  */
 public final class PromptProducer {
 
     public static void main(String[] args) throws Exception {
         if (args.length == 2 && args[0].equals("fingerprint")) {
-            byte[] mark = SchemaNormalization.parsingFingerprint("CRC-64-AVRO", schema(args[1]));
-            System.out.println(java.util.HexFormat.of().formatHex(mark));
+            byte[] fingerprint = SchemaNormalization.parsingFingerprint("CRC-64-AVRO", schema(args[1]));
+            System.out.println(java.util.HexFormat.of().formatHex(fingerprint));
             return;
         }
         if (args.length < 6) {
@@ -111,7 +111,7 @@ public final class PromptProducer {
         return out.toByteArray();
     }
 
-    /** Registers the schema under the topic's subject, or finds it there: the answer is its id either way. */
+    /** Registers the schema under the topic's subject, and returns its id, new or existing. */
     private static int schemaId(String registry, String topic, Schema schema) throws Exception {
         String body = "{\"schema\": \"" + schema.toString().replace("\\", "\\\\").replace("\"", "\\\"") + "\"}";
         HttpRequest request = HttpRequest.newBuilder(URI.create(registry + "/subjects/" + topic + "-value/versions"))

@@ -1,1 +1,1 @@
-"""What publishes requests."""
+"""Producers, which publish requests."""

@@ -1,4 +1,4 @@
-"""Everything a producer can get wrong, and what comes of it: the table that ``docs/wire.md`` shows."""
+"""Everything a producer can get wrong, with its outcome: the source of a table in ``docs/wire.md``."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ HEADER_BYTES = 10
 _TIME_OF_DAY = {"type": "int", "logicalType": "time-millis"}
 _DATE = {"type": "int", "logicalType": "date"}
 MAX_PIXELS = 1024 * 1024
-"""What the worker under test allows."""
+"""Maximum image size of the worker under test, in pixels."""
 
 Register = Callable[[str], int]
-"""Puts a schema's text into the registry; returns its id."""
+"""Function that registers a schema's text and returns its id."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One thing sent.
+    """A record that is sent.
 
     Attributes:
-        sent: what it is, in the words of the docs.
-        value: the record's value; a function of :data:`Register` where a registry has to know of it.
+        sent: description of the record, as in the docs.
+        value: the record's value, or a function of :data:`Register` if its schema must be registered.
         outcome: status of the result, or code of the dead letter.
-        says: a piece of the message; empty where there is none.
-        has_result: a result is published, since it can be read who asked.
+        says: part of the message; empty if there is none.
+        has_result: whether a result is published, because the request's id could be read.
     """
 
     sent: str
@@ -52,18 +52,18 @@ class Case:
 
 
 def written(**changes: Any) -> bytes:
-    """A request with these fields, whether or not they keep the rules."""
+    """Encode a request with these fields, valid or not."""
     return Codec().encode_request(replace(GOOD, **changes), "requests")
 
 
 def _with_bytes(placeholder: str, raw: bytes) -> bytes:
-    """A request in whose prompt these bytes stand, which no encoder would write."""
+    """Encode a request whose prompt contains bytes that no encoder would write."""
     assert len(placeholder) == len(raw)
     return written(request_id="raw", prompt=f"a {placeholder} b").replace(placeholder.encode(), raw)
 
 
 def _future(**more: Any) -> tuple[str, bytes]:
-    """A later version of the schema, and a request in it."""
+    """Return a later version of the schema, and a request encoded with it."""
     schema = json.loads(current(PROMPT_REQUEST).text)
     schema["fields"].append({"name": "style", "type": "string", "default": "photo"} | more)
     out = io.BytesIO()
@@ -84,7 +84,7 @@ def _foreign(register: Register) -> bytes:
 
 
 def _typed(name: str, avro: Any, value: Any) -> Callable[[Register], bytes]:
-    """A request in a schema of somebody else's, in which a field has another type than in ours."""
+    """Encode a request with a foreign schema, in which a field has another type than in ours."""
     schema = json.loads(current(PROMPT_REQUEST).text)
     for field in schema["fields"]:
         if field["name"] == name:
@@ -97,8 +97,8 @@ def _typed(name: str, avro: Any, value: Any) -> Callable[[Register], bytes]:
     return lambda register: b"\x00" + register(text).to_bytes(4, "big") + out.getvalue()
 
 
-def _beside(extra: Any, body: bytes) -> Callable[[Register], bytes]:
-    """A request in a schema that has a field of this type first, which holds these bytes."""
+def _preceded_by(extra: Any, body: bytes) -> Callable[[Register], bytes]:
+    """Encode a request with a schema whose first field has this type, and these bytes as its value."""
     schema = json.loads(current(PROMPT_REQUEST).text)
     schema["fields"].insert(0, {"name": "extra", "type": extra})
     text = json.dumps(schema)
@@ -112,7 +112,7 @@ def _future_fingerprint() -> bytes:
 
 
 def _late() -> bytes:
-    """A request whose ``expires_at`` is further away than any calendar of ours."""
+    """Encode a request whose ``expires_at`` is beyond the range of datetime."""
     schema = json.loads(current(PROMPT_REQUEST).text)
     for field in schema["fields"]:
         if field["name"] == "expires_at":
@@ -149,14 +149,16 @@ def _served(sent: str, **changes: Any) -> Case:
 
 
 CASES = (
-    _unreadable("bytes that are no Avro", b"\x7fELF", "starts with 7f 45, which is neither"),
+    _unreadable("bytes that are not Avro", b"\x7fELF", "starts with 7f 45, which is neither"),
     _unreadable("a null value", None, "the record has no value"),
     _unreadable("an empty value", b"", "the record's value is empty"),
-    _unreadable("a fingerprint that breaks off", b"\xc3\x01\x00", "ends within its schema's fingerprint"),
-    _unreadable("a schema id that breaks off", b"\x00\x00", "ends within its schema's id"),
-    _unreadable("an event that breaks off", written()[:-3], "does not decode as zimage.PromptRequest"),
+    _unreadable("a truncated fingerprint", b"\xc3\x01\x00", "ends within its schema's fingerprint"),
+    _unreadable("a truncated schema id", b"\x00\x00", "ends within its schema's id"),
+    _unreadable("a truncated event", written()[:-3], "does not decode as zimage.PromptRequest"),
     _unreadable(
-        "more bytes after the event", written() + b"\x00\x00", "2 bytes follow the zimage.PromptRequest"
+        "extra bytes after the event",
+        written() + b"\x00\x00",
+        "2 extra bytes follow the zimage.PromptRequest",
     ),
     _unreadable("another event of ours", _result(), "holds zimage.ImageResult, not zimage.PromptRequest"),
     _unreadable("a lone surrogate in the prompt", _with_bytes("XYZ", b"\xed\xa0\x80"), "UnicodeDecodeError"),
@@ -166,40 +168,44 @@ CASES = (
         "does not decode as zimage.PromptRequest",
     ),
     _unknown("an unknown fingerprint", b"\xc3\x01" + bytes(8) + b"x", "no published schema has"),
-    _unknown("a schema from the future by fingerprint", _future_fingerprint(), "upgrade this reader"),
+    _unknown("a future schema, by fingerprint", _future_fingerprint(), "upgrade this reader"),
     _unknown("an unknown schema id", b"\x00\x7f\xff\xff\xffx", "is not in the registry"),
-    Case("a schema from the future in the registry", _in_registry, "SUCCEEDED"),
-    _unreadable("a schema of that name that is not ours", _foreign, "cannot be read as today's"),
-    Case("a time that its schema calls a plain long", _typed("created_at", "long", 5), "SUCCEEDED"),
+    Case("a future schema, in the registry", _in_registry, "SUCCEEDED"),
+    _unreadable("a foreign schema of the same name", _foreign, "cannot be read as the current"),
+    Case("a time whose schema type is a plain long", _typed("created_at", "long", 5), "SUCCEEDED"),
     _unreadable(
-        "a time of day for a time", _typed("created_at", _TIME_OF_DAY, 5), "created_at: got datetime.time"
+        "a time of day instead of a time",
+        _typed("created_at", _TIME_OF_DAY, 5),
+        "created_at: got datetime.time",
     ),
-    _unreadable("a date for a width", _typed("width", _DATE, 64), "width: got datetime.date"),
-    _unreadable("a plain long beyond all years", _typed("created_at", "long", 2**62), "created_at: got 4611"),
+    _unreadable("a date instead of a width", _typed("width", _DATE, 64), "width: got datetime.date"),
+    _unreadable(
+        "a plain long beyond the year 9999", _typed("created_at", "long", 2**62), "created_at: got 4611"
+    ),
     _unreadable(
         "4 quintillion nulls in an array",
-        _beside({"type": "array", "items": "null"}, b"\xfe" + b"\xff" * 7 + b"\x7f\x00"),
+        _preceded_by({"type": "array", "items": "null"}, b"\xfe" + b"\xff" * 7 + b"\x7f\x00"),
         "items of its array can take no bytes",
     ),
     _unreadable(
-        "a type that holds itself, 100,000 levels deep",
-        _beside(
+        "a recursive type, 100,000 levels deep",
+        _preceded_by(
             {"type": "record", "name": "Deep", "fields": [{"name": "deeper", "type": ["null", "Deep"]}]},
             b"\x02" * 100_000 + b"\x00",
         ),
-        "zimage.Deep holds itself",
+        "zimage.Deep contains itself",
     ),
     _invalid(
         "a record of more than 1 MiB",
         "record: got '1,048",
         attributes={"big": "x" * (1 << 20)},
     ),
-    _invalid("a width that is no multiple of 16", "width: got 65, takes a multiple of 16", width=65),
+    _invalid("a width that is not a multiple of 16", "width: got 65, takes a multiple of 16", width=65),
     _invalid("a width of 0", "width: got 0, takes", width=0),
     _invalid("a negative height", "height: got -64, takes", height=-64),
-    _invalid("a width of a thousand million", "width: got 1000000000, takes", width=1_000_000_000),
+    _invalid("a width of one billion", "width: got 1000000000, takes", width=1_000_000_000),
     _invalid(
-        "a size beyond what this deployment makes",
+        "a size above this deployment's limit",
         "width x height of at most 1,048,576 pixels",
         "UNSUPPORTED_SIZE",
         width=2048,
@@ -207,10 +213,10 @@ CASES = (
     ),
     _invalid("an empty prompt", "prompt: got '', takes 1 to 2,000", prompt=""),
     _invalid("a prompt of white space", "prompt: got ' \\n ', takes 1 to 2,000", prompt=" \n "),
-    _invalid("a prompt of invisible signs", "at least one of them visible", prompt="\u200b\u3164"),
+    _invalid("a prompt of invisible characters", "at least one of them visible", prompt="\u200b\u3164"),
     _invalid("a prompt of 2,001 characters", "(2003 characters), takes 1 to 2,000", prompt="长" * 2001),
-    _invalid("a NUL in the prompt", "text without control characters (U+0000 in it)", prompt="a\0b"),
-    _invalid("an escape sequence in the prompt", "(U+001B in it)", prompt="\x1b[2J"),
+    _invalid("a NUL in the prompt", "text without control characters (it contains U+0000)", prompt="a\0b"),
+    _invalid("an escape sequence in the prompt", "(it contains U+001B)", prompt="\x1b[2J"),
     _served("right-to-left marks in the prompt", request_id="rtl", prompt="\u202eשלום\u202c \u200fa heart"),
     _served("emoji in the prompt", request_id="emoji", prompt="👩🏽‍🚀 a heart ❤️"),
     _served("combining marks in the prompt", request_id="combining", prompt="cafe\u0301 " + "e\u0301" * 50),
@@ -231,9 +237,13 @@ CASES = (
     _invalid("an unknown format", "format: got 'bmp', takes one of png, webp, jpeg", format="bmp"),
     _invalid("a quality of 0", "quality: got 0, takes a whole number from 1 to 100", quality=0),
     _invalid("51 steps", "steps: got 51, takes a whole number from 1 to 50", steps=51),
-    _invalid("guidance, which Turbo has none of", "guidance_scale: got 5.0, takes 0", guidance_scale=5.0),
     _invalid(
-        "a guidance that is no number", "guidance_scale: got nan, takes a number", guidance_scale=float("nan")
+        "guidance, which Turbo does not support", "guidance_scale: got 5.0, takes 0", guidance_scale=5.0
+    ),
+    _invalid(
+        "a guidance that is not a number",
+        "guidance_scale: got nan, takes a number",
+        guidance_scale=float("nan"),
     ),
     _invalid("a negative seed", "seed: got -1, takes", seed=-1),
     _invalid("a priority of 11", "priority: got 11, takes a whole number from -10 to 10", priority=11),

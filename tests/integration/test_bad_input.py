@@ -1,4 +1,4 @@
-"""Every row of the table of bad input: one terminal outcome, a message for people, and nobody else harmed."""
+"""Each row of the table of bad input: one terminal outcome, a clear message, no effect on other requests."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Place = tuple[int, int]
 
 @dataclass
 class Served:
-    """What was sent and what came of it, by the place of the record."""
+    """The records that were sent and their outcomes, by location."""
 
     places: dict[str, Place]
     keys: dict[Place, bytes]
@@ -55,7 +55,7 @@ def arena(
 ) -> Iterator[Arena]:
     run = uuid.uuid4().hex[:12]
     topics = TopicSettings(requests=f"requests-{run}", results=f"results-{run}", dead_letters=f"dead-{run}")
-    # Takes more than ours does, so that it is the worker that has to refuse what is too large.
+    # Allows larger records than our own topic, so that the worker has to reject those that are too large.
     make_topics(kafka.settings, [TopicSpec(topics.requests, PARTITIONS, {"max.message.bytes": 4 << 20})], 1)
     create_topics(kafka.settings, topics, replication_factor=1)
     store = minio.settings(topics.requests)
@@ -73,7 +73,7 @@ def arena(
 
 @pytest.fixture(scope="module")
 def served(arena: Arena, registry: RegistryAddress) -> Served:
-    """All cases sent, an innocent request after each, and all of them answered."""
+    """Send all cases, an innocent request after each, and wait for all outcomes."""
     topics = arena.settings.topics
 
     def register(text: str) -> int:
@@ -102,7 +102,7 @@ def served(arena: Arena, registry: RegistryAddress) -> Served:
     for number, case in enumerate(CASES):
         value = case.value(register) if callable(case.value) else case.value
         out.places[case.sent] = send(case.sent, f"\xff{number}".encode("latin-1"), value)
-        # Whose turn it is among requests of one id is fairness's business: this table wants them in order.
+        # The scheduler may reorder requests with the same id, but the cases below depend on the order.
         if case.sent == "a request":
             _wait(arena, out, {out.places[case.sent]})
         out.innocents.add(send(f"innocent {number}", b"k", written(request_id=f"innocent-{number}")))
@@ -111,7 +111,7 @@ def served(arena: Arena, registry: RegistryAddress) -> Served:
 
 
 def _wait(arena: Arena, out: Served, wanted: set[Place]) -> None:
-    """Read both topics from the beginning until every wanted place has its terminal event."""
+    """Read both topics from the beginning until every wanted record has its terminal event."""
     settings = arena.settings
     deadline = time.monotonic() + DEADLINE_S
     with closing(Codec(Registry(settings.registry))) as codec:

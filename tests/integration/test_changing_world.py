@@ -42,7 +42,7 @@ def test_an_acknowledgement_without_an_offset_is_reported_and_harms_no_later_req
             cluster.answer(Request.PRODUCE, [KafkaError.DUPLICATE_SEQUENCE_NUMBER])
             star = PromptRequest(prompt="a star")
             lost = client.submit_nowait(star)
-            with pytest.raises(SubmitError, match="did not say where"):
+            with pytest.raises(SubmitError, match="did not report its offset"):
                 lost.result(TIMEOUT_S)
             # Its result arrives nevertheless, as the error says.
             result = failed(star, Source(topic=topics.requests, partition=0, offset=7))

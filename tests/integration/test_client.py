@@ -137,7 +137,7 @@ def test_aborted_and_undecodable_records_are_no_results(
     with pytest.raises(ResultTimeoutError) as caught:
         client.wait(request.request_id, timeout=2)
     assert caught.value.missing == (request.request_id,)
-    assert "is no result is skipped" in caplog.text
+    assert "that is not a result" in caplog.text
     writer.write([failed(request, source)])
     assert client.wait(request.request_id, timeout=TIMEOUT_S).source == source
 
@@ -253,9 +253,9 @@ def test_a_broker_that_asks_for_a_password_over_tls(
         assert client.wait(request_id, timeout=TIMEOUT_S).request_id == request_id
     wrong = settings.kafka.model_copy(update={"sasl_password": SecretStr("guess")})
     with PromptClient(settings.model_copy(update={"kafka": wrong})) as client:
-        with pytest.raises(BrokerUnavailableError, match="does not let us in"):
+        with pytest.raises(BrokerUnavailableError, match="refuses the connection"):
             client.submit(PromptRequest(prompt="a"))
-        with pytest.raises(BrokerUnavailableError, match="does not let us in"):
+        with pytest.raises(BrokerUnavailableError, match="refuses the connection"):
             client.wait("a", timeout=1)
-    with pytest.raises(BrokerUnavailableError, match="does not let us in"):
+    with pytest.raises(BrokerUnavailableError, match="refuses the connection"):
         create_topics(wrong, settings.topics)

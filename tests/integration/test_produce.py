@@ -55,7 +55,7 @@ def test_a_file_of_prompts_from_a_chinese_spreadsheet(
         first = {request.request_id: request for request in answers.requests}
         assert zimage(*words, "--timeout", "30", "--tenant", "studio").returncode == 1
     assert "read as CSV in GB18030" in done.stderr
-    assert "columns that are no fields come back as attributes: 城市\n" in done.stderr
+    assert "columns that are not fields are returned as attributes: 城市\n" in done.stderr
     assert "line 4: width: got 65" in done.stderr
     (failed_id,) = [each for each, request in first.items() if "fail" in request.prompt]
     assert f"line 3: FAILED    {failed_id}  GENERATION_FAILED" in done.stderr
@@ -98,11 +98,11 @@ def test_a_bad_byte_in_a_pipe_says_where_and_how_to_go_on(start: Start) -> None:
     status, out, err = piped(start, lines + b'{"prompt": "caf\xe9"}\n{"prompt": "never"}\n', *words)
     assert (status, "Traceback" in err) == (1, False), err
     assert out.startswith("accepted 1,500, failed 0")
-    assert "the input: line 1,501, column 16: byte 0xE9 is no UTF-8; what follows was not read" in err
+    assert "the input: line 1,501, column 16: byte 0xE9 is not UTF-8; the rest was not read" in err
     assert "to resume: zimage produce --file - --batch b (with the same input)" in err
     status, out, err = piped(start, b'{"prompt": "caf\xe9"}\n', *words, "--encoding", "cp1252")
     assert (status, out[:10]) == (0, "accepted 1"), err
-    assert "read as JSONL in CP1252 (as asked for)" in err
+    assert "read as JSONL in CP1252 (as requested)" in err
 
 
 def test_a_file_that_could_be_two_things_sends_nothing(zimage: Run, tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_topics_are_checked(zimage: Run) -> None:
     assert done.returncode == 0
     warning, verdict = done.stdout.splitlines()
     assert warning.startswith("warning: the cluster: brokers is 1")
-    assert verdict == "the topics are as they must be"
+    assert verdict == "the topics meet all requirements"
     assert [line.split()[1:] for line in zimage("topics", "create").stdout.splitlines()] == [
-        ["was", "there"]
+        ["already", "existed"]
     ] * 3

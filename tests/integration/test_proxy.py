@@ -66,7 +66,7 @@ def test_a_refusal_names_the_proxy_and_what_to_do(proxy: Proxy) -> None:
     registry.close()
     said = str(caught.value)
     assert proxy.asked
-    assert f"through the proxy http://********@127.0.0.1:{proxy.server_port} of HTTP_PROXY" in said
+    assert f"through the proxy http://********@127.0.0.1:{proxy.server_port} in HTTP_PROXY" in said
     assert "add registry.invalid to NO_PROXY" in said
     assert "403" in said
     assert "hunter2" not in said

@@ -61,7 +61,9 @@ def test_one_port_serves_the_metrics_of_all_workers(arena: Arena, supervised: Su
     until(lambda: sum(results().values()) == 40, 20, "all are counted")
     assert results().keys() == {"cpu:0", "cpu:1"}
     os.kill(supervised.started()[0], signal.SIGKILL)
-    until(lambda: "cpu:0: the worker does not run" in supervised.get("/readyz"), 20, "its death is reported")
+    until(
+        lambda: "cpu:0: the worker is not running" in supervised.get("/readyz"), 20, "its death is reported"
+    )
     assert 'zimage_worker_up{device="cpu:1"} 1.0' in supervised.get("/metrics")
     until(lambda: '"ready": true' in supervised.get("/readyz"), 40, "it is back")
 

@@ -67,5 +67,5 @@ def test_a_changed_setting_is_found(kafka: KafkaAddress, setting: str, value: st
 
 
 def test_what_the_broker_refuses_is_said(kafka: KafkaAddress) -> None:
-    with pytest.raises(TopicError, match=r"could not be made.*[Rr]eplication"):
+    with pytest.raises(TopicError, match=r"could not be created.*[Rr]eplication"):
         create_topics(kafka.settings, names(), replication_factor=99)

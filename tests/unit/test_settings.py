@@ -41,7 +41,7 @@ def test_the_file_may_be_named_in_the_environment(monkeypatch: pytest.MonkeyPatc
     file.write_text("[worker]\nmax_attempts = 5\n")
     monkeypatch.setenv("ZIMAGE_CONFIG", str(file))
     assert load_settings().worker.max_attempts == 5
-    with pytest.raises(SettingsError, match="there is no such file"):
+    with pytest.raises(SettingsError, match="the file does not exist"):
         load_settings(tmp_path / "elsewhere.toml")
 
 
@@ -199,7 +199,7 @@ class TestMisleadingValues:
         self, monkeypatch: pytest.MonkeyPatch, name: str, value: str
     ) -> None:
         monkeypatch.setenv(f"ZIMAGE_{name}", value)
-        with pytest.raises(SettingsError, match=rf"^ZIMAGE_{name}: it (begins or ends|has)") as caught:
+        with pytest.raises(SettingsError, match=rf"^ZIMAGE_{name}: it (begins or ends|contains)") as caught:
             load_settings()
         assert "hun" not in str(caught.value)
         assert "line break" in str(caught.value)
@@ -219,9 +219,9 @@ class TestMisleadingValues:
     @pytest.mark.parametrize(
         ("given", "says"),
         [
-            ("http://minio:9000", "store.endpoint is 'minio:9000' and store.secure false"),
-            ("HTTPS://minio:9000/", "store.endpoint is 'minio:9000' and store.secure true"),
-            ("https://k:s@minio", "'minio' and store.secure true; keys go to store.access_key"),
+            ("http://minio:9000", "store.endpoint to 'minio:9000' and store.secure to false"),
+            ("HTTPS://minio:9000/", "store.endpoint to 'minio:9000' and store.secure to true"),
+            ("https://k:s@minio", "'minio' and store.secure to true; set the keys as store.access_key"),
         ],
     )
     def test_a_scheme_before_the_stores_address_says_what_to_write(self, given: str, says: str) -> None:
@@ -241,7 +241,7 @@ class TestMisleadingValues:
         [
             ("[worker]".encode("utf-16"), "it is not UTF-8 (byte 0xff at 0); save it as UTF-8"),
             (b"[worker]\nmodel = '\xe9'", "it is not UTF-8 (byte 0xe9 at 18)"),
-            (b"[worker", "it is no TOML: "),
+            (b"[worker", "it is not valid TOML: "),
         ],
     )
     def test_a_file_that_cannot_be_read_says_why(self, tmp_path: Path, data: bytes, says: str) -> None:
@@ -262,7 +262,7 @@ class TestOptionsOfLibrdkafka:
             ("isolation.level", "read_uncommitted", "aborted transactions"),
             ("acks", "1", "all replicas"),
             ("group.id", "mine", "worker.group_id"),
-            ("enable.auto.commit", "true", "committed with its results"),
+            ("enable.auto.commit", "true", "committed together with the results"),
         ],
     )
     def test_on_which_the_guarantees_rest_are_refused(self, name: str, value: str, why: str) -> None:

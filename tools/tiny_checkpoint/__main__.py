@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Run one stage of making the checkpoint."""
+    """Run one stage of building the checkpoint."""
     parser = argparse.ArgumentParser(prog="python -m tools.tiny_checkpoint", description=__doc__)
-    parser.add_argument("--work", type=Path, default=Path("out/tiny"), help="folder for what is made")
+    parser.add_argument("--work", type=Path, default=Path("out/tiny"), help="folder for the output")
     stages = parser.add_subparsers(dest="stage", required=True)
     stages.add_parser("tokenizer", help="learn byte pairs from captions")
     stages.add_parser("vae", help="train the autoencoder").add_argument("--steps", type=int, default=3000)
@@ -20,12 +20,12 @@ def main() -> None:
     stages.add_parser("evaluate", help="accuracy, and a contact sheet").add_argument(
         "--count", type=int, default=512
     )
-    asked = parser.parse_args()
+    options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    work: Path = asked.work
+    work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)
     # Each stage imports only what it needs: the models take seconds to import.
-    match asked.stage:
+    match options.stage:
         case "tokenizer":
             from tools.tiny_checkpoint.models import build_tokenizer
 
@@ -33,17 +33,17 @@ def main() -> None:
         case "vae":
             from tools.tiny_checkpoint.train_vae import train_vae
 
-            train_vae(asked.steps, work / "vae")
+            train_vae(options.steps, work / "vae")
         case "model":
             from tools.tiny_checkpoint.train_model import Trainer
 
-            trainer = Trainer(work / "tokenizer", work / "vae", asked.examples)
-            trainer.train(asked.steps)
+            trainer = Trainer(work / "tokenizer", work / "vae", options.examples)
+            trainer.train(options.steps)
             trainer.save(work / "checkpoint")
         case "evaluate":
             from tools.tiny_checkpoint.evaluate import evaluate
 
-            evaluate(work / "checkpoint", asked.count, work / "sheet.png")
+            evaluate(work / "checkpoint", options.count, work / "sheet.png")
 
 
 if __name__ == "__main__":

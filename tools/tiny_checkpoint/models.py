@@ -1,4 +1,4 @@
-"""The parts of the checkpoint, untrained: Z-Image's own classes, small."""
+"""The untrained components of the checkpoint: small instances of Z-Image's own classes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _tokenizer: Any = Qwen2Tokenizer
 
 
 def random_caption(combination: tuple[str, str, str], rng: random.Random) -> str:
-    """One of a combination's captions, in either language with equal chance."""
+    """Choose one of a combination's captions, in either language with equal probability."""
     language: Language = rng.choice(("en", "zh"))
     return caption(*combination, language, rng.randrange(variants(combination[0], language)))
 
@@ -64,7 +64,7 @@ def build_tokenizer(folder: Path) -> None:
 
 
 def make_autoencoder() -> Any:
-    """1.00 M parameters; 64x64 pixels to 16 channels of 8x8."""
+    """Create the autoencoder: 1.00 M parameters, from 64x64 pixels to 16 channels of 8x8."""
     channels = [16, 32, 64, 64]
     return _autoencoder(
         in_channels=3,
@@ -84,7 +84,7 @@ def make_autoencoder() -> Any:
 
 
 def make_transformer() -> Any:
-    """5.12 M parameters."""
+    """Create the transformer, of 5.12 M parameters."""
     width, heads = 192, 6
     head = width // heads
     time_axis = head // 4
@@ -103,7 +103,7 @@ def make_transformer() -> Any:
 
 
 def make_text_encoder(vocabulary: int) -> Any:
-    """0.31 M parameters."""
+    """Create the text encoder, of 0.31 M parameters."""
     return _text_encoder(
         Qwen3Config(
             vocab_size=vocabulary,
@@ -122,5 +122,5 @@ def make_text_encoder(vocabulary: int) -> Any:
 
 
 def make_scheduler() -> Any:
-    """With the shift of Z-Image-Turbo."""
+    """Create the scheduler, with the shift of Z-Image-Turbo."""
     return _scheduler(num_train_timesteps=1000, shift=3.0, use_dynamic_shifting=False)

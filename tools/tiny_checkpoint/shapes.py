@@ -1,4 +1,4 @@
-"""Draws what the captions say: the training data, and the templates that pictures are judged by."""
+"""Renders captions, for training data and for the templates against which images are judged."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ Point = tuple[float, float]
 
 
 def outline(shape: str) -> list[Point]:
-    """Corners of a shape within the unit circle (a little beyond it for the star), y downwards.
+    """Return the corners of a shape within the unit circle (slightly beyond it for the star), y downwards.
 
-    Raises KeyError for a shape that is none of the captions'.
+    Raises KeyError for a shape that does not occur in captions.
     """
     return _OUTLINES[shape]
 
 
 def mask(shape: str, centre: Point, radius: float, side: int) -> NDArray[np.float32]:
-    """Coverage of each pixel by the shape, 0 to 1, as [side, side]; lengths in pixels."""
+    """Return the coverage of each pixel by the shape, 0 to 1, as [side, side]; lengths are in pixels."""
     scale = _OVERSAMPLING
     canvas = Image.new("L", (side * scale, side * scale), 0)
     corners = [
@@ -55,7 +55,7 @@ def mask(shape: str, centre: Point, radius: float, side: int) -> NDArray[np.floa
 def render(
     shape: str, colour: str, background: str, rng: random.Random, side: int = SIDE
 ) -> NDArray[np.float32]:
-    """A picture as [side, side, 3], 0 to 255: place, size and tints vary a little with ``rng``."""
+    """Render an image as [side, side, 3], 0 to 255; position, size and tints vary slightly with ``rng``."""
     radius = side * rng.uniform(*_RADII)
     shift = side * _SHIFT
     centre = (side / 2 + rng.uniform(-shift, shift), side / 2 + rng.uniform(-shift, shift))
@@ -64,8 +64,8 @@ def render(
         np.clip(np.array(RGB[name], np.float32) + rng.uniform(-_TINT, _TINT), 0, 255)
         for name in (colour, background)
     )
-    picture: NDArray[np.float32] = covered * front + (1 - covered) * back
-    return picture
+    image: NDArray[np.float32] = covered * front + (1 - covered) * back
+    return image
 
 
 def _circle() -> list[Point]:

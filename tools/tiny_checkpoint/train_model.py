@@ -41,12 +41,12 @@ _tokenizer: Any = AutoTokenizer
 
 
 class Trainer:
-    """Holds the models and the examples.
+    """The models and the examples for their training.
 
     Args:
         tokenizer: folder of the tokenizer.
         vae: folder of the trained autoencoder.
-        examples: how many renders to cache.
+        examples: number of renders to cache.
     """
 
     def __init__(self, tokenizer: Path, vae: Path, examples: int = EXAMPLES) -> None:
@@ -58,7 +58,7 @@ class Trainer:
         self._transformer = make_transformer()
         for token in (self._transformer.x_pad_token, self._transformer.cap_pad_token):
             torch.nn.init.normal_(token, std=0.02)
-        # Starts from "no change", which is steadier than from noise.
+        # Starting from zero output is more stable than starting from noise.
         last = self._transformer.all_final_layer["2-1"].linear
         torch.nn.init.zeros_(last.weight)
         torch.nn.init.zeros_(last.bias)
@@ -68,7 +68,7 @@ class Trainer:
         self._latents = self._encode()
 
     def train(self, steps: int) -> None:
-        """Train; the models end with the running average of their weights."""
+        """Train the models, and set their weights to the running average at the end."""
         optimiser = torch.optim.AdamW(self._parameters, lr=RATE, betas=(0.9, 0.99), weight_decay=0.01)
         average = [p.detach().clone() for p in self._parameters]
         started = time.monotonic()
@@ -112,7 +112,7 @@ class Trainer:
         return latents
 
     def _embed(self, captions: Sequence[str]) -> list[torch.Tensor]:
-        """As the pipeline embeds a prompt, without its padding."""
+        """Embed captions as the pipeline embeds prompts, without the padding."""
         read = self._tokenizer(
             [_BEFORE + text + _AFTER for text in captions], padding=True, return_tensors="pt"
         )
@@ -126,7 +126,7 @@ class Trainer:
         chosen = torch.randint(len(self._combinations), (BATCH,))
         clean = self._latents[chosen]
         captions = [random_caption(self._combinations[i], self._rng) for i in chosen.tolist()]
-        # Half of the noise levels as the scheduler's shift of 3 spaces them, half evenly.
+        # Half of the noise levels are spaced by the scheduler's shift of 3, the other half evenly.
         level = torch.rand(BATCH)
         shift = torch.where(torch.rand(BATCH) < 0.5, 3.0, 1.0)
         sigma = shift * level / (1 + (shift - 1) * level)
@@ -137,7 +137,7 @@ class Trainer:
             list(mixed.unsqueeze(2).unbind(0)), 1 - sigma, self._embed(captions), return_dict=False
         )[0]
         made = torch.stack(flow).squeeze(2)
-        # The pipeline negates what the transformer says, so it is to say: from noise to picture.
+        # The pipeline negates the transformer's output, so its target is the direction from noise to image.
         return (made - (clean - noise)).pow(2).mean()
 
 

@@ -23,18 +23,18 @@ RATE = 2e-3
 WARM_UP_STEPS = 100
 KL_WEIGHT = 2e-4
 ABSOLUTE_WEIGHT = 0.3
-"""Of the absolute error beside the squared one: it keeps edges sharp."""
+"""Weight of the absolute error, relative to the squared one: it keeps edges sharp."""
 MEASURED = 256
 
 
 def pictures(combinations: list[tuple[str, str, str]], rng: random.Random) -> torch.Tensor:
-    """Fresh renders as [n, 3, 64, 64], -1 to 1."""
+    """Render images as [n, 3, 64, 64], -1 to 1."""
     rendered = np.stack([render(*combination, rng) for combination in combinations])
     return torch.from_numpy(rendered).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def train_vae(steps: int, folder: Path) -> None:
-    """Train, set the latents' shift and scale to what came out, and save."""
+    """Train the autoencoder, set the latents' shift and scale to the measured values, and save it."""
     torch.manual_seed(0)
     rng = random.Random(1)
     vae = make_autoencoder()

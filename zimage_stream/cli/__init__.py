@@ -1,1 +1,1 @@
-"""The command line, and the commands that belong to neither side."""
+"""The command line, and the commands that belong to neither producers nor consumers."""

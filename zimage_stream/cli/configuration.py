@@ -1,4 +1,4 @@
-"""``zimage config``: the settings in force, and where each came from."""
+"""``zimage config``: the effective settings, and the source of each."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from zimage_stream.settings import CONFIG_VARIABLE, ENV_PREFIX, Settings, load_s
 
 DEFAULT = "default"
 _OF_URL = {("registry", "username"), ("registry", "password")}
-"""They may come with the URL."""
+"""Settings that may be part of the URL."""
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="The settings in force.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Show the effective settings.")
 
 
 @app.callback()
 def _config() -> None:
-    """The settings in force."""
+    """Show the effective settings."""
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """A setting: its name as in a TOML file, its value for people, and who set it."""
+class EffectiveSetting:
+    """A setting: its name as in a TOML file, its value for display, and its source."""
 
     name: str
     value: Any
@@ -41,10 +41,10 @@ class Shown:
 @app.command()
 def show(
     context: typer.Context,
-    changed: Annotated[bool, typer.Option("--changed", help="Only what is not the default.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    changed: Annotated[bool, typer.Option("--changed", help="Omit settings with default values.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
-    """Print every setting with its value and where that came from; secrets are masked.
+    """Print every setting with its value and source; secrets are masked.
 
     Example: zimage config show --changed
     """
@@ -62,7 +62,7 @@ def show(
         return
     rows = table("SETTING", "VALUE", "FROM")
     for each in shown:
-        # The variable follows from the setting's name, and would not fit beside it.
+        # The variable can be derived from the setting's name, and would not fit into the line.
         source = "environment" if each.source.startswith(ENV_PREFIX) else each.source
         rows.add_row(each.name, _text(each.value), source)
     print_table(rows)
@@ -70,11 +70,11 @@ def show(
 
 def explain(
     settings: Settings, environment: Mapping[str, str], file: Mapping[str, Any], path: str
-) -> Iterator[Shown]:
-    """Every setting, in the order they are declared. Pure.
+) -> Iterator[EffectiveSetting]:
+    """Yield all settings in the order of their declaration. Pure.
 
     Args:
-        file: what the TOML file at ``path`` says; empty where there is none.
+        file: contents of the TOML file at ``path``; empty if there is none.
     """
     for group in type(settings).model_fields:
         values = getattr(settings, group)
@@ -83,13 +83,13 @@ def explain(
             source = _source(group, name, environment, file, path)
             if source == DEFAULT and (group, name) in _OF_URL and value is not None:
                 source = _source(group, "url", environment, file, path)
-            yield Shown(f"{group}.{name}", _plain(value), source)
+            yield EffectiveSetting(f"{group}.{name}", _plain(value), source)
 
 
 def _source(group: str, name: str, environment: Mapping[str, str], file: Mapping[str, Any], path: str) -> str:
-    """Who gave a setting."""
+    """Return the source of a setting."""
     variables = {name.upper() for name, value in environment.items() if value}
-    # A map can be given whole or by its keys, a group too.
+    # A mapping or a group can be set as a whole, or key by key.
     variable = f"{ENV_PREFIX}{group}__{name}".upper()
     whole = f"{ENV_PREFIX}{group}".upper()
     if variable in variables:

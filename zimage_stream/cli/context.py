@@ -1,4 +1,4 @@
-"""What the options before a command's name say."""
+"""Access to the global options, which precede the command's name."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from zimage_stream.settings import Settings, load_settings
 
 
 def config_of(context: typer.Context) -> Path | None:
-    """The file that ``--config`` names."""
+    """Return the file that ``--config`` names, if any."""
     config: Path | None = (context.obj or {}).get("config")
     return config
 
 
 def settings_of(context: typer.Context) -> Settings:
-    """The settings in force.
+    """Load the effective settings.
 
     Raises:
-        SettingsError: they cannot be read.
+        SettingsError: the settings cannot be read.
     """
     return load_settings(config_of(context))

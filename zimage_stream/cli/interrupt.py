@@ -1,6 +1,6 @@
-"""What Ctrl-C does while nothing is begun that would have to be finished.
+"""Handling of Ctrl-C before a command's work begins and after it ends.
 
-A KeyboardInterrupt in the middle of an import can come out as any exception, or as none.
+A KeyboardInterrupt during an import can surface as any other exception, or be lost.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ EXIT_CODE = 128 + signal.SIGINT
 
 
 def ends_at_once() -> None:
-    """From now on Ctrl-C ends the process."""
+    """Let Ctrl-C end the process immediately from now on."""
     signal.signal(signal.SIGINT, _end)
 
 
 def raises() -> None:
-    """From now on it raises KeyboardInterrupt again, if it ended the process so far."""
+    """Let Ctrl-C raise KeyboardInterrupt again, if it would have ended the process."""
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def ends_now(code: object) -> None:
-    """End an interrupted process. Else it would wait for its threads, and one may wait for a store."""
+    """End an interrupted process without waiting for its threads, one of which may be waiting for a store."""
     if code == EXIT_CODE:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):

@@ -1,4 +1,4 @@
-"""``zimage``: the command line. The one place that knows both sides, and loads each when it is asked for."""
+"""The command ``zimage``: the one place that knows both producers and consumers; it loads them on demand."""
 
 from __future__ import annotations
 
@@ -25,32 +25,38 @@ from zimage_stream.proxies import leave_out_this_machine
 DONE, FAILED_WORK, WRONG_USE = 0, 1, 2
 
 
-class _Place(NamedTuple):
-    """Where a command is, as ``module:function`` or ``module:typer app``, and its line in the help."""
+class _CommandSpec(NamedTuple):
+    """The location of a command, as ``module:function`` or ``module:typer app``, and its help text."""
 
     target: str
     help: str
 
 
 _COMMANDS = {
-    "demo": _Place("zimage_stream.cli.demo.command:demo", "Make pictures here and now."),
-    "topics": _Place("zimage_stream.cli.main:topics", "Create the topics, or check them."),
-    "worker": _Place("zimage_consumers.image_worker.command:worker", "Generate pictures."),
-    "produce": _Place("zimage_producers.produce.command:produce", "Ask for pictures: one prompt, or a file."),
-    "results": _Place("zimage_consumers.results.command:results", "What came of requests."),
-    "status": _Place("zimage_stream.cli.status.command:status", "Where things stand, or one request does."),
-    "dead-letters": _Place("zimage_consumers.dead_letters.command:app", "What could not be served."),
-    "config": _Place("zimage_stream.cli.configuration:app", "The settings in force."),
+    "demo": _CommandSpec("zimage_stream.cli.demo.command:demo", "Generate images on this machine."),
+    "topics": _CommandSpec("zimage_stream.cli.main:topics", "Create or check the topics."),
+    "worker": _CommandSpec("zimage_consumers.image_worker.command:worker", "Generate images."),
+    "produce": _CommandSpec(
+        "zimage_producers.produce.command:produce", "Request images: one prompt, or a file of them."
+    ),
+    "results": _CommandSpec("zimage_consumers.results.command:results", "Show the results of requests."),
+    "status": _CommandSpec(
+        "zimage_stream.cli.status.command:status", "Show the backlog, or where one request is."
+    ),
+    "dead-letters": _CommandSpec(
+        "zimage_consumers.dead_letters.command:app", "Inspect and replay requests that failed."
+    ),
+    "config": _CommandSpec("zimage_stream.cli.configuration:app", "Show the effective settings."),
 }
 
 
 class _LazyGroup(TyperGroup):
-    """Loads a command when it is run; for the overview the lines above are enough."""
+    """Loads a command when it is run; the list of commands needs only the texts above."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        place = _COMMANDS.get(args[0]) if args else None
-        if place is not None:
-            self.commands[args[0]] = _load(args[0], place)
+        spec = _COMMANDS.get(args[0]) if args else None
+        if spec is not None:
+            self.commands[args[0]] = _load(args[0], spec)
         return super().resolve_command(ctx, args)
 
     def make_context(self, *args: Any, **options: Any) -> Any:
@@ -67,7 +73,7 @@ class _LazyGroup(TyperGroup):
 
 @contextlib.contextmanager
 def _escaped_errors() -> Iterator[None]:
-    """What is said of wrong use quotes arguments, and names in files."""
+    """Escape the messages of usage errors, which quote arguments and names in files."""
     try:
         yield
     except Exception as error:
@@ -77,8 +83,8 @@ def _escaped_errors() -> Iterator[None]:
         raise
 
 
-def _load(name: str, place: _Place) -> Any:
-    module, _, attribute = place.target.partition(":")
+def _load(name: str, spec: _CommandSpec) -> Any:
+    module, _, attribute = spec.target.partition(":")
     found = getattr(importlib.import_module(module), attribute)
     app = found
     if not isinstance(found, typer.Typer):
@@ -98,33 +104,33 @@ def _show_version(wanted: bool) -> None:
 
 
 app = typer.Typer(cls=_LazyGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for _name, _place in _COMMANDS.items():
-    app.command(_name, help=_place.help)(lambda: None)
+for _name, _spec in _COMMANDS.items():
+    app.command(_name, help=_spec.help)(lambda: None)
 
 
 @app.callback()
 def _zimage(
     context: typer.Context,
     config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Settings in TOML; else $ZIMAGE_CONFIG.")
+        Path | None, typer.Option(metavar="FILE", help="Settings in TOML; default: $ZIMAGE_CONFIG.")
     ] = None,
     _version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Prompts in, pictures out: Kafka stream processing for Z-Image-Turbo.
+    """Prompts in, images out: Kafka stream processing for Z-Image-Turbo.
 
-    Exit codes: 0 done, 1 failed work, 2 wrong use, 130 interrupted.
+    Exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted.
     """
-    # The command's module is loaded by now, and its work begins.
+    # The command's module has been loaded, and its work begins.
     interrupt.raises()
     context.obj = {"config": config}
 
 
-topics = typer.Typer(no_args_is_help=True, add_completion=False, help="Create the topics, or check them.")
+topics = typer.Typer(no_args_is_help=True, add_completion=False, help="Create or check the topics.")
 
 Partitions = Annotated[int, typer.Option(min=1, help="Partitions of the requests topic.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
 
 
 @topics.command("create")
@@ -132,11 +138,11 @@ def topics_create(
     context: typer.Context,
     partitions: Partitions = 48,
     replication_factor: Annotated[
-        int, typer.Option(help="Copies of each partition; -1: the broker's default.")
+        int, typer.Option(help="Replicas of each partition; -1: the broker's default.")
     ] = -1,
     json: Json = False,
 ) -> None:
-    """Make the topics that are not there; those that are stay as they are.
+    """Create the missing topics; existing ones stay unchanged.
 
     Example: zimage topics create --replication-factor 3
     """
@@ -154,14 +160,14 @@ def topics_create(
         if json:
             say_json({"topic": name, "created": new})
         else:
-            say(f"{name} {_said(new)}")
+            say(f"{name} {'created' if new else 'already existed'}")
 
 
 @topics.command("check")
 def topics_check(context: typer.Context, partitions: Partitions = 48, json: Json = False) -> None:
-    """Compare the topics with what is needed; exit 1 where something differs.
+    """Check the topics against their requirements; exit 1 if one is not met.
 
-    A warning alone, as on a cluster of one broker, is no difference.
+    Warnings alone, as on a single-broker cluster, do not count.
 
     Example: zimage topics check --partitions 12
     """
@@ -182,11 +188,7 @@ def topics_check(context: typer.Context, partitions: Partitions = 48, json: Json
     if any(finding.severity is Severity.ERROR for finding in findings):
         raise typer.Exit(FAILED_WORK)
     if not json:
-        say("the topics are as they must be")
-
-
-def _said(new: bool) -> str:
-    return "created" if new else "was there"
+        say("the topics meet all requirements")
 
 
 def _settings(context: typer.Context) -> Any:
@@ -196,13 +198,13 @@ def _settings(context: typer.Context) -> Any:
 
 
 def main() -> None:
-    """Run the command line: our own errors become one clear line, others keep their traceback."""
+    """Run the command line; our own errors are printed as one line, others with their traceback."""
     prepare_streams()
     leave_out_this_machine(os.environ)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LineFormatter("%(levelname)s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    # What librdkafka says of a broker that is down comes as an error of ours as well.
+    # What librdkafka logs about an unreachable broker is also in our own errors.
     logging.getLogger("zimage_stream.kafka.librdkafka").setLevel(logging.CRITICAL)
     try:
         app(prog_name="zimage")

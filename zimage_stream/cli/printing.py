@@ -1,4 +1,4 @@
-"""Results, tables and times as people and programs read them."""
+"""Output of results, tables and times, for people and for programs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from zimage_stream.events.image_result import ImageResult
 
 
 def say_json(record: dict[str, Any]) -> None:
-    """Print one JSON object as one line: UTF-8, or ASCII where stdout has another encoding."""
+    """Print a JSON object on one line: in UTF-8, or in ASCII if stdout has another encoding."""
     say(as_json(record, ascii_only=not is_utf8(sys.stdout)))
 
 
 def say_result(result: ImageResult, *, json: bool) -> None:
-    """Print what came of a request, for programs or for people."""
+    """Print the result of a request, as JSON or as a line for people."""
     if json:
         say_json(result_as_dict(result))
     else:
@@ -31,17 +31,17 @@ def say_result(result: ImageResult, *, json: bool) -> None:
 
 
 def result_as_dict(result: ImageResult) -> dict[str, Any]:
-    """Every field under its own name, nested as in the event; times in ISO 8601."""
+    """Convert a result to a mapping with the event's field names and nesting; times are in ISO 8601."""
     return plain_fields(result)
 
 
 def plain_fields(event: Any) -> dict[str, Any]:
-    """An event's fields by name, nested as in the event; times in ISO 8601."""
+    """Convert an event to a mapping with the same field names and nesting; times are in ISO 8601."""
     return {name: _plain(value) for name, value in dataclasses.asdict(event).items()}
 
 
 def result_as_line(result: ImageResult) -> str:
-    """Status, id, and where the picture is or why there is none; all of it is in JSON."""
+    """Summarise a result in one line: status, id, and the image's address or the error."""
     if result.image is not None:
         what = result.image.url or result.image.uri
     else:
@@ -50,12 +50,12 @@ def result_as_line(result: ImageResult) -> str:
 
 
 def as_json(record: dict[str, Any], *, ascii_only: bool = False) -> str:
-    """One line without anything harmful in it; what it says stays the same."""
+    """Encode a mapping as one line of JSON, in which harmful characters are escaped."""
     return escaped(json.dumps(record, ensure_ascii=ascii_only))
 
 
 def age(passed: timedelta) -> str:
-    """A time span in one unit, as short as it can be read: ``12 s``, ``3 h``, ``40 d``."""
+    """Format a time span in a single unit: ``12 s``, ``3 h``, ``40 d``."""
     seconds = max(0, round(passed.total_seconds()))
     for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * size:
@@ -70,7 +70,7 @@ class _Table(Table):
 
 
 def table(*headings: str) -> Table:
-    """An empty table; a heading that begins with ``>`` has its column aligned to the right."""
+    """Create an empty table; a heading that begins with ``>`` aligns its column to the right."""
     made = _Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
         right = heading.startswith(">")
@@ -79,7 +79,7 @@ def table(*headings: str) -> Table:
 
 
 def print_table(made: Table) -> None:
-    """To stdout, as wide as the terminal; where there is none, as wide as it needs to be."""
+    """Print a table to stdout, as wide as the terminal or, without one, up to 200 characters."""
     shown = console()
     if not shown.is_terminal and "COLUMNS" not in os.environ:
         shown = console(width=200)
@@ -87,7 +87,7 @@ def print_table(made: Table) -> None:
 
 
 def console(*, stderr: bool = False, width: int | None = None) -> Console:
-    """A console to which ``[red]`` and ``:star:`` in a text are that text."""
+    """Create a console that prints ``[red]`` and ``:star:`` literally."""
     return Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
 
 

@@ -1,4 +1,4 @@
-"""Where the commands say what they say: all of it is escaped here, and only here."""
+"""Output of the commands; this is the only place where it is escaped."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from zimage_stream.masking import masked
 
 
 def prepare_streams() -> None:
-    """What the encoding of stdout or stderr has no sign for becomes an escape from now on, not an error."""
+    """Make stdout and stderr escape characters that their encoding lacks, instead of raising an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def say(text: str = "", *, err: bool = False) -> None:
-    """Print one line to stdout or stderr. What goes to stderr is for people, and bounded."""
+    """Print one line to stdout or stderr; a line on stderr is for people, and shortened."""
     if err:
         _write(escaped(shortened(text)), sys.stderr)
     else:
@@ -26,7 +26,7 @@ def say(text: str = "", *, err: bool = False) -> None:
 
 
 def complain(text: str) -> None:
-    """Print an error, which may have several lines, to stderr; bounded, without passwords of URLs in it."""
+    """Print an error, possibly of several lines, to stderr, shortened and with passwords in URLs masked."""
     _write(escaped_lines(shortened_lines(masked(text))), sys.stderr)
 
 

@@ -1,1 +1,1 @@
-"""The client side: prompts sent, results awaited, pictures saved."""
+"""The client side: sending prompts, waiting for results, saving images."""

@@ -1,4 +1,4 @@
-"""Which result answers what was sent. Pure bookkeeping, without locks or clients."""
+"""Matching of results to the requests that were sent. Pure bookkeeping, without locks or clients."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Generic, Protocol, TypeVar
 from zimage_stream.events.image_result import ImageResult, Source
 
 _EARLY = 64
-"""Results kept for each request that has no place yet; copies of answered ones are among them."""
+"""Maximum number of results kept for each request whose location is unknown, including duplicates."""
 
 
 class Sent(Protocol):
-    """A request that was sent; told from another one by identity."""
+    """A request that was sent. Requests are compared by identity."""
 
     @property
     def request_id(self) -> str:
-        """The id that its result will carry."""
+        """The id that the result will have."""
         ...
 
 
@@ -24,74 +24,77 @@ T = TypeVar("T", bound=Sent)
 
 
 @dataclass(slots=True)
-class _Unplaced:
-    """Requests under one id that have no place yet, and the results under it that came meanwhile."""
+class _Unlocated:
+    """The requests with one id whose location is still unknown, and the results that arrived for that id."""
 
     count: int = 0
     early: dict[Source, ImageResult] = field(default_factory=dict)
 
 
 class Awaited(Generic[T]):
-    """What was sent and has no result yet. Its size is the number of requests in it. Not thread-safe.
+    """The requests that were sent and have no result yet; ``len()`` is their number. Not thread-safe.
 
-    A result names the record that it answers, and may be read before the brokers have said where that record
-    is. Until they do, any result under the request's id may be the one, since older records can have the
-    same id: the latest of them are kept.
+    A result names the record that it answers, and may be read before the brokers have acknowledged that
+    record. Until they do, any result with the request's id may be the right one, because older records can
+    have the same id: the latest such results are kept.
     """
 
     def __init__(self) -> None:
         self._sent: dict[T, Source | None] = {}
-        self._placed: dict[Source, T] = {}
-        self._unplaced: dict[str, _Unplaced] = {}
+        self._located: dict[Source, T] = {}
+        self._unlocated: dict[str, _Unlocated] = {}
 
     def __len__(self) -> int:
         return len(self._sent)
 
     def sending(self, sent: T) -> None:
-        """It is on its way to the brokers. Noted before it is sent."""
+        """Add a request, before it is sent."""
         self._sent[sent] = None
-        self._unplaced.setdefault(sent.request_id, _Unplaced()).count += 1
+        self._unlocated.setdefault(sent.request_id, _Unlocated()).count += 1
 
     def accepted(self, sent: T, source: Source) -> ImageResult | None:
-        """The brokers have it, there. Its result, where that has come before."""
+        """Note the location of a request's record; return its result if that has already arrived."""
         if sent not in self._sent:
             return None
-        result = self._unplaced[sent.request_id].early.pop(source, None)
-        self._has_place(sent)
+        result = self._unlocated[sent.request_id].early.pop(source, None)
+        self._set_located(sent)
         if result is None:
             self._sent[sent] = source
-            self._placed[source] = sent
+            self._located[source] = sent
         else:
             del self._sent[sent]
         return result
 
     def drop(self, sent: T) -> None:
-        """Its result is not awaited any more, if it was."""
+        """Remove a request, if it is present."""
         if sent not in self._sent:
             return
         source = self._sent.pop(sent)
         if source is None:
-            self._has_place(sent)
+            self._set_located(sent)
         else:
-            del self._placed[source]
+            del self._located[source]
 
     def arrived(self, result: ImageResult) -> T | None:
-        """What the result answers, which is awaited no more; ``None`` where it answers nothing that is known
-        to be awaited, as for others' results and for a second copy."""
-        sent = self._placed.get(result.source)
+        """Remove and return the request that a result answers.
+
+        ``None`` means that no pending request is known to be the one: the result is a duplicate or another
+        client's, or the location of its request is still unknown.
+        """
+        sent = self._located.get(result.source)
         if sent is not None and sent.request_id == result.request_id:
             self.drop(sent)
             return sent
-        unplaced = self._unplaced.get(result.request_id)
-        if unplaced is not None:
-            unplaced.early[result.source] = result
-            if len(unplaced.early) > _EARLY * unplaced.count:
-                del unplaced.early[next(iter(unplaced.early))]
+        unlocated = self._unlocated.get(result.request_id)
+        if unlocated is not None:
+            unlocated.early[result.source] = result
+            if len(unlocated.early) > _EARLY * unlocated.count:
+                del unlocated.early[next(iter(unlocated.early))]
         return None
 
-    def _has_place(self, sent: T) -> None:
-        """One less has none; the results kept for the last one are nobody's."""
-        unplaced = self._unplaced[sent.request_id]
-        unplaced.count -= 1
-        if not unplaced.count:
-            del self._unplaced[sent.request_id]
+    def _set_located(self, sent: T) -> None:
+        """Count one unlocated request less; after the last one, drop the results kept for the id."""
+        unlocated = self._unlocated[sent.request_id]
+        unlocated.count -= 1
+        if not unlocated.count:
+            del self._unlocated[sent.request_id]

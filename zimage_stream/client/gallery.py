@@ -1,4 +1,4 @@
-"""A folder of pictures as one page that opens from disk, without a server and without a network."""
+"""A gallery page for a folder of images, which opens from disk without a server or network."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from zimage_stream.escaping import escaped
 
 PAGE = "index.html"
 MAX_ROWS = 20_000
-"""More would make a page that browsers open slowly."""
+"""Maximum number of results on the page; browsers open a longer one slowly."""
 
-_PLACE = "/*DATA*/"
+_PLACEHOLDER = "/*DATA*/"
 
 
 def write_gallery(folder: Path, title: str, rows: Iterable[Mapping[str, Any]], note: str = "") -> Path:
-    """Write ``index.html`` into the folder; a page that is there is replaced at once, never half.
+    """Write ``index.html`` into the folder, replacing an existing page atomically.
 
     Args:
-        rows: one for each result, read once, with ``status``, ``request_id`` and ``prompt``; a picture's
-            ``file``, relative to the folder with ``/`` between names, its ``width``, ``height`` and
-            ``seed``; all else is shown when a picture is opened. Beyond ``MAX_ROWS`` they are left out,
-            and the page says so.
-        note: shown above the pictures.
+        title: title of the page.
+        rows: one row for each result, iterated once. Every row has ``status``, ``request_id`` and ``prompt``;
+            with an image also ``file`` (relative to the folder, with ``/`` between names), ``width``,
+            ``height`` and ``seed``. Other fields are shown when an image is opened. Rows beyond ``MAX_ROWS``
+            are omitted, and a note on the page gives their number.
+        note: text above the images.
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError: the page cannot be written.
     """
-    before, after = files("zimage_stream").joinpath("gallery.html").read_text("utf-8").split(_PLACE)
+    before, after = files("zimage_stream").joinpath("gallery.html").read_text("utf-8").split(_PLACEHOLDER)
     path, unfinished = folder / PAGE, folder / f".{PAGE}.part"
     count = 0
     with unfinished.open("w", encoding="utf-8") as file:
@@ -48,7 +49,7 @@ def write_gallery(folder: Path, title: str, rows: Iterable[Mapping[str, Any]], n
 
 def _json(value: Any) -> str:
     shown = {name: _shown(each) for name, each in value.items()} if isinstance(value, dict) else _shown(value)
-    # Inside a script element only this sequence could end it.
+    # Within a script element, only "<" can begin a sequence that ends it.
     return json.dumps(shown, ensure_ascii=False).replace("<", "\\u003c")
 
 

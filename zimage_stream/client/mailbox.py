@@ -15,11 +15,14 @@ KEPT = 4_096
 
 @dataclass(slots=True, eq=False)
 class Submission:
-    """One sending of a request.
+    """One submission of a request.
 
-    ``since``: offsets in the results topic from before the sending, so that its result cannot lie
-    below them. ``source`` is set once the broker has the record. ``dropped``: the mailbox has no room
-    for it, or for its result, any more; whoever still wants that reads from ``since``.
+    Attributes:
+        since: end offsets of the results topic before the submission; the result cannot lie below them.
+        source: location of the record, set once the brokers have acknowledged it.
+        result: the result, once it has arrived.
+        dropped: whether the mailbox no longer keeps the submission or its result; a caller that still needs
+            the result must read the topic from ``since``.
     """
 
     request_id: str
@@ -30,19 +33,20 @@ class Submission:
 
     @property
     def pending(self) -> bool:
-        """Whether its result may still be put here."""
+        """Whether the result may still arrive here."""
         return self.result is None and not self.dropped
 
     def answered_by(self, result: ImageResult) -> bool:
-        """Whether a result answers this sending, and not an older record with the same id."""
+        """Whether a result answers this submission, and not an older record with the same id."""
         return result.request_id == self.request_id and self.source in (None, result.source)
 
 
 class Mailbox:
-    """The latest submissions, and the results that came for them. Not thread-safe.
+    """The latest submissions and their results. Not thread-safe.
 
-    Bounded: it forgets the submissions before the latest ``remembered``, and drops the results
-    before the latest ``kept``.
+    Args:
+        remembered: maximum number of submissions; older ones are forgotten.
+        kept: maximum number of results; older ones are dropped.
     """
 
     def __init__(self, remembered: int = REMEMBERED, kept: int = KEPT) -> None:
@@ -53,11 +57,11 @@ class Mailbox:
         self._answered: OrderedDict[Submission, None] = OrderedDict()
 
     def get(self, request_id: str) -> Submission | None:
-        """The latest submission under this id, unless it is forgotten."""
+        """Return the latest submission with this id, unless it has been forgotten."""
         return self._submissions.get(request_id)
 
     def sending(self, request_id: str, since: Mapping[int, int]) -> Submission:
-        """Note a request before it is sent: its result may be read before the broker's answer is."""
+        """Add a request before it is sent, because its result may be read before the acknowledgement."""
         submission = Submission(request_id, since)
         former = self._submissions.pop(request_id, None)
         if former is not None:
@@ -69,20 +73,23 @@ class Mailbox:
         return submission
 
     def accepted(self, submission: Submission, source: Source) -> None:
-        """The broker has it."""
+        """Note that the brokers have acknowledged a submission."""
         submission.source = source
         result = self._awaited.accepted(submission, source)
         if result is not None:
             self._keep(submission, result)
 
     def refused(self, submission: Submission) -> None:
-        """No broker said where it is. Should it be there all the same, its result is for who reads from
-        ``since``: without a place it cannot be told from an older record's."""
+        """Note that the brokers did not acknowledge a submission.
+
+        If they stored it nevertheless, its result can only be found by reading from ``since``: without a
+        location it cannot be distinguished from the result of an older record.
+        """
         self._awaited.drop(submission)
         submission.dropped = True
 
     def arrived(self, result: ImageResult) -> bool:
-        """Take in a result; whether it answers a submission that is remembered."""
+        """Add a result; return whether it answers a remembered submission."""
         submission = self._awaited.arrived(result)
         if submission is not None:
             self._keep(submission, result)

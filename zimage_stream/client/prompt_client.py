@@ -1,4 +1,4 @@
-"""The client: publish requests, read what came of them."""
+"""The client, which publishes requests and reads their results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from zimage_stream.settings import Settings, load_settings
 log = logging.getLogger(__name__)
 
 SOURCE = "/zimage/client"
-"""``ce_source`` of requests."""
+"""Value of the header ``ce_source`` of our requests."""
 
 Headers = Mapping[str, str] | Iterable[Header]
 
@@ -38,19 +38,19 @@ class PromptClient:
             request_id = client.submit(PromptRequest(prompt="a lighthouse in fog"))
             print(client.wait(request_id, timeout=120).image.uri)
 
-    Thread-safe, except that it must be closed after the last call has returned; from asyncio use
-    ``asyncio.to_thread``. It connects at the first call, not when it is made.
+    Thread-safe, except that :meth:`close` must not run until all other calls have returned. With asyncio, use
+    ``asyncio.to_thread``. The client connects at the first call, not on construction.
 
-    Results are read from where the results topic ended before this client's first submission, so
-    that none can be missed, however late one asks.
+    Results are read from the offsets at which the results topic ended before this client's first submission,
+    so none is missed, however late it is requested.
 
     Args:
-        settings: absent, they are read as :func:`~zimage_stream.load_settings` does.
+        settings: by default, the settings are read with :func:`~zimage_stream.load_settings`.
 
     Raises:
         SettingsError: the settings cannot be read.
 
-    All that it raises is importable from :mod:`zimage_stream`.
+    All exceptions are importable from :mod:`zimage_stream`.
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
@@ -61,7 +61,7 @@ class PromptClient:
         self._starting = threading.Lock()
         self._start: Mapping[int, int] | None = None
         self._unreadable: TopicMissingError | None = None
-        # Guards everything below, and is notified of results and when a reader hands over.
+        # Guards all attributes below; notified of new results, and when a thread stops reading for others.
         self._news = threading.Condition()
         self._mailbox = Mailbox()
         self._horizon: Mapping[int, int] = {}
@@ -70,7 +70,7 @@ class PromptClient:
         forks.follow(self)
 
     def after_fork(self) -> None:
-        """A child reads results by itself; it may wait for what its parent has sent."""
+        """Start afresh with the child's own reader; the child may wait for requests that its parent sent."""
         self._starting, self._news = threading.Lock(), threading.Condition()
         forks.leave(self._reader)
         self._reader, self._being_read = None, False
@@ -82,7 +82,7 @@ class PromptClient:
         self.close()
 
     def close(self) -> None:
-        """Release the connections. What the brokers have goes on without this client."""
+        """Release the connections. Accepted requests are processed without this client."""
         self._submitter.close()
         self._codec.close()
         if self._reader is not None:
@@ -91,27 +91,27 @@ class PromptClient:
     # -- submitting
 
     def submit(self, request: PromptRequest, *, headers: Headers = ()) -> str:
-        """Send a request and return its ``request_id`` once the brokers have it safely.
+        """Send a request, and return its ``request_id`` once the brokers have acknowledged it.
 
         Args:
-            headers: further record headers; ``traceparent`` and ``tracestate`` reach the result.
+            headers: additional record headers; ``traceparent`` and ``tracestate`` are copied to the result.
 
         Raises:
-            RequestError: it breaks a rule; nothing was sent.
-            BrokerUnavailableError, TopicMissingError: no broker answers, or there is no requests topic;
-                nothing was sent.
-            RegistryUnavailableError, SchemaMissingError: the schema's id cannot be had; nothing was sent.
-            SubmitError: the brokers did not acknowledge it.
+            RequestError: the request breaks a rule; nothing was sent.
+            BrokerUnavailableError, TopicMissingError: no broker answers, or the requests topic does not
+                exist; nothing was sent.
+            RegistryUnavailableError, SchemaMissingError: the schema's id is unavailable; nothing was sent.
+            SubmitError: the brokers did not acknowledge the request.
         """
         self.submit_nowait(request, headers=headers).result()
         return request.request_id
 
     def submit_nowait(self, request: PromptRequest, *, headers: Headers = ()) -> Future[Source]:
-        """Send a request without waiting for the brokers' answer.
+        """Send a request without waiting for the acknowledgement.
 
         Returns:
-            A future of the record's place in the requests topic; it raises SubmitError where the
-            brokers did not take it. Its callbacks run on the client's own thread and must be short.
+            A future of the record's location in the requests topic. It raises SubmitError if the brokers did
+            not acknowledge the record. Its callbacks run on the client's own thread and must be short.
 
         Raises:
             RequestError, BrokerUnavailableError, TopicMissingError, RegistryUnavailableError,
@@ -133,7 +133,7 @@ class PromptClient:
                 else:
                     self._mailbox.refused(submission)
                 self._news.notify_all()
-            # Whoever called it off does not want to know.
+            # A caller that has cancelled the future must not get an outcome.
             if future.set_running_or_notify_cancel():
                 if isinstance(answer, SubmitError):
                     future.set_exception(answer)
@@ -148,37 +148,37 @@ class PromptClient:
         requests: Iterable[PromptRequest],
         on_failure: Callable[[PromptRequest, ZImageError], None] | None = None,
     ) -> Submitted:
-        """Send requests as the iterable gives them, and return when each is accepted or has failed.
+        """Send requests as the iterable yields them, and return when each has been accepted or has failed.
 
-        Memory is bounded, however many they are: at most 2,000 are on their way at a time.
+        Memory is bounded for any number of requests: at most 2,000 are in flight at a time.
 
         Args:
-            on_failure: called, on the caller's thread, with each request that breaks a rule
-                (RequestError) or was not taken (SubmitError); the others go on. Absent: logged.
+            on_failure: called, on the caller's thread, with each request that breaks a rule (RequestError) or
+                was not accepted (SubmitError); the others continue. By default such errors are logged.
 
         Raises:
-            BrokerUnavailableError, TopicMissingError, RegistryUnavailableError, SchemaMissingError: going
-                on would fail them all.
+            BrokerUnavailableError, TopicMissingError, RegistryUnavailableError, SchemaMissingError: all
+                remaining requests would fail too.
         """
         return submit_each(self.submit_nowait, requests, on_failure)
 
     # -- reading
 
     def wait(self, request_id: str, timeout: float | None = None) -> ImageResult:
-        """The result of a request, which may have come long before.
+        """Return the result of a request, which may have arrived long ago.
 
-        It is the answer to the record that this client sent: the result of an older record with the
-        same id is not taken for it. Of a request that another client sent, or that lies more than
-        65,536 submissions back, it is the first result under that id since this client's first call.
+        The result belongs to the record that this client sent, not to an older record with the same id. For a
+        request of another client, or one more than 65,536 submissions ago, it is the first result with that
+        id since this client's first call.
 
         Args:
-            timeout: in seconds; absent, it waits without end.
+            timeout: in seconds; by default there is no limit.
 
         Raises:
-            ResultTimeoutError: it has not come within ``timeout``.
+            ResultTimeoutError: the result did not arrive within ``timeout``.
             BrokerUnavailableError: no broker answered within ``timeout``.
-            TopicMissingError: the results topic is not there or may not be read.
-            RegistryUnavailableError: a result came whose schema cannot be had now; the next call tries again.
+            TopicMissingError: the results topic does not exist or may not be read.
+            RegistryUnavailableError: the schema of a result is unavailable; the next call retries.
         """
         deadline = Deadline(timeout)
         with self._news:
@@ -202,20 +202,20 @@ class PromptClient:
         batch_id: str | None = None,
         timeout: float | None = None,
     ) -> Iterator[ImageResult]:
-        """Results as they come, those that came since this client's first call included.
+        """Yield results as they arrive, including those since this client's first call.
 
-        Each iterator reads for itself, at the pace it is consumed; for one result, :meth:`wait` is
-        cheaper.
+        Each iterator has its own reader and reads as fast as it is consumed; for a single result,
+        :meth:`wait` is cheaper.
 
         Args:
-            request_ids: ends when each of these has its result, given once.
-            batch_id: results of this batch. Nothing on the topic says how many there will be, so it
-                ends after ``timeout``.
-            timeout: in seconds, for the whole iteration.
+            request_ids: the iteration yields one result for each of these, and then ends.
+            batch_id: only results of this batch. Their number is unknown, so the iteration ends after
+                ``timeout``.
+            timeout: for the whole iteration, in seconds.
 
         Raises:
-            ResultTimeoutError: some of ``request_ids`` have no result within ``timeout``.
-            BrokerUnavailableError: no broker answers, or answered within ``timeout``.
+            ResultTimeoutError: results of ``request_ids`` are missing after ``timeout``.
+            BrokerUnavailableError: no broker answers, or none answered within ``timeout``.
             TopicMissingError, RegistryUnavailableError: as :meth:`wait`.
         """
         return self._results(request_ids, batch_id, Deadline(timeout))
@@ -245,14 +245,14 @@ class PromptClient:
                     return
 
     def open_reader(self, since: Mapping[int, int] | None = None) -> ResultReader:
-        """A reader of all results, of the caller's own: not thread-safe, and to be closed.
+        """Create a reader of all results. It is not thread-safe, and the caller must close it.
 
         Args:
-            since: offset by partition; absent: where the topic ended before the first submission.
+            since: offsets by partition; by default the end of the topic before the first submission.
 
         Raises:
             BrokerUnavailableError: no broker answers.
-            TopicMissingError: the results topic is not there or may not be read.
+            TopicMissingError: the results topic does not exist or may not be read.
         """
         self._note_start()
         if self._unreadable is not None:
@@ -264,7 +264,7 @@ class PromptClient:
     # -- inside
 
     def _note_start(self) -> None:
-        """Find once where the results topic ends, before anything is submitted."""
+        """Determine the end of the results topic once, before the first submission."""
         with self._starting:
             if self._start is not None or self._unreadable is not None:
                 return
@@ -272,13 +272,15 @@ class PromptClient:
                 try:
                     self._start = self._horizon = reader.topic.end_offsets()
                 except TopicMissingError as error:
-                    # Whoever only submits needs neither the topic nor the right to read it.
+                    # A client that only submits needs neither the topic nor permission to read it.
                     log.info("this client cannot read results: %s", error)
                     self._unreadable = error
 
     def _read_for(self, submission: Submission, deadline: Deadline) -> None:
-        """Read results for everybody until this submission has its own. Called with ``_news`` held
-        and returns with it held; meanwhile other waiters wait for news."""
+        """Read results for all waiting threads until this submission has its own.
+
+        Called with ``_news`` held, and returns with it held; other threads wait for notifications meanwhile.
+        """
         self._being_read = True
         self._news.release()
         try:
@@ -296,7 +298,7 @@ class PromptClient:
             self._news.acquire()
             self._being_read = False
             if self._reader is not None:
-                # What is submitted from now on has its result above what has been read by now.
+                # Results of later submissions lie above the positions read so far.
                 self._horizon = self._reader.topic.positions
             self._news.notify_all()
 
@@ -315,7 +317,7 @@ def _matches(
 
 
 def _earliest(submissions: Iterable[Submission | None], start: Mapping[int, int]) -> Mapping[int, int]:
-    """Offsets below which no result of these submissions lies."""
+    """Return offsets below which there is no result of these submissions."""
     distinct: dict[int, Mapping[int, int]] = {}
     for submission in submissions:
         if submission is None:

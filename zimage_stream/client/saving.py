@@ -1,4 +1,4 @@
-"""Pictures from the store into a folder, with a table and a page of what came of each request."""
+"""Saving of results to a folder: the images, a table and a gallery page."""
 
 from __future__ import annotations
 
@@ -45,37 +45,38 @@ COLUMNS = (
 
 THREADS = 4
 WAITING = 64
-"""Results on their way to a thread; whoever saves faster than the store gives is held back."""
+"""Maximum number of results being saved; beyond it :meth:`Saver.save` blocks."""
 
 STORE_TRIES = 4
 LAST_WAIT_S = 1.0
-"""For what is on its way when Ctrl-C comes; a store that answers needs no more."""
+"""Time for running downloads to finish after Ctrl-C, in seconds; a store that answers needs no more."""
 
 _MAX_NAME_BYTES = 200
-"""File systems take 255; the rest is for a number, the extension and what a sync client adds."""
+"""Maximum length of a file name, in bytes. File systems allow 255; the rest is for a number, the extension
+and additions by sync clients."""
 _MAX_CELL_CHARACTERS = 32_000
-"""Spreadsheets take 32,767 in a cell."""
-_LEFT_BEHIND_S = 3_600.0
+"""Maximum length of a table cell, in characters; spreadsheets allow 32,767."""
+_STALE_S = 3_600.0
 _PART = re.compile(r"\.[0-9a-f]{16}\.part")
 _UNSAFE = re.compile(r"[^\w.~-]+")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _FORMULA = re.compile("'*[-=+@\t\r\n＝＋－＠]")
-"""What a spreadsheet runs, behind the apostrophes that quote it or that were there before."""
+"""Matches a cell that a spreadsheet would run as a formula, after any number of apostrophes."""
 
 
 class SavingError(ZImageError):
-    """The folder for the pictures cannot be written."""
+    """The folder for the images cannot be written."""
 
 
-class DamagedPictureError(ZImageError):
-    """The store's bytes are not those that the result vouches for."""
+class DamagedImageError(ZImageError):
+    """The stored bytes do not match the hash in the result."""
 
 
 def safe_name(text: str) -> str:
-    """A file name without extension on every system: letters of any script, digits, ``. _ ~ -``."""
+    """Make a file name, without extension, that is valid on all systems: letters, digits and ``. _ ~ -``."""
     name = _UNSAFE.sub("_", text).strip("._ ")
     if len(name.encode()) > _MAX_NAME_BYTES:
-        # The end of a long name may be all that tells it from another.
+        # Long names may differ only at their ends.
         mark = f"~{hashlib.sha256(text.encode(errors='replace')).hexdigest()[:8]}"
         cut = name.encode()[: _MAX_NAME_BYTES - len(mark)].decode(errors="ignore")
         name = cut.rstrip("._ ") + mark
@@ -83,7 +84,7 @@ def safe_name(text: str) -> str:
 
 
 def candidates(stem: str, extension: str) -> Iterator[str]:
-    """``stem.ext``, then ``stem-2.ext`` and so on, without end."""
+    """Yield ``stem.ext``, then ``stem-2.ext`` and so on, indefinitely."""
     yield stem + extension
     number = 2
     while True:
@@ -92,7 +93,7 @@ def candidates(stem: str, extension: str) -> Iterator[str]:
 
 
 def table_row(result: ImageResult, file: str, prompt: str = "") -> list[str]:
-    """A result under :data:`COLUMNS`, safe to open in a spreadsheet."""
+    """Build the row of a result, with :data:`COLUMNS`, safe to open in a spreadsheet."""
     image, error = result.image, result.error
     values = {
         "request_id": result.request_id,
@@ -114,26 +115,26 @@ def table_row(result: ImageResult, file: str, prompt: str = "") -> list[str]:
 
 
 class Saver:
-    """Saves results as they come. A context manager; leaving it waits for what is on its way, unless it is
-    left by Ctrl-C, and writes the page.
+    """Saves results as they arrive. A context manager: on exit it waits for running downloads (except after
+    Ctrl-C) and writes the page.
 
-    A picture that the folder already has under its name is not fetched again, so an interrupted run
-    can be repeated. Another picture under that name stays, and ours gets a number.
+    An image that the folder already has under its name is not downloaded again, so an interrupted run can be
+    repeated. If that name belongs to a different image, that image is kept and the new one gets a number.
 
     Args:
-        store: thread-safe; the one that the results' ``image.key`` is in. It is not closed here.
-        folder: made if it is not there; ``results.csv`` and ``index.html`` in it are written anew.
-        title: of the page.
+        store: the store that contains the results' ``image.key``; thread-safe, not closed here.
+        folder: created if it does not exist; ``results.csv`` and ``index.html`` in it are overwritten.
+        title: title of the page.
 
     Raises:
         SavingError: the folder or the table cannot be written.
     """
 
-    def __init__(self, store: ImageStore, folder: Path, title: str = "Pictures") -> None:
+    def __init__(self, store: ImageStore, folder: Path, title: str = "Images") -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _remove_left_behind(folder)
-            # The mark at the start makes spreadsheets read it as UTF-8.
+            _remove_stale(folder)
+            # The byte order mark makes spreadsheets read the file as UTF-8.
             self._file = (folder / TABLE).open(
                 "w", encoding="utf-8-sig", errors="backslashreplace", newline=""
             )
@@ -150,11 +151,11 @@ class Saver:
         self._table = csv.writer(self._file)
         self._table.writerow(COLUMNS)
         self.problems: list[str] = []
-        """Why pictures could not be saved, the first hundred."""
+        """Why images could not be saved; at most 100 entries."""
         self.failed = 0
         self.saved = 0
         self.page = folder / PAGE
-        """Written at the end."""
+        """Path of the page, which is written on exit."""
 
     def __enter__(self) -> Saver:
         return self
@@ -164,7 +165,7 @@ class Saver:
             if kind is not KeyboardInterrupt:
                 self._pool.shutdown(wait=True)
         finally:
-            # Ctrl-C, also while we waited: the store may not answer for minutes.
+            # After Ctrl-C, even during the wait above, stop soon: the store may not answer for minutes.
             self._stopping.set()
             self._pool.shutdown(wait=False, cancel_futures=True)
             wait(tuple(self._running), LAST_WAIT_S)
@@ -179,11 +180,11 @@ class Saver:
             raise SavingError(f"{error.filename or self.page}: {error.strerror}") from error
 
     def save(self, result: ImageResult, name: str | None = None, prompt: str | None = None) -> None:
-        """Put the result into the table and its picture, if it has one, into the folder.
+        """Add a result to the table, and save its image, if any, to the folder.
 
         Args:
-            name: of the file, without extension; made safe. Absent: the request's id.
-            prompt: absent: what the picture says of itself.
+            name: file name without extension; unsafe characters are replaced. By default the request's id.
+            prompt: by default, the prompt in the image's metadata.
         """
         self._room.acquire()
         saving = self._pool.submit(self._save, result, name or result.request_id, prompt)
@@ -218,13 +219,13 @@ class Saver:
             return first.name
         data = self._get(image.key)
         if hashlib.sha256(data).hexdigest() != image.sha256:
-            raise DamagedPictureError(f"{image.uri} is not what the result vouches for (sha256 differs)")
+            raise DamagedImageError(f"{image.uri} does not match its result: the sha256 differs")
         unfinished = self._folder / f".{secrets.token_hex(8)}.part"
         try:
             unfinished.write_bytes(data)
             for name in candidates(stem, extension):
                 try:
-                    # A link, unlike a rename, never replaces what somebody else has put there.
+                    # Unlike a rename, a link never replaces an existing file.
                     os.link(unfinished, self._folder / name)
                 except FileExistsError:
                     if not _holds(self._folder / name, image):
@@ -241,17 +242,17 @@ class Saver:
             except StoreUnavailableError:
                 if not left or self._stopping.wait(2.0 ** (STORE_TRIES - left) / 10):
                     raise
-        raise AssertionError("the last try returns or raises")
+        raise AssertionError("the last attempt returns or raises")
 
 
-def _remove_left_behind(folder: Path) -> None:
-    """Remove pictures that runs which were killed had half fetched; what is young may be another run's."""
+def _remove_stale(folder: Path) -> None:
+    """Remove partial downloads of runs that were killed; recent ones may be another process's."""
     for path in folder.iterdir():
         if not _PART.fullmatch(path.name):
             continue
-        # Another run's may go at any moment.
+        # Another process may remove its own file at any time.
         with suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > _LEFT_BEHIND_S:
+            if time.time() - path.stat().st_mtime > _STALE_S:
                 path.unlink()
 
 
@@ -264,16 +265,16 @@ def _holds(path: Path, image: StoredImage) -> bool:
         return False
 
 
-def _prompt_in(picture: Path) -> str:
+def _prompt_in(image: Path) -> str:
     try:
-        return read_text(picture.read_bytes()).get("prompt", "")
+        return read_text(image.read_bytes()).get("prompt", "")
     except (OSError, ValueError):
-        # Somebody else's picture, or none that Pillow reads: it still is what the result vouches for.
+        # Another program's image, or one that Pillow cannot read; its hash matched the result nevertheless.
         return ""
 
 
 def _rows(table: Path) -> Iterator[dict[str, Any]]:
-    """What the table says, for the page; numbers as numbers."""
+    """Read the rows of the table for the page, with numbers converted."""
     with table.open(encoding="utf-8-sig", newline="") as file:
         for row in csv.DictReader(file):
             values: dict[str, Any] = {name: _uncell(text) for name, text in row.items() if text}
@@ -284,7 +285,8 @@ def _rows(table: Path) -> Iterator[dict[str, Any]]:
 
 
 def _cell(value: object) -> str:
-    """A text that a spreadsheet would run as a formula is quoted: attributes come from anybody."""
+    """Convert a value to a cell, and quote text that a spreadsheet would run as a formula: attributes are
+    untrusted."""
     text = str(value)
     if len(text) > _MAX_CELL_CHARACTERS:
         text = f"{text[:_MAX_CELL_CHARACTERS]}… ({len(text):,} characters)"

@@ -21,7 +21,7 @@ OnFailure = Callable[[PromptRequest, ZImageError], None]
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """What came of ``PromptClient.submit_many``: how many the brokers have, and how many not."""
+    """The outcome of ``PromptClient.submit_many``: the numbers of accepted and failed requests."""
 
     accepted: int
     failed: int
@@ -32,8 +32,8 @@ def submit_each(
     requests: Iterable[PromptRequest],
     on_failure: OnFailure | None = None,
 ) -> Submitted:
-    """Send requests with ``submit`` as the iterable gives them; see ``PromptClient.submit_many``."""
-    sending = _Sending(submit, on_failure or _log_failure)
+    """Submit requests as the iterable yields them; see ``PromptClient.submit_many``."""
+    sending = _SubmitLoop(submit, on_failure or _log_failure)
     for request in requests:
         while sending.in_flight and (sending.in_flight >= IN_FLIGHT or not sending.settled.empty()):
             sending.settle()
@@ -43,7 +43,7 @@ def submit_each(
     return Submitted(sending.accepted, sending.failed)
 
 
-class _Sending:
+class _SubmitLoop:
     def __init__(self, submit: Callable[[PromptRequest], Future[Source]], fail: OnFailure) -> None:
         self._submit = submit
         self._fail = fail
@@ -53,7 +53,7 @@ class _Sending:
 
     def send(self, request: PromptRequest) -> None:
         if self._unanswered >= IN_FLIGHT:
-            raise BrokerUnavailableError(f"Kafka took none of the last {self._unanswered:,} requests")
+            raise BrokerUnavailableError(f"Kafka accepted none of the last {self._unanswered:,} requests")
         try:
             future = self._submit(request)
         except (RequestError, SubmitError) as error:

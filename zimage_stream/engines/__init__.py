@@ -1,4 +1,4 @@
-"""What turns specs into pixels."""
+"""Engines, which generate images from specs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from zimage_stream.settings import EngineSettings
 
 
 def create_engine(settings: EngineSettings) -> Engine:
-    """The engine that the settings name, not loaded yet.
+    """Create the engine that the settings name, without loading it.
 
     Raises:
-        SettingsError: what it needs is not installed, or the settings ask for what is not there.
+        SettingsError: a dependency is not installed, or a setting is not supported here.
     """
     if settings.kind == "simulated":
         from zimage_stream.engines.simulated import SimulatedEngine

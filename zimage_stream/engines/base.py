@@ -1,4 +1,4 @@
-"""What turns specs into pixels, as the worker sees it."""
+"""The interface of engines, which generate images from specs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ MAX_PROMPT_TOKENS = 512
 
 
 def never() -> bool:
-    """Of a generation that is wanted to its end."""
+    """Return False: the ``cancelled`` callback of a generation that is never cancelled."""
     return False
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
-    """One picture to make, complete: two equal specs give the same picture on the same engine.
+    """The complete specification of one image: equal specs give equal images on the same engine.
 
-    ``width`` and ``height`` in pixels; ``seed`` is already chosen; ``guidance_scale`` 0 for Turbo.
+    ``width`` and ``height`` are in pixels; ``guidance_scale`` is 0 for Turbo.
     """
 
     prompt: str
@@ -32,7 +32,7 @@ class ImageSpec:
 
 
 class Engine(Protocol):
-    """Owned by one thread: :meth:`load`, :meth:`generate` and :meth:`close` are called from it alone.
+    """An image generator, owned by one thread: only that thread calls all methods except the following.
 
     :meth:`count_tokens` and :meth:`device_memory` may be called from another thread at any time after
     :meth:`load`.
@@ -40,44 +40,44 @@ class Engine(Protocol):
 
     @property
     def model(self) -> str:
-        """Name of the model, as results state it."""
+        """Name of the model, as it appears in results."""
         ...
 
     @property
     def model_revision(self) -> str:
-        """Pinned revision, or ``""`` where there is none."""
+        """Pinned revision of the model, or ``""`` if there is none."""
         ...
 
     def load(self) -> None:
-        """Bring the model up and warm it, so that the first request costs what the others do."""
+        """Load the model and warm it up, so that the first request takes no longer than the others."""
         ...
 
     def generate(self, specs: Sequence[ImageSpec], cancelled: Callable[[], bool] = never) -> list[Image]:
-        """Make one RGB picture per spec, in order.
+        """Generate one RGB image per spec, in order.
 
         Args:
-            specs: they share width, height, steps and guidance scale.
-            cancelled: asked between steps; True ends the generation.
+            specs: the specs, with equal width, height, steps and guidance scale.
+            cancelled: called between steps; True cancels the generation.
 
         Raises:
-            GenerationCancelledError: ``cancelled`` said so.
-            RequestError: the first spec at fault can never be made (only with a batch of one).
-            OutOfMemoryError: the batch does not fit; a smaller one may.
-            ContextLostError: the process must end.
-            EngineError: anything else; the engine can go on.
+            GenerationCancelledError: ``cancelled`` returned True.
+            RequestError: the spec can never be generated (only for a batch of one).
+            OutOfMemoryError: the batch does not fit into memory; a smaller one may.
+            ContextLostError: the device context is lost, and the process must end.
+            EngineError: the generation failed for another reason; the engine can continue.
         """
         ...
 
     def idle(self) -> None:
-        """Called about once a second while there is nothing to generate; may release memory."""
+        """Release memory, if useful; called about once a second while there is nothing to generate."""
         ...
 
     def count_tokens(self, prompt: str) -> int | None:
-        """Tokens of the prompt as the model sees it, or ``None`` where no tokenizer is at hand."""
+        """Count the prompt's tokens as the model sees them; ``None`` if no tokenizer is available."""
         ...
 
     def device_memory(self) -> Mapping[str, int]:
-        """Bytes of the device that are ``allocated`` and ``reserved``; empty where it keeps no count."""
+        """Return the ``allocated`` and ``reserved`` bytes of device memory; empty if unknown."""
         ...
 
     def close(self) -> None:

@@ -1,14 +1,14 @@
-"""What an exception out of the pipeline means for the device. Pure."""
+"""Classification of the pipeline's exceptions by their effect on the device. Pure."""
 
 from __future__ import annotations
 
 from zimage_stream.errors import ContextLostError, EngineError, OutOfMemoryError
 
 _BRIEF = 500
-# Torch raises these for what the device or an allocator says. Any other class may quote a prompt in
-# its message, and a prompt must not be able to pass for a broken device.
+# The classes that torch raises for errors of the device or an allocator. Messages of other classes may
+# quote a prompt, and a prompt must not be able to imitate a broken device.
 _OF_THE_DEVICE = ("RuntimeError", "AcceleratorError", "OutOfMemoryError", "MemoryError")
-_POISONED = (
+_CONTEXT_LOST = (
     "device-side assert",
     "illegal memory access",
     "illegal instruction",
@@ -36,22 +36,22 @@ _MEMORY = (
 
 
 def failure_of(kind: str, message: str) -> EngineError:
-    """The engine error that stands for what torch or diffusers raised.
+    """Map an exception of torch or diffusers to an engine error.
 
-    By name and message, because torch has no class of its own for a poisoned context, and so that
-    this can be told without a GPU.
+    It is judged by name and message, because torch has no class for a lost context, and so that this can be
+    tested without a GPU.
 
     Args:
         kind: name of the exception's class, without its module.
-        message: what it says; only the first line is kept.
+        message: message of the exception; only the first line is kept.
     """
     first = next(iter(message.strip().splitlines()), "no message")
     brief = f"{kind}: {first}"[:_BRIEF]
     if kind not in _OF_THE_DEVICE:
         return EngineError(brief)
-    said = message.lower()
-    if any(mark in said for mark in _POISONED):
+    lowered = message.lower()
+    if any(phrase in lowered for phrase in _CONTEXT_LOST):
         return ContextLostError(brief)
-    if kind in ("OutOfMemoryError", "MemoryError") or any(mark in said for mark in _MEMORY):
+    if kind in ("OutOfMemoryError", "MemoryError") or any(phrase in lowered for phrase in _MEMORY):
         return OutOfMemoryError(brief)
     return EngineError(brief)

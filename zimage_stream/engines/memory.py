@@ -1,6 +1,6 @@
-"""What the engine asks of the device's memory. Imports torch.
+"""The engine's interface to device memory. Imports torch.
 
-A seam: the engine decides when memory is given back, and that can be tried without a GPU.
+It is a seam for tests: the engine decides when memory is released, and this can be tested without a GPU.
 """
 
 from __future__ import annotations
@@ -10,27 +10,27 @@ from typing import Protocol
 import torch
 
 UNUSED_CACHE_BYTES = 2 << 30
-"""Memory that torch keeps reserved beyond what it uses before it is given back."""
+"""Amount of reserved but unused memory, in bytes, above which it is released."""
 
 
 class DeviceMemory(Protocol):
-    """Figures in bytes."""
+    """Memory of a device; all figures are in bytes."""
 
     def reserved(self) -> int:
-        """What the process holds of the device."""
+        """Return the memory that the process holds."""
         ...
 
     def allocated(self) -> int:
-        """What of that is in use."""
+        """Return the part of the reserved memory that is in use."""
         ...
 
     def release(self) -> None:
-        """Give back what is held and not in use."""
+        """Release reserved memory that is not in use."""
         ...
 
 
 class CudaMemory:
-    """Torch's caching allocator on one GPU."""
+    """Memory of torch's caching allocator on one GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -46,7 +46,7 @@ class CudaMemory:
 
 
 class HostMemory:
-    """The CPU's allocator keeps nothing back."""
+    """Memory of the CPU, whose allocator caches nothing."""
 
     def reserved(self) -> int:
         return 0
@@ -59,5 +59,5 @@ class HostMemory:
 
 
 def memory_of(device: torch.device) -> DeviceMemory:
-    """The memory of a device."""
+    """Create the memory interface of a device."""
     return CudaMemory(device) if device.type == "cuda" else HostMemory()

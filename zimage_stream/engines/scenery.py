@@ -1,7 +1,7 @@
-"""Pixels that are as hard to encode as a photograph's, made of nothing but noise.
+"""Synthetic scenery: an image of noise that is as hard to encode as a photograph.
 
-Photographs have the same energy in every octave of detail, and the grain of a sensor on top. Encoders
-and networks take as long for such noise as for the real thing.
+Photographs have similar energy in every octave of detail, plus the grain of the sensor. Encoding and
+transferring such noise takes as long as for a real photograph.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from functools import cache
 from PIL import Image, ImageChops
 
 SIDE = 2048
-"""Of the whole; a power of two."""
+"""Width and height of the image, in pixels; a power of two."""
 _COARSEST = 4
 _AMPLITUDE = 60.0
-"""Of the coarsest octave, in levels of 255."""
+"""Amplitude of the coarsest octave, in levels of 255."""
 _FALL = 0.75
-"""Amplitude of an octave against the one before it."""
+"""Amplitude of an octave relative to the previous one."""
 _GRAIN = 2.5
 _MIDDLE = 128
 
 
 @cache
 def scenery() -> Image.Image:
-    """An RGB picture of ``SIDE`` pixels each way, always the same; made once, in about a second."""
+    """Create an RGB image of ``SIDE`` x ``SIDE`` pixels, always the same; this takes about a second once."""
     rng = random.Random(1)
     return Image.merge("RGB", [_channel(rng) for _ in range(3)])
 
@@ -40,6 +40,6 @@ def _channel(rng: random.Random) -> Image.Image:
 
 
 def _noise(rng: random.Random, side: int, amplitude: float) -> Image.Image:
-    """Uniform noise about the middle."""
+    """Create uniform noise around the middle level."""
     raw = Image.frombytes("L", (side, side), rng.randbytes(side * side))
     return raw.point([round(_MIDDLE + (level - _MIDDLE) / _MIDDLE * amplitude) for level in range(256)])

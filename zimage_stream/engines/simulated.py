@@ -1,15 +1,14 @@
-"""An engine that takes a stated time and draws its parameters: for tests and benchmarks, users' own included.
+"""An engine that takes a given time and draws its parameters, for tests and benchmarks, including users' own.
 
-The time of one 1024x1024 picture at 8 steps is given; others scale by area and steps, and a batch by
-what batching gained on a real card (Qwen-Image on an H200: nothing at 1024x1024; at 512x512 1.82 times
-at 2, 2.77 at 4, 3.14 at 8). Pictures are equal for equal specs.
+The time of one 1024x1024 image at 8 steps is configured. Other images scale with area and steps, and batches
+with the gain that was measured on a real card (Qwen-Image on an H200: none at 1024x1024; at 512x512 a factor
+of 1.82 for 2 images, 2.77 for 4 and 3.14 for 8). Equal specs give equal images.
 
     engine = SimulatedEngine(0.05, faults={"poison": Fault.parse("raise")})
     engine.generate([ImageSpec("a heron", 512, 512, 8, 0.0, seed=1)])
 
-Faults are played by directive: a mapping from a piece of prompt to what happens to requests that have
-it, given when the engine is made (``engine.simulated_faults`` of the settings). A prompt by itself
-never does anything here.
+Faults are injected by directives: a mapping from a substring of the prompt to a fault, which is passed to the
+constructor (from the setting ``engine.simulated_faults``). A prompt alone never causes a fault.
 """
 
 from __future__ import annotations
@@ -47,11 +46,11 @@ _OUTLINE = ((-1, 0, "black"), (1, 0, "black"), (0, -1, "black"), (0, 1, "black")
 
 
 def service_seconds(specs: Sequence[ImageSpec], reference_s: float) -> float:
-    """How long a batch takes.
+    """Return the time that a batch takes, in seconds.
 
     Args:
-        specs: of one shape.
-        reference_s: seconds of one 1024x1024 picture at 8 steps.
+        specs: specs with equal sizes and steps.
+        reference_s: time of one 1024x1024 image at 8 steps, in seconds.
     """
     if not specs:
         return 0.0
@@ -61,7 +60,7 @@ def service_seconds(specs: Sequence[ImageSpec], reference_s: float) -> float:
 
 
 def _gain(size: int, pixels: int) -> float:
-    """How many times faster a batch is than its pictures singly; straight lines between what was measured."""
+    """Return the speedup of a batch over single images, interpolated linearly between measurements."""
     if pixels > _SMALL_PIXELS:
         return 1.0
     for (low, gain_low), (high, gain_high) in pairwise(_GAIN_OF_SMALL):
@@ -71,14 +70,14 @@ def _gain(size: int, pixels: int) -> float:
 
 
 class SimulatedEngine:
-    """See the module.
+    """The simulated engine; see the module's docstring.
 
     Args:
-        reference_s: seconds of one 1024x1024 picture at 8 steps.
-        faults: directives by piece of prompt.
-        salt: other salts give other pixels for equal specs, as another card or driver does.
-        scenic: behind the words is what is as hard to encode as a photograph, not a grid of colours.
-        sleep, clock: how time is spent and told.
+        reference_s: time of one 1024x1024 image at 8 steps, in seconds.
+        faults: faults by substring of the prompt.
+        salt: a different salt gives different pixels for equal specs, as another card or driver would.
+        scenic: use a background that is as hard to encode as a photograph, instead of a grid of colours.
+        sleep, clock: replacements for ``time.sleep`` and ``time.monotonic``.
     """
 
     model = "simulated"
@@ -103,27 +102,27 @@ class SimulatedEngine:
 
     @classmethod
     def from_settings(cls, settings: EngineSettings) -> SimulatedEngine:
-        """As the settings say."""
+        """Create the engine from the settings."""
         faults = {piece: Fault.parse(text) for piece, text in settings.simulated_faults.items()}
         return cls(settings.simulated_ms / 1e3, faults, settings.simulated_salt, settings.simulated_scenery)
 
     def load(self) -> None:
-        """There is nothing to load; the scenery is made."""
+        """Create the scenery, if it is used; nothing else needs loading."""
         if self._scenic:
             scenery()
 
     def close(self) -> None:
-        """There is nothing to release."""
+        """Do nothing: there is nothing to release."""
 
     def idle(self) -> None:
-        """There is nothing to release."""
+        """Do nothing: there is nothing to release."""
 
     def device_memory(self) -> Mapping[str, int]:
-        """What the fault ``leak`` has lost so far; nothing else is kept."""
+        """Return the memory leaked by the fault ``leak``, the only memory that is simulated."""
         return {"allocated": self._leaked, "reserved": self._leaked} if self._leaked else {}
 
     def count_tokens(self, prompt: str) -> int | None:
-        """About one token for four characters."""
+        """Estimate the number of tokens as one per four characters."""
         return -(-len(prompt) // _CHARACTERS_A_TOKEN)
 
     def generate(
@@ -132,13 +131,13 @@ class SimulatedEngine:
         """See :class:`~zimage_stream.engines.base.Engine`."""
         for spec in specs:
             for fault in self._faults_of(spec):
-                self._play(fault, spec, len(specs))
-        # The drawing is part of the time: a device needs no processor for it.
+                self._inject(fault, spec, len(specs))
+        # The time for drawing is included: a real device would not use the CPU for it.
         end = self._clock() + service_seconds(specs, self._reference_s)
         images = [self._draw(spec) for spec in specs]
         while (left := end - self._clock()) > 0:
             if cancelled():
-                raise GenerationCancelledError("the pictures are not wanted any more")
+                raise GenerationCancelledError("the images are no longer wanted")
             self._sleep(min(left, _CANCELLABLE_S))
         return images
 
@@ -151,7 +150,7 @@ class SimulatedEngine:
             return image.crop((0, 0, spec.width, spec.height // 2))
         return image
 
-    def _play(self, fault: Fault, spec: ImageSpec, batch: int) -> None:
+    def _inject(self, fault: Fault, spec: ImageSpec, batch: int) -> None:
         match fault.kind:
             case FaultKind.SLOW:
                 self._sleep(fault.number)
@@ -162,10 +161,10 @@ class SimulatedEngine:
             case FaultKind.RAISE:
                 raise EngineError("generation failed (simulated)")
             case FaultKind.REFUSE if batch > 1:
-                # Whose fault it is shows only when it runs alone, as with a real pipeline.
+                # As with a real pipeline, the request at fault is identified only when it runs alone.
                 raise EngineError("a batch failed (simulated)")
             case FaultKind.REFUSE:
-                raise RequestError("prompt", "what this engine can draw (simulated)", spec.prompt)
+                raise RequestError("prompt", "prompts that this engine can draw (simulated)", spec.prompt)
             case FaultKind.KILL:
                 os.kill(os.getpid(), signal.SIGKILL)
             case FaultKind.LEAK:
@@ -180,7 +179,7 @@ def _font() -> ImageFont.ImageFont:
 
 
 def draw(spec: ImageSpec, salt: str = "", scenic: bool = False) -> Image.Image:
-    """A picture of the spec, in its size: its digest as a grid of colours or a view, and its parameters."""
+    """Draw an image for a spec: a grid of colours or scenery chosen by its digest, and its parameters."""
     digest = hashlib.sha256(repr((spec, salt)).encode()).digest()
     size = spec.width, spec.height
     if scenic:
@@ -189,7 +188,7 @@ def draw(spec: ImageSpec, salt: str = "", scenic: bool = False) -> Image.Image:
         image = scenery().crop((left, top, left + size[0], top + size[1]))
     else:
         image = Image.frombytes("RGB", (4, 2), digest[:24]).resize(size, Image.Resampling.NEAREST)
-    # The font that Pillow brings draws no Chinese; such characters are left to the picture's metadata.
+    # Pillow's built-in font has no Chinese characters; the image's metadata contain the full prompt.
     prompt = spec.prompt.encode("ascii", "replace").decode()
     lines = (
         f"{spec.width}x{spec.height}",
@@ -202,7 +201,7 @@ def draw(spec: ImageSpec, salt: str = "", scenic: bool = False) -> Image.Image:
     pen = ImageDraw.Draw(words)
     for number, line in enumerate(lines):
         pen.text((0, number * _LINE), line, fill=1, font=_font())
-    # An outline keeps the words readable on any colour; Pillow's own takes ten times as long.
+    # An outline keeps the text readable on any colour; Pillow's own outline takes ten times as long.
     for across, down, colour in (*_OUTLINE, (0, 0, "white")):
         image.paste(colour, (_MARGIN + across, _MARGIN + down), words)
     return image

@@ -1,4 +1,4 @@
-"""Z-Image through diffusers' own pipeline. Imports torch: import it only to create the engine."""
+"""Z-Image with the pipeline of diffusers. Imports torch, so import this module only to create the engine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 
 TINY = "tiny"
 TILING_PIXELS = 1536 * 1536
-"""Above this a picture is decoded in tiles: the decoder's peak would exceed the transformer's."""
+"""Size in pixels above which an image is decoded in tiles, because the decoder's peak memory would otherwise
+exceed the transformer's."""
 
 _WARM_UP_PROMPT = "a red circle on a white background"
 _WARM_UP_STEPS = 2
@@ -36,14 +37,14 @@ _SMALLEST_SIDE = 64
 
 
 class ZImageEngine:
-    """See :class:`~zimage_stream.engines.base.Engine`. One device, one thread.
+    """The Z-Image engine on one device; see :class:`~zimage_stream.engines.base.Engine`.
 
     Args:
-        memory: the device's memory; absent: torch's own figures.
-        clock: seconds that only grow; how long the engine has been idle is measured with it.
+        memory: the device's memory; by default as torch reports it.
+        clock: monotonic time in seconds, which measures idleness.
 
     Raises:
-        SettingsError: the device or a switch is not available here.
+        SettingsError: the device or an option is not available here.
     """
 
     def __init__(
@@ -70,18 +71,18 @@ class ZImageEngine:
         self._used = clock()
 
     def load(self) -> None:
-        """Load the weights, move them to the device and warm it up.
+        """Load the weights, move them to the device and generate a first image.
 
         Raises:
-            SettingsError: the model cannot be loaded, or a switch does not work here.
-            EngineError: the device fails to make a first picture.
+            SettingsError: the model cannot be loaded, or an option does not work here.
+            EngineError: the first image could not be generated.
         """
         _quieten(diffusers_logging)
         _quieten(transformers_logging)
         started = time.monotonic()
         pipeline = self._read()
         pipeline.set_progress_bar_config(disable=True)
-        # The pipeline's own is used by the engine's thread; tokenizers are not safe to share.
+        # Tokenizers are not thread-safe, and the engine's thread uses that of the pipeline.
         self._tokenizer = copy.deepcopy(pipeline.tokenizer)
         pipeline.vae.decoder.register_forward_hook(self._decoded.note)
         self._pipeline = pipeline
@@ -102,7 +103,7 @@ class ZImageEngine:
                 raise failure from error
         else:
             return images
-        # Outside the except block the traceback is gone, and with it the tensors that it held.
+        # Outside the except block the traceback has been dropped, and with it the tensors that it referenced.
         try:
             self._pipeline.maybe_free_model_hooks()
             self._memory.release()
@@ -111,7 +112,7 @@ class ZImageEngine:
         raise failure
 
     def count_tokens(self, prompt: str) -> int | None:
-        """Length of the prompt within the model's chat template."""
+        """Count the tokens of the prompt within the model's chat template."""
         if self._tokenizer is None:
             return None
         messages = [{"role": "user", "content": prompt}]
@@ -127,7 +128,7 @@ class ZImageEngine:
         return {"allocated": self._memory.allocated(), "reserved": reserved} if reserved else {}
 
     def idle(self) -> None:
-        """Move the weights off the device if nothing was asked for as long as the settings say."""
+        """Move the weights off the device after the idle time in the settings."""
         limit = self._settings.idle_release_s
         if limit and not self._away and self._clock() - self._used >= limit:
             self._away = True
@@ -136,16 +137,16 @@ class ZImageEngine:
                 self._move(torch.device("cpu"))
                 self._memory.release()
             except RuntimeError as error:
-                # Whether the device still works shows at the next batch, which has someone to tell.
-                log.warning("the weights could not be moved off the device: %s", error)
+                # If the device is broken, the next batch will fail and report it.
+                log.warning("could not move the weights off the device: %s", error)
                 return
             freed = (before - self._memory.reserved()) / 1e9
-            log.info("idle for %g s: the weights are off the device, %.1f GB given back", limit, freed)
+            log.info("idle for %g s: moved the weights off the device, %.1f GB released", limit, freed)
 
     def close(self) -> None:
         """Release the device."""
         self._pipeline = None
-        # A poisoned context refuses this too; it ends with the process.
+        # With a lost context this fails too; the memory is released when the process ends.
         with contextlib.suppress(RuntimeError):
             self._memory.release()
 
@@ -167,14 +168,14 @@ class ZImageEngine:
                 width=first.width,
                 num_inference_steps=first.steps,
                 guidance_scale=first.guidance_scale,
-                # On the CPU, so that a seed gives the same noise whatever the device.
+                # On the CPU, so that a seed gives the same noise on any device.
                 generator=[torch.Generator("cpu").manual_seed(spec.seed) for spec in specs],
                 max_sequence_length=MAX_PROMPT_TOKENS,
                 callback_on_step_end=_between_steps(first.steps, cancelled),
                 output_type="pt",
             ).images
             self._decoded.check()
-            images = pictures_of(decoded)
+            images = to_images(decoded)
         self._used = self._clock()
         return images
 
@@ -185,17 +186,17 @@ class ZImageEngine:
                 self._source,
                 revision=self._settings.revision,
                 dtype=self._dtype,
-                # A folder has everything; asking a hub about it would only fail where there is no network.
+                # A folder is complete; a request to the hub would only fail if there is no network.
                 local_files_only=Path(self._source).is_dir(),
             )
         except Exception as error:
-            # Every library below has classes of its own for a file that is missing, cut or of another model.
+            # The libraries have many exceptions for files that are missing, truncated or of another model.
             raise SettingsError(
                 f"ZIMAGE_ENGINE__MODEL: got {self._settings.model!r}, which cannot be loaded: {error}"
             ) from error
 
     def _place(self) -> None:
-        """Bring the weights to the device the way the settings say."""
+        """Move the weights to the device, or set up offloading, as the settings specify."""
         match self._settings.offload:
             case "model":
                 self._pipeline.enable_model_cpu_offload(device=self._device)
@@ -204,7 +205,7 @@ class ZImageEngine:
             case "text_encoder":
                 from diffusers.hooks.group_offloading import apply_group_offloading
 
-                # Of the ways to keep one part away, the one that the pipeline's choice of device understands.
+                # The one way to offload a single component that the pipeline's device detection supports.
                 apply_group_offloading(
                     self._pipeline.text_encoder, onload_device=self._device, offload_type="leaf_level"
                 )
@@ -213,7 +214,7 @@ class ZImageEngine:
                 self._move(self._device)
 
     def _move(self, device: torch.device) -> None:
-        """Move what stays on the device between batches."""
+        """Move the components that stay on the device between batches."""
         match self._settings.offload:
             case "none":
                 self._pipeline.to(device)
@@ -231,20 +232,20 @@ class ZImageEngine:
             except Exception as error:
                 raise SettingsError(
                     f"ZIMAGE_ENGINE__ATTENTION: got {settings.attention!r}, which this installation "
-                    f"cannot do: {error}"
+                    f"does not support: {error}"
                 ) from error
         if settings.compile:
-            # Dynamic: one compilation serves all sizes; else the ninth size would be an error.
+            # With dynamic=True one compilation serves all sizes; without it the ninth size would be an error.
             transformer.compile_repeated_blocks(fullgraph=True, dynamic=True)
 
     def _warm_up(self) -> None:
-        """Make pictures of the size the model is for, so that what is set up lazily is set up now."""
+        """Generate images of the model's native size, so that all lazy initialisation happens now."""
         side = _SMALLEST_SIDE
         if self._device.type == "cuda":
             natural = self._pipeline.vae.config.sample_size
             side = natural if natural * natural <= self._settings.max_pixels else _SMALLEST_SIDE
         spec = ImageSpec(_WARM_UP_PROMPT, side, side, _WARM_UP_STEPS, 0.0, 0)
-        # A batch of one is compiled as a case of its own.
+        # A batch of one is compiled separately.
         sizes = (1, 2) if self._settings.compile and self._settings.max_batch > 1 else (1,)
         try:
             for size in sizes:
@@ -256,64 +257,76 @@ class ZImageEngine:
             if not switches:
                 raise
             names = ", ".join(f"ZIMAGE_ENGINE__{name.upper()}" for name in switches)
-            raise SettingsError(f"{names}: the first picture failed with it: {error}") from error
+            raise SettingsError(
+                f"{names}: the first image failed with this setting; unset it: {error}"
+            ) from error
 
 
 class DecodedCheck:
-    """Sees what the decoder makes before it is cut to the range of a picture: infinity is white then, and
-    NaN black, as good as any pixel. Nothing waits for the device before :meth:`check`."""
+    """Detects NaN and infinity in the decoder's output.
+
+    After clamping to the range of an image they can no longer be detected: infinity becomes white and NaN
+    black. Nothing waits for the device before :meth:`check`.
+    """
 
     def __init__(self) -> None:
         self._finite: list[torch.Tensor] = []
 
     def clear(self) -> None:
-        """A batch begins."""
+        """Start a new batch."""
         self._finite.clear()
 
     def note(self, _: torch.nn.Module, __: Any, decoded: torch.Tensor) -> None:
-        """A hook on the decoder, which decodes a large picture in tiles.
+        """Record the decoder's output; a forward hook, called for each tile of a large image.
 
         Args:
-            decoded: of shape (pictures, 3, height, width).
+            decoded: tensor of shape (images, 3, height, width).
         """
         self._finite.append(torch.isfinite(decoded).flatten(1).all(1))
 
     def check(self) -> None:
-        """Raise EngineError where a picture has NaN or infinity in it."""
+        """Raise EngineError if an image contains NaN or infinity."""
         _check_finite(torch.stack(self._finite).all(0))
         self._finite.clear()
 
 
 def _check_finite(finite: torch.Tensor) -> None:
-    """Raise EngineError unless all pictures are finite; of shape (pictures,). Waits for the device."""
-    broken = (~finite).nonzero().flatten().tolist()
-    if broken:
-        raise EngineError(f"pictures {broken} of a batch are not finite numbers")
-
-
-def pictures_of(decoded: torch.Tensor) -> list[Image]:
-    """Pillow's pictures of what the decoder made, the same bytes as diffusers makes.
-
-    Scaled to bytes on the device: diffusers does that on the processor, from four times the bytes, while
-    the device waits.
+    """Raise EngineError unless all images are finite. Waits for the device.
 
     Args:
-        decoded: of shape (pictures, 3, height, width), from 0 to 1.
+        finite: boolean tensor of shape (images,).
+    """
+    broken = (~finite).nonzero().flatten().tolist()
+    if broken:
+        raise EngineError(f"images {broken} of a batch contain NaN or infinity")
+
+
+def to_images(decoded: torch.Tensor) -> list[Image]:
+    """Convert the decoder's output to Pillow images, with the same bytes as diffusers produces.
+
+    The conversion to bytes happens on the device: diffusers does it on the CPU, with four times as many bytes
+    to copy, while the device waits.
+
+    Args:
+        decoded: tensor of shape (images, 3, height, width), with values from 0 to 1.
     """
     pixels = (decoded.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-    # Pinned memory takes a device's copy at full speed; torch keeps it for the next one.
+    # Copies from the device to pinned memory run at full speed; torch reuses the pinned memory.
     host = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=pixels.is_cuda).copy_(pixels)
-    return [fromarray(picture) for picture in host.numpy()]
+    return [fromarray(image) for image in host.numpy()]
 
 
 def _between_steps(steps: int, cancelled: Callable[[], bool]) -> Callable[..., dict[str, Any]]:
-    """What diffusers is to call after each step: ends a generation that nobody wants, and one whose
-    numbers are none, which would come out black."""
+    """Build the callback that diffusers runs after each step.
+
+    It ends a generation that is cancelled, and one whose latents are NaN or infinity, which would give a
+    black image.
+    """
 
     def check(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         if cancelled():
-            raise GenerationCancelledError("the pictures are not wanted any more")
-        # Once, since it waits for the device.
+            raise GenerationCancelledError("the images are no longer wanted")
+        # Only at the last step, because the check waits for the device.
         if step == steps - 1:
             _check_finite(torch.isfinite(tensors["latents"]).flatten(1).all(1))
         return {}
@@ -322,13 +335,13 @@ def _between_steps(steps: int, cancelled: Callable[[], bool]) -> Callable[..., d
 
 
 def _quieten(library: Any) -> None:
-    """Nothing of a library's chatter belongs in a worker's log; what fails it raises."""
+    """Silence a library's logging and progress bars; its failures are raised anyway."""
     library.set_verbosity_error()
     library.disable_progress_bar()
 
 
 def _failure(error: Exception) -> EngineError | GenerationCancelledError:
-    # Made anew: the one raised inside the pipeline holds its tensors.
+    # A new exception, because the one raised inside the pipeline references its tensors.
     if isinstance(error, EngineError | GenerationCancelledError):
         return type(error)(str(error))
     return failure_of(type(error).__name__, str(error))
@@ -362,6 +375,6 @@ def _check_offload(offload: str, device: torch.device) -> None:
     if offload == "none":
         return
     if device.type != "cuda":
-        raise SettingsError(f"ZIMAGE_ENGINE__OFFLOAD: got {offload!r}, takes none without a GPU")
+        raise SettingsError(f"ZIMAGE_ENGINE__OFFLOAD: got {offload!r}, takes only 'none' without a GPU")
     if not importlib.util.find_spec("accelerate"):
         raise SettingsError(f"ZIMAGE_ENGINE__OFFLOAD: got {offload!r}, which needs pip install accelerate")

@@ -1,4 +1,4 @@
-"""Events on the topics: the dataclasses, the rules they keep and their Avro wire forms."""
+"""Events on the topics: the dataclasses, the rules for their fields, and their Avro encoding."""
 
 from zimage_stream.events.image_result import (
     Code,

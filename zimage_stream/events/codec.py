@@ -1,4 +1,4 @@
-"""Events to bytes and back, in the two framings that the topics carry."""
+"""Encoding and decoding of events, in the two framings that the topics carry."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ CONFLUENT_V0 = b"\x00"
 SINGLE_OBJECT = b"\xc3\x01"
 
 MAX_EVENT_BYTES = 4 << 20
-"""A record of more is not decoded. The broker's limit is of compressed bytes, and bounds nothing."""
+"""Largest record value that is decoded, in bytes. The broker's limit applies to compressed batches, so it
+does not bound the decompressed size."""
 
 _ID = struct.Struct(">I")
 _FINGERPRINT_BYTES = 8
@@ -36,9 +37,9 @@ _NAMES = {
 
 
 class Codec:
-    """Reads Confluent V0 and Avro single-object framing; writes V0 with a registry, else single-object.
+    """Reads Confluent V0 and Avro single-object framing; writes V0 with a registry, otherwise single-object.
 
-    Whatever version an event was written in, it is read as today's. Thread-safe.
+    An event of any published version is read as the current one. Thread-safe.
     """
 
     def __init__(self, registry: Registry | None = None) -> None:
@@ -56,41 +57,41 @@ class Codec:
             self._registry.close()
 
     def prepare_results(self, topic: str) -> None:
-        """Have all that :meth:`encode_result` needs; once it is had, nobody is asked again.
+        """Fetch what :meth:`encode_result` needs, so that later calls do not depend on the registry.
 
         Raises:
-            RegistryUnavailableError, SchemaMissingError: the schema's id cannot be had.
+            RegistryUnavailableError, SchemaMissingError: the schema's id is unavailable.
         """
         if self._registry is not None:
             self._registry.schema_id(topic, current(IMAGE_RESULT))
 
     def encode_request(self, request: PromptRequest, topic: str) -> bytes:
-        """The request as a record's value.
+        """Encode a request as a record's value.
 
         Raises:
-            RegistryUnavailableError, SchemaMissingError: its schema id cannot be had.
+            RegistryUnavailableError, SchemaMissingError: the schema's id is unavailable.
         """
         return self._encode(PROMPT_REQUEST, _fields(request), topic)
 
     def decode_request(self, data: bytes | None) -> PromptRequest:
-        """The request in a record's value; its rules are not checked.
+        """Decode a request from a record's value, without checking it against the rules.
 
         Raises:
-            WireError: it is no request of ours.
-            UnknownSchemaError: nobody knows its schema.
-            RegistryUnavailableError: nobody can say now.
+            WireError: the value is not a request.
+            UnknownSchemaError: neither the registry nor this version knows its schema.
+            RegistryUnavailableError: the registry does not answer.
         """
         return PromptRequest(**self._decode(PROMPT_REQUEST, data))
 
     def encode_result(self, result: ImageResult, topic: str) -> bytes:
-        """The result as a record's value. Raises as :meth:`encode_request`."""
+        """Encode a result as a record's value. Raises as :meth:`encode_request`."""
         record = _fields(result)
         for name in ("image", "error", "timing", "source"):
             record[name] = record[name] and _fields(record[name])
         return self._encode(IMAGE_RESULT, record, topic)
 
     def decode_result(self, data: bytes | None) -> ImageResult:
-        """The result in a record's value. Raises as :meth:`decode_request`."""
+        """Decode a result from a record's value. Raises as :meth:`decode_request`."""
         record = self._decode(IMAGE_RESULT, data)
         image, error = record["image"], record["error"]
         record |= {
@@ -124,24 +125,24 @@ class Codec:
             raise WireError(f"the record holds {str(found)[:200]}, not {name}")
         if writer.cost is not None and writer.cost.steps(len(body)) > MAX_STEPS:
             raise WireError(
-                f"{len(body):,} bytes of its schema could take {writer.cost.steps(len(body)):,} steps to "
-                f"decode; at most {MAX_STEPS:,} are made"
+                f"decoding {len(body):,} bytes with its schema could take "
+                f"{writer.cost.steps(len(body)):,} steps; at most {MAX_STEPS:,} are allowed"
             )
         reader = io.BytesIO(body) if writer.cost is None else Body(body)
         today = current(name).parsed
         try:
             decoded = fastavro.schemaless_reader(reader, schema, None if schema is today else today)
         except SchemaResolutionError as error:
-            raise WireError(f"its schema cannot be read as today's {name}: {_brief(error)}") from error
+            raise WireError(f"its schema cannot be read as the current {name}: {_brief(error)}") from error
         except Exception as error:
-            # Damaged bytes surface as almost any exception of the decoder's: EOF, index, value, type, date.
+            # On damaged bytes the decoder raises almost anything: EOF, index, value, type or date errors.
             raise WireError(f"it does not decode as {name}: {_brief(error)}") from error
         left = len(body) - reader.tell()
         if left:
-            raise WireError(f"{left} bytes follow the {name}, which do not belong to it")
+            raise WireError(f"{left} extra bytes follow the {name}")
         if not isinstance(decoded, dict):
             raise WireError(f"it does not decode as {name}")
-        # What was written with today's schema has its types.
+        # An event written with the current schema already has its types.
         event: dict[str, Any] = decoded if schema is today else conform(decoded, today)
         return event
 
@@ -154,8 +155,8 @@ class Codec:
             schema = by_fingerprint().get(mark)
             if schema is None:
                 raise UnknownSchemaError(
-                    f"no published schema has the fingerprint {mark.hex()}; a newer producer may have "
-                    f"written it: upgrade this reader first"
+                    f"no published schema has the fingerprint {mark.hex()}; if a newer producer wrote the "
+                    f"record, upgrade this reader"
                 )
             return Writer(schema.parsed), data[body:]
         if data.startswith(CONFLUENT_V0):
@@ -164,7 +165,9 @@ class Codec:
                 raise WireError(f"the record ends within its schema's id ({len(data)} bytes)")
             (schema_id,) = _ID.unpack(data[1:body])
             if self._registry is None:
-                raise UnknownSchemaError(f"it names schema id {schema_id}, and no registry is configured")
+                raise UnknownSchemaError(
+                    f"it names schema id {schema_id}, but no registry is configured: set registry.url"
+                )
             return self._registry.schema(schema_id), data[body:]
         raise WireError(
             f"it starts with {data[:2].hex(' ')}, which is neither Confluent framing (00) nor Avro "
@@ -173,16 +176,16 @@ class Codec:
 
 
 def create_codec(settings: RegistrySettings, patience_s: float = math.inf) -> Codec:
-    """A codec with the registry that the settings name, if they name one.
+    """Create a codec, with a registry if the settings name one.
 
     Args:
-        patience_s: as :class:`Registry` takes it.
+        patience_s: see :class:`Registry`.
     """
     return Codec(Registry(settings, patience_s=patience_s) if settings.url else None)
 
 
 def schema_mark(data: bytes | None) -> bytes:
-    """The bytes by which a record names its schema, whether anybody knows it or not. Pure."""
+    """Return the bytes by which a record names its schema, whether or not that schema is known. Pure."""
     data = data or b""
     length = len(SINGLE_OBJECT) + _FINGERPRINT_BYTES if data.startswith(SINGLE_OBJECT) else 1 + _ID.size
     return data[:length]

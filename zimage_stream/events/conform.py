@@ -1,7 +1,7 @@
-"""Holds a decoded event to its reader's schema. Pure.
+"""Checks a decoded event against the reader's schema. Pure.
 
-Avro resolution, as fastavro does it, takes a value's logical type from the schema it was written with: a
-plain long where ours says timestamp-millis comes out as a number, a date where ours says int as a date.
+In Avro schema resolution, fastavro takes a value's logical type from the writer's schema: a plain long stays
+a number even if our schema says timestamp-millis, and a date stays a date even if ours says int.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ _PRIMITIVES: dict[str, tuple[type, ...]] = {
 
 
 def conform(value: Any, schema: Any, field: str = "") -> Any:
-    """The value with the types that the schema promises.
+    """Convert a value to the types of the schema.
 
     Args:
-        schema: the reader's, parsed; records, maps, unions with null and primitives.
-        field: where in the event the value is, for the message.
+        value: the decoded value.
+        schema: the reader's parsed schema, of records, maps, unions with null and primitives.
+        field: path of the value in the event, for error messages.
 
     Raises:
-        WireError: it has another type, which stands for nothing of this one.
+        WireError: the value has another type and cannot be converted.
     """
     if value is None and isinstance(schema, list) and "null" in schema:
         return None
@@ -51,7 +52,7 @@ def conform(value: Any, schema: Any, field: str = "") -> Any:
 
 
 def _one_type(schema: Any) -> Mapping[str, Any]:
-    """What a schema says of a value; a union's says it of one that is not null."""
+    """Return the schema of a value as a mapping; for a union with null, that of the other branch."""
     if isinstance(schema, list):
         (schema,) = (each for each in schema if each != "null")
     return {"type": schema} if isinstance(schema, str) else schema
@@ -62,7 +63,7 @@ def _record(value: Mapping[str, Any], fields: Sequence[Mapping[str, Any]], insid
 
 
 def _is_primitive(value: Any, kind: str) -> bool:
-    # A bool is an int to Python, and to nobody else.
+    # In Python a bool is an int, but not in Avro.
     return isinstance(value, _PRIMITIVES.get(kind, ())) and isinstance(value, bool) == (kind == "boolean")
 
 

@@ -1,4 +1,4 @@
-"""Record headers: CloudEvents in binary mode, W3C trace context, and what a dead letter says of itself."""
+"""Record headers: CloudEvents in binary mode, W3C trace context, and the reasons in a dead letter."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ Headers = list[Header]
 
 REQUEST_TYPE = "zimage.PromptRequest.v1"
 RESULT_TYPE = "zimage.ImageResult.v1"
-MAX_MESSAGE_BYTES = 2_000
+MAX_HEADER_VALUE_BYTES = 2_000
+"""Maximum size of a header value that we write, in bytes; longer ones are truncated."""
 
 REPLAYS = "zimage.replays"
-"""How often this record was replayed from the dead letters."""
+"""Name of the header that counts how often a record was replayed from the dead letters."""
 REPLAY_OF = "zimage.replay-of"
-"""The dead letter it was last replayed from, as topic/partition/offset."""
+"""Name of the header with the dead letter that was last replayed, as topic/partition/offset."""
 
 _TRACE = ("traceparent", "tracestate")
 REASONS = (
@@ -33,41 +34,44 @@ REASONS = (
     "zimage.worker",
     "zimage.time",
 )
-"""What a dead letter says of its death, beside the record's own headers."""
+"""Names of the headers with which a dead letter states why it failed, in addition to the record's own."""
 
 
 VALUE_BYTES, VALUE_SHA256 = "zimage.value-bytes", "zimage.value-sha256"
-"""Of the record's value, in a dead letter that has only its first bytes."""
+"""Names of the headers with the size and hash of the full value, in a dead letter that has only its start."""
 KEY_BYTES = "zimage.key-bytes"
-"""Of the record's key, in a dead letter that does not have it."""
+"""Name of the header with the size of the record's key, in a dead letter without the key."""
 HEADERS_LEFT_OUT = "zimage.headers-left-out"
-"""How many of the record's headers a dead letter does not have; ``all`` where nobody could read them."""
+"""Name of the header with the number of headers that a dead letter lacks; ``all`` if they were unreadable."""
 CUTS = (VALUE_BYTES, VALUE_SHA256, KEY_BYTES, HEADERS_LEFT_OUT)
-"""What a dead letter says of what did not fit into it."""
+"""Names of the headers with which a dead letter states what did not fit into it."""
 
 MAX_HEADERS = 100_000
-"""librdkafka shows none at all of a record that has more."""
+"""Maximum number of headers of a record; librdkafka shows none of a record that has more."""
 HEADER_OVERHEAD_BYTES = 10
-"""Of a header, two lengths at the most."""
+"""Maximum overhead of one header in a record, in bytes: two lengths."""
 MAX_TRACE_BYTES = 1_024
 
 
 def request_headers(request: PromptRequest, source: str, extra: Iterable[Header] = ()) -> Headers:
-    """Headers of a request.
+    """Build the headers of a request.
 
     Args:
-        source: URI reference of who sends it.
-        extra: the caller's own, its ``traceparent`` among them; they come last, untouched.
+        source: URI reference of the sender.
+        extra: the caller's own headers, such as ``traceparent``; they come last, unchanged.
     """
     at = request.created_at or datetime.now(UTC)
     return [*_cloud_event(request.request_id, source, REQUEST_TYPE, at), *extra]
 
 
 def result_headers(result: ImageResult, request: Iterable[Header]) -> Headers:
-    """Headers of a result, in the trace of the request with these headers.
+    """Build the headers of a result, with the trace context of its request.
 
-    The event's id is made of the request record's place, so a result published again under
-    at_least_once is recognised by it.
+    The event's id is the location of the request's record, so a consumer can recognise a result that is
+    published twice under at_least_once.
+
+    Args:
+        request: headers of the request's record.
     """
     source = result.source
     event_id = f"{source.topic}/{source.partition}/{source.offset}"
@@ -78,7 +82,7 @@ def result_headers(result: ImageResult, request: Iterable[Header]) -> Headers:
 
 
 def trace_context(headers: Iterable[Header]) -> Headers:
-    """The W3C trace context among these headers: one of each, and none that is too long to be one."""
+    """Extract the W3C trace context from headers: the first of each name, unless it is too long."""
     found: dict[str, Header] = {}
     for name, value in headers:
         if name.lower() in _TRACE and len(value or b"") <= MAX_TRACE_BYTES:
@@ -99,10 +103,10 @@ def dead_letter_headers(
     worker: str,
     at: datetime,
 ) -> Headers:
-    """Headers of a dead letter: the record's own, byte for byte, then why it died.
+    """Build the headers of a dead letter: the record's own, byte for byte, then why it failed.
 
-    A record that was replayed and dies again has its former reasons replaced: they would grow with
-    every round.
+    If a replayed record fails again, the new reasons replace the old ones; otherwise the headers would grow
+    with every replay.
     """
     values = (
         topic,
@@ -120,17 +124,22 @@ def dead_letter_headers(
 
 
 def without_reasons(headers: Iterable[Header]) -> Headers:
-    """A dead letter's headers as the record had them."""
+    """Return the record's original headers from those of its dead letter."""
     return [(name, value) for name, value in headers if name not in REASONS and name not in CUTS]
 
 
 def size_of(headers: Iterable[Header]) -> int:
-    """The most bytes that these headers take in a record."""
+    """Return the maximum number of bytes that these headers take in a record."""
     return sum(len(name.encode()) + len(value or b"") + HEADER_OVERHEAD_BYTES for name, value in headers)
 
 
 def fitting(headers: Iterable[Header], size: int, count: int) -> Headers:
-    """Those that fit into so many bytes and are no more than so many, in their order; the first go first."""
+    """Select the first headers that fit, in their order.
+
+    Args:
+        size: maximum total size, in bytes.
+        count: maximum number of headers.
+    """
     kept: Headers = []
     for header in headers:
         taken = size_of((header,))
@@ -141,7 +150,7 @@ def fitting(headers: Iterable[Header], size: int, count: int) -> Headers:
 
 
 def replay_headers(letter: Headers, *, topic: str, partition: int, offset: int) -> Headers:
-    """Headers of a dead letter that is replayed: the record's own, how often, and which letter it was.
+    """Build the headers of a replayed record: its own, the number of replays, and its dead letter.
 
     Args:
         letter: headers of the dead letter at ``topic``, ``partition`` and ``offset``.
@@ -152,7 +161,7 @@ def replay_headers(letter: Headers, *, topic: str, partition: int, offset: int) 
 
 
 def replays_of(headers: Iterable[Header]) -> int:
-    """How often the record with these headers was replayed; 0 too where it says nonsense."""
+    """Return how often the record with these headers was replayed; 0 if the header is absent or invalid."""
     values = [value for name, value in headers if name == REPLAYS and value is not None]
     return int(values[-1]) if values and re.fullmatch(rb"[0-9]{1,6}", values[-1]) else 0
 
@@ -170,6 +179,6 @@ def _cloud_event(event_id: str, source: str, kind: str, at: datetime) -> Headers
 
 def _bounded(text: str) -> bytes:
     raw = text.encode(errors="replace")
-    if len(raw) <= MAX_MESSAGE_BYTES:
+    if len(raw) <= MAX_HEADER_VALUE_BYTES:
         return raw
-    return raw[:MAX_MESSAGE_BYTES].decode(errors="ignore").encode() + "…".encode()
+    return raw[:MAX_HEADER_VALUE_BYTES].decode(errors="ignore").encode() + "…".encode()

@@ -1,4 +1,4 @@
-"""What came of a request: its one terminal event."""
+"""The result of a request: its one terminal event."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from enum import StrEnum
 
 
 class Status(StrEnum):
-    """How a request ended. UNKNOWN stands for a status newer than this reader."""
+    """The final status of a request. UNKNOWN stands for a status that this version does not know."""
 
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
@@ -19,7 +19,7 @@ class Status(StrEnum):
 
 
 class Code(StrEnum):
-    """Why a request has no picture; ``docs/wire.md`` says what to do about each."""
+    """The reason why a request has no image; ``docs/wire.md`` gives the remedy for each."""
 
     UNDECODABLE = "UNDECODABLE"
     UNKNOWN_SCHEMA = "UNKNOWN_SCHEMA"
@@ -36,7 +36,7 @@ class Code(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredImage:
-    """The picture as it lies in the store; ``sha256`` (hex) is of the stored bytes."""
+    """An image in the store; ``sha256`` (hex) is that of the stored bytes."""
 
     uri: str
     url: str | None
@@ -54,7 +54,7 @@ class StoredImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why there is no picture. ``retriable``: the same request may succeed if sent again."""
+    """The reason why there is no image. ``retriable``: the same request may succeed if it is sent again."""
 
     code: str
     message: str
@@ -63,7 +63,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Milliseconds, never negative; ``None`` where the stage was not reached.
+    """Durations in milliseconds, never negative; ``None`` for a stage that was not reached.
 
     ``total_ms`` runs from the request's timestamp to just before the commit of its result.
     """
@@ -77,7 +77,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """The record that this result answers."""
+    """The location of a request's record."""
 
     topic: str
     partition: int
@@ -107,5 +107,5 @@ class ImageResult:
 
     @property
     def succeeded(self) -> bool:
-        """Whether there is a picture."""
+        """Whether there is an image."""
         return self.status is Status.SUCCEEDED

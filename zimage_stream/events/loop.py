@@ -1,4 +1,4 @@
-"""An event loop on a thread of its own, for questions whose answers nobody may have to wait for."""
+"""An event loop on its own thread, for requests whose callers may not want to wait for the response."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ _T = TypeVar("_T")
 
 
 class LoopThread:
-    """Runs coroutines side by side. Thread-safe; its thread starts with the first one.
+    """Runs coroutines concurrently. Thread-safe; its thread starts with the first one.
 
     Args:
-        last: run by :meth:`close`, after all others have been cancelled.
+        name: of the thread.
+        last: coroutine that :meth:`close` runs after cancelling all others.
     """
 
     def __init__(self, name: str, last: Callable[[], Awaitable[Any]]) -> None:
@@ -29,26 +30,26 @@ class LoopThread:
         forks.follow(self)
 
     def after_fork(self) -> None:
-        """A child has no such thread, and starts one when it needs it."""
+        """Forget the parent's thread; the child starts its own when it needs one."""
         self._lock = threading.Lock()
         forks.leave(self._loop)
         self._loop = self._thread = None
 
-    def begin(self, question: Callable[[], Awaitable[_T]]) -> Future[_T]:
-        """Start a coroutine and return at once."""
+    def begin(self, call: Callable[[], Awaitable[_T]]) -> Future[_T]:
+        """Start a coroutine and return its future at once."""
 
-        async def asked() -> _T:
-            return await question()
+        async def called() -> _T:
+            return await call()
 
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 self._thread = threading.Thread(target=self._loop.run_forever, name=self._name, daemon=True)
                 self._thread.start()
-            return asyncio.run_coroutine_threadsafe(asked(), self._loop)
+            return asyncio.run_coroutine_threadsafe(called(), self._loop)
 
     def close(self) -> None:
-        """Cancel what is under way, run the last one, and end the thread."""
+        """Cancel the running coroutines, run the last one, and end the thread."""
         with self._lock:
             loop, thread = self._loop, self._thread
             self._loop = self._thread = None

@@ -1,4 +1,4 @@
-"""What an upstream system asks for."""
+"""The request for one image, as an upstream system sends it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 EXTENSIONS = {"png": "png", "webp": "webp", "jpeg": "jpg"}
-"""Of the key that a picture is kept under, by its format."""
+"""File extension of an image's key in the store, by image format."""
 SEED_BITS = 53
-"""Derived seeds stay exact in JavaScript numbers and in spreadsheets."""
+"""Number of bits of a derived seed, so that JavaScript and spreadsheets can represent it exactly."""
 
 
 def new_request_id() -> str:
-    """A UUIDv7 (RFC 9562): unique without asking anybody, and sorted by time."""
+    """Generate a UUIDv7 (RFC 9562): unique without coordination, and sortable by time."""
     milliseconds = time.time_ns() // 1_000_000
     value = (milliseconds << 80) | int.from_bytes(os.urandom(10), "big")
     value = value & ~(0xF << 76) | (0x7 << 76)
@@ -28,11 +28,11 @@ def new_request_id() -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptRequest:
-    """One picture to make. ``schemas/zimage.PromptRequest`` documents every field.
+    """A request for one image. ``schemas/zimage.PromptRequest`` documents every field.
 
-    A request is known by ``tenant`` and ``request_id``: sending it again makes no second picture.
-    Creating one checks nothing; :func:`~zimage_stream.events.rules.check_request` does, and
-    ``PromptClient.submit`` calls it.
+    ``tenant`` and ``request_id`` identify a request: sending it again makes no second image. The constructor
+    checks nothing; :func:`~zimage_stream.events.rules.check_request` does, and ``PromptClient.submit``
+    calls it.
     """
 
     prompt: str
@@ -53,7 +53,7 @@ class PromptRequest:
 
     @property
     def chosen_seed(self) -> int:
-        """The seed asked for, else one of tenant and id, so that a re-run makes the same picture."""
+        """The requested seed, or one derived from tenant and id, so that a re-run makes the same image."""
         if self.seed is not None:
             return self.seed
         name = f"{self.tenant}/{self.request_id}".encode()
@@ -61,10 +61,10 @@ class PromptRequest:
 
     @property
     def parameter_digest(self) -> str:
-        """SHA-256 (hex) of what determines the picture.
+        """SHA-256 (hex) of the parameters that determine the image.
 
-        Neither model nor tenant nor date is in it: an upgrade between upload and commit must not
-        turn a worker's own object into somebody else's.
+        Model, tenant and date are not included: after an upgrade between upload and commit, a worker must
+        still recognise its own object.
         """
         parameters = [
             self.prompt,
@@ -80,12 +80,12 @@ class PromptRequest:
 
     @property
     def object_key(self) -> str:
-        """Where the picture is kept, the same for every attempt and every resend."""
+        """Key of the image in the store, the same for every attempt and every resend."""
         return self._key(EXTENSIONS.get(self.format, self.format))
 
     @property
     def other_object_keys(self) -> tuple[str, ...]:
-        """Where the picture of a request with this id is kept that asked for another format."""
+        """Keys that a request with this tenant and id would have in the other formats."""
         return tuple(self._key(extension) for name, extension in EXTENSIONS.items() if name != self.format)
 
     def _key(self, extension: str) -> str:

@@ -1,4 +1,4 @@
-"""The schema registry: ids to schemas and back, each asked for once."""
+"""The schema registry: maps ids to schemas and back, and caches both."""
 
 from __future__ import annotations
 
@@ -31,39 +31,39 @@ from zimage_stream.proxies import through_proxy
 from zimage_stream.settings import RegistrySettings
 
 TIMEOUT_S = 3.0
-"""The longest silence within an answer."""
+"""Longest pause within a response, in seconds."""
 ANSWERED_WITHIN_S = 8.0
-"""The longest answer to one question, however it drips."""
+"""Longest duration of a response, in seconds, even if bytes keep arriving."""
 UNKNOWN_FOR_S = 5.0
-"""How long an id stays unknown without asking again: producers may register it at any time."""
+"""How long an id is taken for unknown before the next query, in seconds: it may be registered at any time."""
 ASK_AGAIN_S, LONGEST_WAIT_S = 1.0, 10.0
-"""Between two questions that were not answered."""
+"""First and longest delay between two queries without a response, in seconds."""
 GIVE_UP_TRIES, GIVE_UP_S = 4, 60.0
-"""An id asked for so often, over so long, while the registry answered others, is taken for unknown."""
+"""An id counts as unknown after this many failed queries over this many seconds, if others succeed."""
 MAX_REFERENCES = 32
 MAX_ASKED = 16
-"""Ids that are asked for at once."""
+"""Maximum number of ids that are queried at the same time."""
 MAX_IDS = 10_000
-"""Kept of each kind. Who invents more has the first ones asked for again."""
+"""Maximum number of cached ids of each kind. Beyond it the oldest entries are dropped and queried again."""
 _NOT_FOUND = 404
 _OF_EVERY_ID = frozenset((401, 403, 407, 408, 425, 429))
-"""Refusals that say nothing of the id: of credentials, of too many questions."""
+"""HTTP statuses that concern all ids: bad credentials, too many requests."""
 
 
 _T = TypeVar("_T")
 
 
 class SchemaUnavailableError(RegistryUnavailableError):
-    """The registry answers, and does not for this one id. Only records that name it have to wait."""
+    """The registry answers, but not for this one id. Only records that name it have to wait."""
 
 
 class SchemaPendingError(RegistryUnavailableError):
-    """The registry has been asked for this id, and its answer is awaited."""
+    """A query for this id is in progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A schema as it was registered, and the texts it refers to, each after what it refers to itself."""
+    """A registered schema and the texts of its references, each after its own references."""
 
     schema: RegistrySchema
     references: tuple[str, ...]
@@ -71,7 +71,7 @@ class _Found:
 
 @dataclass(frozen=True, slots=True)
 class _Silent:
-    """No answer for an id; ``others`` says whether other questions are answered."""
+    """A query without a response; ``others`` tells whether the registry answers other queries."""
 
     error: RegistryUnavailableError
     others: bool
@@ -79,7 +79,7 @@ class _Silent:
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """What was asked of an id, and when."""
+    """A query for an id and its start time."""
 
     at: float
     answer: Future[_Found | WireError | _Silent]
@@ -87,7 +87,7 @@ class _Question:
 
 @dataclass(slots=True)
 class _Failing:
-    """An id for which the registry has no answer, while it has for others."""
+    """An id for which the registry does not answer, although it answers for others."""
 
     since: float
     tries: int = 0
@@ -96,14 +96,14 @@ class _Failing:
 
 
 class Registry:
-    """A Confluent-compatible registry. Thread-safe.
+    """A client of a Confluent-compatible registry. Thread-safe.
 
-    What is cached needs no registry: a worker that has seen an id goes on when the registry is down.
+    Cached ids do not need the registry: a worker that has seen an id continues while the registry is down.
 
     Args:
-        clock: monotonic seconds.
-        patience_s: how long :meth:`schema` waits for an answer. A later one is for a later call. Of several
-            ids that are asked for at the same time only the first is waited for.
+        clock: monotonic time, in seconds.
+        patience_s: how long :meth:`schema` waits for a response, in seconds. A response that takes longer
+            serves a later call. While several ids are being queried, only the first is waited for.
     """
 
     def __init__(
@@ -138,22 +138,22 @@ class Registry:
         forks.follow(self)
 
     def after_fork(self) -> None:
-        """A child asks over connections of its own; what is cached stays."""
+        """Use the child's own connections; the cache stays."""
         self._lock = threading.Lock()
         self._asked = {}
         forks.leave(self._client)
         self._client = AsyncSchemaRegistryClient(self._config)
 
     def schema(self, schema_id: int) -> Writer:
-        """The writer schema of an id.
+        """Return the writer schema with an id.
 
         Raises:
-            UnknownSchemaError: the registry does not have it, or it is no Avro schema.
-            RefusedSchemaError: what is decoded with it could take any time.
-            SchemaUnavailableError: the registry answers others and not this one.
-            SchemaPendingError: it was asked for, and the answer takes longer than ``patience_s``.
-            RegistryUnavailableError: nobody can say now. Where the registry was asked lately, this and
-                SchemaUnavailableError come at once.
+            UnknownSchemaError: the registry does not have it, or it is not an Avro schema.
+            RefusedSchemaError: decoding with it could take unbounded time.
+            SchemaUnavailableError: the registry answers for other ids, but not for this one.
+            SchemaPendingError: the response takes longer than ``patience_s``.
+            RegistryUnavailableError: the registry does not answer. Shortly after a failed query, this and
+                SchemaUnavailableError are raised without another query.
         """
         with self._lock:
             if schema_id in self._schemas:
@@ -162,20 +162,20 @@ class Registry:
         try:
             answer = question.answer.result(None if math.isinf(patience_s) else patience_s)
         except TimeoutError:
-            raise SchemaPendingError(f"schema id {schema_id} is asked for at {self._url}") from None
+            raise SchemaPendingError(f"schema id {schema_id} is being fetched from {self._url}") from None
         with self._lock:
             if self._asked.get(schema_id) is question:
                 del self._asked[schema_id]
                 return self._learn(schema_id, question, answer)
-        # Somebody else has learned it meanwhile.
+        # Another thread has processed the response meanwhile.
         return self.schema(schema_id)
 
     def schema_id(self, topic: str, schema: Schema) -> int:
-        """The id under which a schema is registered for a topic's values (TopicNameStrategy).
+        """Return the id under which a schema is registered for a topic's values (TopicNameStrategy).
 
         Raises:
             SchemaMissingError: it is not registered, and ``registry.auto_register`` is off.
-            RegistryUnavailableError: nobody can say now.
+            RegistryUnavailableError: the registry does not answer.
         """
         subject = f"{topic}-value"
         key = (subject, schema.fingerprint)
@@ -184,13 +184,13 @@ class Registry:
         return self._ids[key]
 
     def close(self) -> None:
-        """Release the connections; what is cached stays."""
+        """Release the connections; the cache stays."""
         self._loop.close()
 
     def _question(self, schema_id: int) -> tuple[_Question, float]:
-        """What is asked of an id, and how many seconds to wait for the answer.
+        """Return the query for an id, started if necessary, and how many seconds to wait for its response.
 
-        Raises what was found out a moment ago.
+        Raises the error of a recent query instead of repeating it.
         """
         known = self._asked.get(schema_id)
         at = self._clock()
@@ -198,7 +198,7 @@ class Registry:
             self._raise_known(schema_id, at)
         others = sum(not question.answer.done() for question in self._asked.values())
         if known is None and others >= MAX_ASKED:
-            raise SchemaPendingError(f"schema id {schema_id} is asked for when {others} others are answered")
+            raise SchemaPendingError(f"schema id {schema_id} waits for {others} other queries to finish")
         question = known or _Question(at, self._loop.begin(lambda: self._fetch(schema_id)))
         _keep(self._asked, schema_id, question)
         waits = math.isinf(self._patience_s) or (known is None and not others)
@@ -215,10 +215,10 @@ class Registry:
             raise SchemaUnavailableError(failing.reason)
 
     def _learn(self, schema_id: int, question: _Question, answer: _Found | WireError | _Silent) -> Writer:
-        """Keep what an answer says, and return or raise it.
+        """Cache a response, then return its schema or raise its error.
 
-        The schema is parsed here and not where the answer came in: one that kills its reader then does so on
-        behalf of the record that names it.
+        The schema is parsed here rather than on the loop's thread: if parsing kills the process, the death is
+        attributed to the record that names the schema.
         """
         if isinstance(answer, _Silent):
             raise self._unanswered(schema_id, answer, question.at) from answer.error
@@ -234,10 +234,10 @@ class Registry:
         return writer
 
     def _unanswered(self, schema_id: int, silent: _Silent, asked_at: float) -> ZImageError:
-        """What to raise where the registry had no answer for an id: is it the registry, or the id?"""
+        """Decide which error to raise for an unanswered query: one for this id, or for the whole registry."""
         at = self._clock()
         if not silent.others:
-            # While nobody is answered, nothing is held against an id. Half of the time is for other things.
+            # During an outage nothing counts against an id. At most half of the time is spent on queries.
             self._failing.pop(schema_id, None)
             self._ask_at, self._reason = at + max(ASK_AGAIN_S, at - asked_at), str(silent.error)
             return RegistryUnavailableError(self._reason)
@@ -245,20 +245,20 @@ class Registry:
         _keep(self._failing, schema_id, failing)
         failing.tries += 1
         failing.ask_at = at + min(LONGEST_WAIT_S, ASK_AGAIN_S * 2 ** (failing.tries - 1))
-        failing.reason = f"schema id {schema_id}: {silent.error}; other questions it answers"
+        failing.reason = f"schema id {schema_id}: {silent.error}; it answers other queries"
         if failing.tries >= GIVE_UP_TRIES and at - failing.since >= GIVE_UP_S:
             del self._failing[schema_id]
             given_up = UnknownSchemaError(
-                f"{failing.reason}. It was asked {failing.tries} times in {at - failing.since:.0f} s"
+                f"{failing.reason}. It was queried {failing.tries} times in {at - failing.since:.0f} s"
             )
             _keep(self._unknown, schema_id, (at + UNKNOWN_FOR_S, given_up))
             return given_up
         return SchemaUnavailableError(failing.reason)
 
-    # -- on the loop: what is asked, and nothing that has to be kept
+    # -- on the loop's thread: queries only, no shared state
 
     async def _hang_up(self) -> None:
-        async with self._client:  # whose end closes its connections
+        async with self._client:  # leaving the context closes its connections
             pass
 
     async def _fetch(self, schema_id: int) -> _Found | WireError | _Silent:
@@ -275,13 +275,13 @@ class Registry:
         except TimeoutError:
             return _Silent(self._too_slow(), await self._answers())
         except Exception as error:
-            # An answer of an odd shape. It must end the question, or nobody could ask again.
+            # A malformed response. It must end the query, otherwise the id could never be queried again.
             what = f"{type(error).__name__}: {error}"[:300]
-            return UnknownSchemaError(f"what the registry says of {name} cannot be read: {what}")
+            return UnknownSchemaError(f"the registry's response for {name} cannot be read: {what}")
         return _Found(found, tuple(texts.values()))
 
     async def _collect(self, name: str, schema: RegistrySchema, texts: dict[tuple[str, int], str]) -> None:
-        """The texts that a schema refers to, each after what it refers to itself."""
+        """Collect the texts of a schema's references, each after its own references."""
         for each in schema.references or ():
             subject, version = str(each.subject), int(each.version or 0)
             if (subject, version) in texts:
@@ -292,7 +292,7 @@ class Registry:
             wanted = f"version {version} of subject {named}, to which {name} refers,"
             answer = await self._answer_for(wanted, partial(self._client.get_version, subject, version))
             found = answer.schema
-            texts[subject, version] = ""  # so that a circle ends
+            texts[subject, version] = ""  # ends a cycle of references
             await self._collect(name, found, texts)
             del texts[subject, version]
             texts[subject, version] = found.schema_str or ""
@@ -304,11 +304,11 @@ class Registry:
             raise UnknownSchemaError(f"{what} is not in the registry") from error
         except RegistryUnavailableError as error:
             if _is_refusal(error):
-                raise UnknownSchemaError(f"{what} is not to be had: {error}") from error
+                raise UnknownSchemaError(f"{what} is unavailable: {error}") from error
             raise
 
     async def _answers(self) -> bool:
-        """Whether the registry answers a question that has nothing to do with any schema."""
+        """Whether the registry answers a query that is independent of any schema."""
         try:
             async with asyncio.timeout(ANSWERED_WITHIN_S):
                 await self._ask(self._client.get_schema_types)
@@ -335,7 +335,9 @@ class Registry:
         except TimeoutError as error:
             raise self._too_slow() from error
         if found.schema_id is None:
-            raise RegistryUnavailableError(f"the registry at {self._url} gave no id for subject {subject}")
+            raise RegistryUnavailableError(
+                f"the registry at {self._url} returned no id for subject {subject}"
+            )
         return int(found.schema_id)
 
     async def _ask(self, call: Callable[[], Awaitable[Any]]) -> Any:
@@ -344,43 +346,43 @@ class Registry:
         except SchemaRegistryError as error:
             if error.http_status_code == _NOT_FOUND:
                 raise UnknownSchemaError(shortened(str(error), 300)) from error
-            said = shortened(str(error.error_message), 300)  # it may be a page
+            message = shortened(str(error.error_message), 300)  # it may be a whole HTML page
             raise RegistryUnavailableError(
-                f"the registry at {self._url} answered {error.http_status_code}: {said}"
+                f"the registry at {self._url} answered {error.http_status_code}: {message}"
             ) from error
         except Exception as error:
-            # The library lets its HTTP client's own errors through, and which client that is has changed.
+            # The library passes on the exceptions of its HTTP client, and that client changes with versions.
             what = str(error) or type(error).__name__
             raise RegistryUnavailableError(f"the registry at {self._url} does not answer: {what}") from error
 
     def _too_slow(self) -> RegistryUnavailableError:
         return RegistryUnavailableError(
-            f"the registry at {self._url} had not ended its answer after {ANSWERED_WITHIN_S:g} s"
+            f"the registry at {self._url} had not finished its response after {ANSWERED_WITHIN_S:g} s"
         )
 
 
 def _writer(schema_id: int, found: _Found) -> Writer:
-    """What an id's records are decoded with. Raises UnknownSchemaError or RefusedSchemaError."""
+    """Parse a registered schema. Raises UnknownSchemaError or RefusedSchemaError."""
     name = f"schema id {schema_id}"
     kind = found.schema.schema_type or "AVRO"
     if kind != "AVRO":
         kind = shortened(kind, NAME_CHARACTERS)
-        raise UnknownSchemaError(f"{name} is a {kind} schema; records are in Avro")
+        raise UnknownSchemaError(f"{name} is a {kind} schema; records must be in Avro")
     try:
         writer = admit(found.schema.schema_str or "", found.references)
     except RefusedSchemaError as error:
         raise RefusedSchemaError(f"{name} is refused: {error}") from error
     except Exception as error:
-        # Whatever the parser stumbles over, it is the text.
+        # The parser has no base class for its errors; all of them mean that the text is invalid.
         what = f"{type(error).__name__}: {error}"[:300]
-        raise UnknownSchemaError(f"{name} is no Avro schema: {what}") from error
-    # What is ours to the letter is decoded as ours: faster, and at no risk.
+        raise UnknownSchemaError(f"{name} is not an Avro schema: {what}") from error
+    # A schema identical to one of ours is treated as ours: decoding is faster, and trusted.
     ours = (each.parsed for versions in published().values() for each in versions)
     return next((Writer(parsed) for parsed in ours if parsed == writer.parsed), writer)
 
 
 def _is_refusal(error: RegistryUnavailableError) -> bool:
-    """Whether the registry has said that the question is wrong, and not that it cannot answer."""
+    """Whether the registry rejected the query itself, as opposed to being unable to answer it."""
     cause = error.__cause__
     if not isinstance(cause, SchemaRegistryError):
         return False
@@ -388,7 +390,7 @@ def _is_refusal(error: RegistryUnavailableError) -> bool:
 
 
 def _keep(kept: dict[int, _T], schema_id: int, what: _T) -> None:
-    """Remember this of an id, the oldest being forgotten beyond so many."""
+    """Cache a value for an id; beyond ``MAX_IDS`` entries, drop the oldest one."""
     if schema_id not in kept and len(kept) >= MAX_IDS:
         del kept[next(iter(kept))]
     kept[schema_id] = what

@@ -1,7 +1,7 @@
-"""The rules a request must keep, the same in the client and in the worker.
+"""The rules for a request, checked by the client and again by the worker.
 
-They are a safety feature: a value out of range can assert on a CUDA device and take the whole
-process down, so nothing reaches the engine unchecked.
+They are a safety feature: an out-of-range value can trigger an assertion on a CUDA device and end the whole
+process, so no request reaches the engine unchecked.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ALLOWED_CONTROLS = "\t\n\r"
 
 _INVISIBLE_CATEGORIES = frozenset(("Cc", "Cf", "Zl", "Zp", "Zs"))
 _INVISIBLE = re.compile(
-    # What Unicode calls default-ignorable beyond those: joiners, fillers, variation selectors, tags.
+    # Other characters that Unicode calls default-ignorable: joiners, fillers, variation selectors, tags.
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8"
     "\U000e0000-\U000e0fff"
     # Blank glyphs: the empty Braille cell, hieroglyphic blanks, a Khitan filler, a null notehead.
@@ -43,7 +43,7 @@ _INVISIBLE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a deployment allows beyond the fixed rules; ``max_pixels`` is width x height."""
+    """Limits of a deployment, in addition to the fixed rules; ``max_pixels`` is width x height."""
 
     max_pixels: int = MAX_SIDE * MAX_SIDE
     allow_guidance: bool = False
@@ -55,17 +55,20 @@ def check_request(
     count_tokens: Callable[[str], int | None] | None = None,
     max_tokens: int = 512,
 ) -> PromptRequest:
-    """The request with its prompt in NFC, if it keeps every rule.
+    """Check a request against all rules, and normalise its prompt to NFC.
 
     Args:
-        request: as it was created or decoded.
-        limits: the deployment's own bounds.
-        count_tokens: the model's tokenizer where it is at hand; ``None`` from it means unknown.
-        max_tokens: the longest prompt the model reads without cutting it.
+        request: as created or decoded.
+        limits: the deployment's own limits.
+        count_tokens: the model's token counter, if available; it returns ``None`` for unknown.
+        max_tokens: longest prompt that the model reads without truncation.
+
+    Returns:
+        The request with its prompt in NFC.
 
     Raises:
-        RequestError: names the first field at fault, the rule and what was got.
-        UnsupportedSizeError: the size is well formed but more than ``limits.max_pixels``.
+        RequestError: a field breaks a rule; the error states the first such field, the rule and the value.
+        UnsupportedSizeError: the size is valid but exceeds ``limits.max_pixels``.
     """
     _check_name("request_id", request.request_id)
     _check_name("tenant", request.tenant)
@@ -73,7 +76,7 @@ def check_request(
     _check_size(request, limits)
     _check_int("steps", request.steps, 1, MAX_STEPS)
     if request.seed is not None:
-        _check_int("seed", request.seed, 0, MAX_SEED, "; leave it out for one made from tenant and id")
+        _check_int("seed", request.seed, 0, MAX_SEED, "; omit it to have it derived from tenant and id")
     _check_guidance(request.guidance_scale, limits)
     if request.format not in FORMATS:
         raise RequestError("format", "one of " + ", ".join(FORMATS), request.format)
@@ -87,7 +90,7 @@ def check_request(
     if count_tokens is not None:
         tokens = count_tokens(prompt)
         if tokens is not None and tokens > max_tokens:
-            raise RequestError("prompt", f"at most {max_tokens} tokens, this one has {tokens}", prompt)
+            raise RequestError("prompt", f"at most {max_tokens} tokens; this one has {tokens}", prompt)
     return request if prompt == request.prompt else replace(request, prompt=prompt)
 
 
@@ -112,12 +115,12 @@ def _is_visible(character: str) -> bool:
 
 
 def _check_text(field: str, text: str) -> None:
-    """Refuse what is not text: controls and lone surrogates. Right-to-left marks and joiners are text."""
+    """Reject control characters and lone surrogates. Right-to-left marks and joiners are allowed."""
     for character in text:
         category = unicodedata.category(character)
         if category == "Cs" or (category == "Cc" and character not in _ALLOWED_CONTROLS):
             what = "lone surrogates" if category == "Cs" else "control characters"
-            raise RequestError(field, f"text without {what} (U+{ord(character):04X} in it)", text)
+            raise RequestError(field, f"text without {what} (it contains U+{ord(character):04X})", text)
 
 
 def _check_size(request: PromptRequest, limits: Limits) -> None:
@@ -128,7 +131,7 @@ def _check_size(request: PromptRequest, limits: Limits) -> None:
     pixels = request.width * request.height
     if pixels > limits.max_pixels:
         raise UnsupportedSizeError(
-            "width", f"width x height of at most {limits.max_pixels:,} pixels here", request.width
+            "width", f"width x height of at most {limits.max_pixels:,} pixels", request.width
         )
 
 
@@ -165,7 +168,7 @@ def _check_attributes(request: PromptRequest) -> None:
             raise RequestError("attributes", "text without lone surrogates", {name: value}) from None
     if size > MAX_ATTRIBUTE_BYTES:
         raise RequestError(
-            "attributes", f"at most {MAX_ATTRIBUTE_BYTES:,} bytes of UTF-8 in all", f"{size:,} bytes"
+            "attributes", f"at most {MAX_ATTRIBUTE_BYTES:,} bytes of UTF-8 in total", f"{size:,} bytes"
         )
 
 

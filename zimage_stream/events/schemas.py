@@ -1,4 +1,4 @@
-"""The published Avro schemas, every version of them."""
+"""The published Avro schemas, in all versions."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _FILE = re.compile(r"(?P<name>zimage\.\w+)\.v(?P<version>\d+)\.avsc")
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """One published version.
+    """One published version of a schema.
 
     Attributes:
         name: full Avro name.
         text: the file as published.
-        parsed: as fastavro wants it.
-        fingerprint: CRC-64-AVRO of the canonical form, little endian, as it stands on the wire.
+        parsed: the schema, parsed by fastavro.
+        fingerprint: CRC-64-AVRO of the canonical form, little endian, as on the wire.
     """
 
     name: str
@@ -51,7 +51,7 @@ def published() -> dict[str, tuple[Schema, ...]]:
 
 
 def current(name: str) -> Schema:
-    """Today's version of an event."""
+    """The latest version of an event's schema."""
     return published()[name][-1]
 
 
@@ -64,7 +64,7 @@ def by_fingerprint() -> dict[bytes, Schema]:
 def _load(name: str, version: int, text: str) -> Schema:
     raw = json.loads(text)
     code = fingerprint(to_parsing_canonical_form(raw), "CRC-64-AVRO")
-    # fastavro gives the hex of the wire's little-endian bytes.
+    # fastavro returns the hex form of the little-endian bytes on the wire.
     return Schema(name, version, text, parse_schema(raw), bytes.fromhex(code))
 
 

@@ -1,4 +1,4 @@
-"""JSON that can be read in one way only, with all the digits of its numbers."""
+"""A strict JSON parser: it rejects ambiguous texts, and keeps all digits of numbers."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ _MAX_DIGITS = 100
 
 
 class UnfitError(ValueError):
-    """It is no JSON, or can be read in more ways than one. The message says where and why."""
+    """The text is not JSON, or is ambiguous. The message states where and why."""
 
 
 def loads(text: str) -> Any:
-    """The value of a text; numbers with a fraction or an exponent are :class:`~decimal.Decimal`.
+    """Parse a text; numbers with a fraction or an exponent become :class:`~decimal.Decimal`.
 
     Raises:
-        UnfitError: it is no JSON, names a key twice, or has numbers or a depth that nobody means.
+        UnfitError: the text is not JSON, repeats a key, or has absurdly long numbers or deep nesting.
     """
     try:
         return _DECODER.decode(text.strip())
     except json.JSONDecodeError as error:
-        raise UnfitError(f"it is no JSON: {error.msg} in column {error.colno:,}") from error
+        raise UnfitError(f"it is not JSON: {error.msg} in column {error.colno:,}") from error
     except RecursionError:
         raise UnfitError("it is nested too deeply") from None
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise UnfitError(f"{name} is no number of JSON: write null, or leave the key out")
+    raise UnfitError(f"{name} is not a JSON number: write null, or omit the key")
 
 
 def _whole(text: str) -> int:
     if len(text) > _MAX_DIGITS:
         raise UnfitError(
-            f"the number {text[:8]}… has {len(text.lstrip('-')):,} digits; at most {_MAX_DIGITS} are taken"
+            f"the number {text[:8]}… has {len(text.lstrip('-')):,} digits; at most {_MAX_DIGITS} are accepted"
         )
     return int(text)
 
@@ -45,7 +45,7 @@ def _decimal(text: str) -> Decimal:
     try:
         number = Decimal(text)
     except ArithmeticError:
-        # An exponent beyond what a Decimal holds.
+        # The exponent is beyond the range of Decimal.
         number = None
     if number is None or len(text) > _MAX_DIGITS or abs(number.adjusted()) > _MAX_DIGITS:
         raise UnfitError(f"the number {shorten(text)} is out of range")
@@ -57,7 +57,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise UnfitError(f"the key {shorten(twice)} is there twice: keep one")
+        raise UnfitError(f"the key {shorten(twice)} occurs twice: keep one")
     return values
 
 

@@ -1,4 +1,4 @@
-"""Fields of a request as people write them: in a cell of a table, or on the command line."""
+"""Conversion of request fields from text, such as a table cell or a command-line option."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ _WHOLE_NUMBER = re.compile(r"([+-]?\d+)(\.0*)?")
 _SCIENTIFIC = re.compile(r"[+-]?\d+([.,]\d*)?[eE][+-]?\d+")
 _EXCEL_DAY = re.compile(r"\d{5}([.,]\d+)?")
 _EXACT = 2**53
-"""Beyond it a floating-point number is not every whole number."""
+"""Largest bound up to which floating-point numbers represent every whole number exactly."""
 
 
 def is_text(name: str) -> bool:
-    """Whether a field takes any text."""
+    """Whether a field accepts any text."""
     return name not in _WHOLE | _TIMES | {"guidance_scale", "attributes"}
 
 
 def field_from_text(name: str, value: Any) -> Any:
-    """The value of a request's field.
+    """Convert a value to the type of a request's field, without checking it against the rules.
 
     Args:
         name: one of ``FIELDS``.
-        value: a text in the field's own notation, or what JSON or a spreadsheet has there.
+        value: text in the field's notation, or a value from JSON or a spreadsheet.
 
     Raises:
-        RequestError: it is not of the field's kind; the rules are not checked here.
+        RequestError: the value cannot be converted to the field's type.
     """
     if not isinstance(value, str):
         return _field_from_value(name, value)
@@ -75,14 +75,14 @@ def _field_from_value(name: str, value: Any) -> Any:
     return float(value)
 
 
-_LOST = "this one has lost some where it was saved: keep it as text there"
+_LOST = "this one lost some when it was saved: store it as text"
 
 
 def _whole_from_text(name: str, text: str) -> int:
     if _SCIENTIFIC.fullmatch(text):
         raise RequestError(name, f"a whole number with all its digits; {_LOST}", text)
     found = _WHOLE_NUMBER.fullmatch(text)
-    # Else Python refuses to convert it at all, for the time that it would take.
+    # Python refuses to convert very long numbers, because that would take too long.
     if found is None or len(text) > 1_000:
         raise RequestError(name, "a whole number", text)
     number = int(found[1])
@@ -92,15 +92,15 @@ def _whole_from_text(name: str, text: str) -> int:
 
 
 def time_from_text(name: str, text: str) -> datetime:
-    """An ISO 8601 time; one without a zone is taken as UTC.
+    """Parse an ISO 8601 time; one without a time zone is UTC.
 
     Raises:
-        RequestError: it is none.
+        RequestError: the text is not such a time.
     """
     try:
         at = datetime.fromisoformat(text.strip())
     except ValueError:
         day = _EXCEL_DAY.fullmatch(text.strip())
-        hint = "; this is a day as Excel counts them: format the cell as text" if day else ""
+        hint = "; this is an Excel date number: format the cell as text" if day else ""
         raise RequestError(name, f"a time such as 2030-01-31T12:00:00+00:00{hint}", text) from None
     return at if at.tzinfo else at.replace(tzinfo=UTC)

@@ -1,9 +1,9 @@
-"""Schemas of other people's, which a registry hands out by id: what they may cost whoever decodes with them.
+"""Untrusted schemas, which a registry serves by id, and limits on what decoding with them may cost.
 
-A decoder does what the schema says. An array of nulls takes no bytes for an item, so that 12 bytes of a
-record ask for 10^12 of them; a record that holds itself takes the stack; records of records that hold
-nothing double with each level. None of that gets past :func:`admit`, and for the rest :class:`Cost` says how
-many steps a record of so many bytes can take.
+A decoder does what the schema says. Items of an array of nulls occupy no bytes, so 12 bytes of a record can
+demand 10^12 of them; a recursive record exhausts the stack; nested empty records double the work with each
+level. :func:`admit` rejects all of these. For other schemas, :class:`Cost` bounds the number of steps for a
+record of a given size.
 """
 
 from __future__ import annotations
@@ -21,59 +21,61 @@ from zimage_stream.escaping import NAME_CHARACTERS, shortened
 
 MAX_SCHEMA_CHARACTERS = 256 << 10
 MAX_DEPTH = 64
-"""Levels of a schema's text, and of its values."""
+"""Maximum nesting depth of a schema's text, and of its values."""
 MAX_STEPS = 8 << 20
-"""Of decoding one record: a few seconds. Ours take 40, and one for each byte of attributes."""
+"""Maximum number of steps for decoding one record: a few seconds. Our own schemas take 40, plus one for each
+byte of attributes."""
 
 _BYTES = {"null": 0, "boolean": 1, "int": 1, "long": 1, "float": 4, "double": 8, "bytes": 1, "string": 1}
-"""The fewest that a value takes."""
+"""Minimum encoded size of a value of each primitive type, in bytes."""
 
 
 class RefusedSchemaError(WireError):
-    """Nothing is decoded with this schema: it could take any time, memory or stack."""
+    """The schema is not used for decoding, because it could take unbounded time, memory or stack."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Steps of decoding with a schema: for the value itself, and for each byte at the most."""
+    """Bounds on the steps of decoding with a schema: fixed ones, and at most so many for each byte."""
 
     once: int
     per_byte: int
 
     def steps(self, size: int) -> int:
-        """The most that a record of so many bytes takes."""
+        """Return the maximum number of steps for a record of ``size`` bytes."""
         return self.once + self.per_byte * size
 
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """The schema that a record was written with, as fastavro wants it. ``cost``: absent for our own."""
+    """The schema that a record was written with, parsed by fastavro. ``cost`` is ``None`` for our own."""
 
     parsed: Any
     cost: Cost | None = None
 
 
 class Body(io.BytesIO):
-    """Bytes that say when they end. fastavro skips what is not there, as often as it is told."""
+    """A byte stream that raises at its end. fastavro by itself ignores a short read, however many follow."""
 
     def read(self, size: int | None = -1) -> bytes:
-        """So many bytes. Raises EOFError."""
+        """Read exactly ``size`` bytes. Raises EOFError if fewer are left."""
         wanted = -1 if size is None else size
         data = super().read(wanted)
         if wanted < 0 or len(data) < wanted:
-            raise EOFError(f"{wanted} bytes are to be read, {len(data)} are left")
+            raise EOFError(f"{wanted} bytes are needed, {len(data)} are left")
         return data
 
 
 def admit(text: str, references: Iterable[str] = ()) -> Writer:
-    """Parse a schema, and see what it can cost.
+    """Parse a schema and bound the cost of decoding with it.
 
     Args:
-        references: texts of the schemas that it refers to by name, each after those that it needs itself.
+        text: the schema as JSON.
+        references: texts of the schemas that it refers to by name, each after its own references.
 
     Raises:
-        RefusedSchemaError: it is not to be decoded with.
-        Exception: it is no Avro schema; the parser raises as it likes.
+        RefusedSchemaError: decoding with it could be too expensive.
+        Exception: it is not an Avro schema; the parser raises various exceptions.
     """
     named: dict[str, Any] = {}
     for each in references:
@@ -91,7 +93,7 @@ def _load(text: str) -> Any:
 
 
 def _plain(node: Any, depth: int) -> Any:
-    """The schema without decimals, whose numbers of a million digits take minutes to make."""
+    """Strip decimal types from a schema, since a number of a million digits takes minutes to convert."""
     if depth > MAX_DEPTH:
         raise RefusedSchemaError(f"it is nested more than {MAX_DEPTH} levels deep")
     if isinstance(node, list):
@@ -105,7 +107,7 @@ def _plain(node: Any, depth: int) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Size:
-    """Of a value: the fewest bytes, the steps without its items, the most steps for each byte of items."""
+    """Bounds for one type: minimum bytes, steps without items, and maximum steps for each byte of items."""
 
     least: int
     once: int
@@ -113,7 +115,7 @@ class _Size:
 
 
 class _Measure:
-    """Walks a parsed schema; each named type once, however often it is named."""
+    """Computes the cost of a parsed schema, visiting each named type once."""
 
     def __init__(self, named: Mapping[str, Any]) -> None:
         self._named = named
@@ -125,7 +127,9 @@ class _Measure:
         size = self._of(schema)
         cost = Cost(size.once, size.per_byte)
         if cost.once > MAX_STEPS:
-            raise RefusedSchemaError(f"a value of it takes {cost.once:,} steps to decode, whatever it holds")
+            raise RefusedSchemaError(
+                f"every value takes {cost.once:,} steps to decode; at most {MAX_STEPS:,} are allowed"
+            )
         return cost
 
     def _of(self, schema: Any) -> _Size:
@@ -158,7 +162,7 @@ class _Measure:
             return _Size(_BYTES[name], 1)
         if name in self._open:
             raise RefusedSchemaError(
-                f"{shortened(name, NAME_CHARACTERS)} holds itself; recursive schemas are not read"
+                f"{shortened(name, NAME_CHARACTERS)} contains itself; recursive schemas are not supported"
             )
         if name not in self._known:
             self._open.add(name)
@@ -184,7 +188,7 @@ class _Measure:
         sizes = [self._of(branch) for branch in branches]
         return _Size(
             1 + min((size.least for size in sizes), default=0),
-            # Each branch is looked at to find the one that the reader means.
+            # The decoder examines each branch to find the one that matches the reader's schema.
             1 + len(sizes) + max((size.once for size in sizes), default=0),
             max((size.per_byte for size in sizes), default=0),
         )
@@ -192,6 +196,6 @@ class _Measure:
     def _items(self, item: _Size, key_bytes: int, kind: str) -> _Size:
         least = item.least + key_bytes
         if least == 0:
-            raise RefusedSchemaError(f"items of its {kind} can take no bytes, so that nothing bounds them")
+            raise RefusedSchemaError(f"items of its {kind} can take no bytes, so their number has no bound")
         once = item.once + key_bytes
         return _Size(1, 2, max(item.per_byte, -(-once // least)))

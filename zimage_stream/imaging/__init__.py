@@ -1,4 +1,4 @@
-"""Pictures as files: encoding, what they say of themselves, contact sheets."""
+"""Image files: encoding, embedded metadata, contact sheets."""
 
 from zimage_stream.imaging.encode import Encoded, encode
 from zimage_stream.imaging.metadata import read_text

@@ -1,4 +1,4 @@
-"""From pixels to PNG, WebP or JPEG."""
+"""Encoding of images as PNG, WebP or JPEG."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ JPEG_QUALITY = 95
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A picture as it is stored; ``extension`` without a dot."""
+    """An encoded image; ``extension`` has no dot."""
 
     data: bytes
     content_type: str
@@ -27,16 +27,17 @@ class Encoded:
 
 
 def encode(image: Image.Image, format: str, quality: int | None, text: Mapping[str, str]) -> Encoded:  # noqa: A002
-    """Encode a picture with its own description in it.
+    """Encode an image, with its parameters embedded as metadata.
 
     Args:
-        image: RGB.
+        image: an RGB image.
         format: png, webp or jpeg.
-        quality: 1 to 100 for webp and jpeg; ``None``: lossless webp, jpeg at 95. PNG is always lossless.
-        text: fields that say how to make it again; in iTXt chunks of a PNG, in XMP of the others.
+        quality: 1 to 100 for webp and jpeg; ``None`` means lossless webp, and jpeg at 95. PNG is always
+            lossless.
+        text: the parameters needed to reproduce the image; written as iTXt chunks in PNG, as XMP otherwise.
 
     Raises:
-        ValueError: the format is none of these.
+        ValueError: the format is not one of these.
     """
     out = io.BytesIO()
     match format:
@@ -56,16 +57,16 @@ def encode(image: Image.Image, format: str, quality: int | None, text: Mapping[s
 
 
 def _write_png(image: Image.Image, text: Mapping[str, str], out: io.BytesIO) -> None:
-    """A PNG of 8 bits a channel (PNG specification, third edition).
+    """Write a PNG with 8 bits per channel (PNG specification, third edition).
 
-    Pillow's own writer tries every filter on every row and calls zlib. Here each row is stored as its
-    difference to the one above, which suits photographs, and deflated by Intel's ISA-L.
+    Pillow's own writer tries every filter on every row and uses zlib. Here each row is stored as its
+    difference from the row above, which suits photographs, and compressed with Intel's ISA-L.
     """
     info = PngImagePlugin.PngInfo()
     for name, value in text.items():
         info.add_itxt(name, value)
     try:
-        # What it imports comes with the extra "worker"; who only reads pictures has no need of it.
+        # Its dependencies belong to the extra "worker"; clients that only read images do not need them.
         from zimage_stream.imaging.idat import idat
     except ImportError:
         image.save(out, "PNG", pnginfo=info, compress_level=PNG_LEVEL)

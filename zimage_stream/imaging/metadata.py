@@ -1,4 +1,4 @@
-"""What a picture says of itself, written and read."""
+"""Writing and reading of the metadata embedded in images."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ ElementTree.register_namespace("zimage", _OURS)
 
 
 def to_xmp(text: Mapping[str, str]) -> bytes:
-    """The fields as an XMP packet.
+    """Encode fields as an XMP packet.
 
-    A character that XML has no way to write (U+FFFE, controls) becomes U+FFFD.
+    Characters that XML cannot represent (U+FFFE, control characters) become U+FFFD.
 
     Args:
-        text: values by name; a name is one of XML: letters, digits and ``_``, no digit first.
+        text: values by name; a name consists of letters, digits and ``_``, and does not start with a digit.
     """
     root = ElementTree.Element(f"{{{_META}}}xmpmeta")
     description = ElementTree.SubElement(
@@ -34,28 +34,28 @@ def to_xmp(text: Mapping[str, str]) -> bytes:
     for name, value in text.items():
         ElementTree.SubElement(description, f"{{{_OURS}}}{name}").text = _NOT_XML.sub("\ufffd", value)
     body: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=False)
-    # A parser reads a bare carriage return as a line feed; as a reference it stays what it is.
+    # XML parsers convert a bare carriage return to a line feed, but keep a character reference.
     body = body.replace(b"\r", b"&#13;")
     return b'<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?>' + body + b'<?xpacket end="r"?>'
 
 
 def read_text(data: bytes) -> dict[str, str]:
-    """The fields that :func:`~zimage_stream.imaging.encode` put into a picture, whatever its format.
+    """Read the fields that :func:`~zimage_stream.imaging.encode` embedded in an image of any format.
 
     Args:
-        data: a PNG, WebP or JPEG file.
+        data: contents of a PNG, WebP or JPEG file.
 
     Returns:
-        Values by name; empty where the picture says nothing of itself.
+        Values by name; empty if the image has no such metadata.
 
     Raises:
-        ValueError: it is no such file.
+        ValueError: the data are not such a file.
     """
     try:
         return _read(data)
     except Exception as error:
-        # Damaged bytes surface as almost any exception, a decompression bomb as one of its own.
-        raise ValueError(f"it is no picture that can be read: {error}") from error
+        # Damaged bytes cause almost any exception, a decompression bomb one of its own.
+        raise ValueError(f"the image cannot be read: {error}") from error
 
 
 def _read(data: bytes) -> dict[str, str]:

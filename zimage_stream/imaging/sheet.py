@@ -1,4 +1,4 @@
-"""Many pictures on one."""
+"""Contact sheets: many images on one."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _MARGIN, _LABEL = 8, 22
 
 
 def contact_sheet(images: Sequence[Image.Image], columns: int = 6, cell: int = 160) -> Image.Image:
-    """The pictures in rows, numbered from 1 in reading order.
+    """Arrange images in rows, numbered from 1 in reading order.
 
-    Numbers only: the fonts that are everywhere draw no Chinese.
+    The labels are numbers only, because the fonts available everywhere have no Chinese characters.
 
     Args:
-        columns: pictures in a row.
-        cell: side of a picture on the sheet, in pixels; the longer side of one that is not square.
+        columns: number of images in a row.
+        cell: longer side of each image on the sheet, in pixels.
     """
     rows = -(-len(images) // columns)
     sheet = Image.new(

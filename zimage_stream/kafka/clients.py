@@ -1,4 +1,4 @@
-"""Construction of Kafka clients: one place that turns settings into librdkafka's configuration."""
+"""Kafka clients: the one place that turns settings into librdkafka configuration."""
 
 from __future__ import annotations
 
@@ -18,57 +18,62 @@ from zimage_stream.errors import BrokerUnavailableError, SettingsError, TopicMis
 from zimage_stream.settings import KafkaSettings
 
 MAX_MESSAGE_BYTES = 4 << 20
-"""Results and dead letters: an oversized poison must not abort every transaction."""
+"""Largest result or dead letter, in bytes: an oversized poison record must not abort every transaction."""
 
 
 CONTACT_TIMEOUT_S = 10.0
 _TRY_S = 1.0
 
-_NOT_LET_IN = (KafkaError._AUTHENTICATION, KafkaError._SSL)
+_ACCESS_DENIED = (KafkaError._AUTHENTICATION, KafkaError._SSL)
 
 
 class Trouble:
-    """Why a client gets no answer. It is given as ``error_cb``, and told only while somebody polls."""
+    """Remembers why the brokers do not answer a client.
+
+    Pass it to the client as ``error_cb``; librdkafka calls it only while the client is polled.
+    """
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._servers = settings.bootstrap_servers
         self._error: KafkaError | None = None
 
     def __call__(self, error: KafkaError) -> None:
-        # That all brokers are down follows from being let in by none, and says less.
-        if error.code() in _NOT_LET_IN or (error.code() == KafkaError._ALL_BROKERS_DOWN and not self._error):
+        # "All brokers are down" also follows a rejected login, and must not replace that better reason.
+        if error.code() in _ACCESS_DENIED or (
+            error.code() == KafkaError._ALL_BROKERS_DOWN and not self._error
+        ):
             self._error = error
 
     def clear(self) -> None:
-        """A broker has answered."""
+        """Forget the last error: a broker has answered."""
         self._error = None
 
     @property
     def error(self) -> BrokerUnavailableError | None:
-        """Set while no broker answers."""
+        """The current error, or ``None`` while a broker answers."""
         return None if self._error is None else self.explain(self._error)
 
     @property
     def is_final(self) -> bool:
-        """Whether waiting is in vain: we are not let in."""
-        return self._error is not None and self._error.code() in _NOT_LET_IN
+        """Whether waiting is pointless, because the brokers refuse our credentials or certificate."""
+        return self._error is not None and self._error.code() in _ACCESS_DENIED
 
     def explain(self, error: KafkaError) -> BrokerUnavailableError:
-        """The exception for a call that got no answer, with the cause that the client was told, if any."""
+        """Build the exception for a failed call, preferring the cause that the client reported, if any."""
         cause = self._error or error
-        verb = "does not let us in" if cause.code() in _NOT_LET_IN else "does not answer"
+        verb = "refuses the connection" if cause.code() in _ACCESS_DENIED else "does not answer"
         return BrokerUnavailableError(f"Kafka at {self._servers} {verb}: {cause.str()}")
 
 
 def metadata_of(
     client: Producer | Consumer | AdminClient, trouble: Trouble, topic: str | None = None
 ) -> ClusterMetadata:
-    """What the brokers say of the cluster, or of one topic: first contact, with a clear end.
+    """Fetch the metadata of the cluster or of one topic, within a fixed time.
 
-    To ask for one topic by name makes it, where the broker creates topics automatically.
+    Naming a topic creates it on brokers with ``auto.create.topics.enable``.
 
     Raises:
-        BrokerUnavailableError: no broker answers within 10 seconds, or lets us in.
+        BrokerUnavailableError: no broker answers within 10 seconds, or all refuse the connection.
     """
     deadline = time.monotonic() + CONTACT_TIMEOUT_S
     while True:
@@ -89,7 +94,7 @@ def partitions_of(
 
     Raises:
         BrokerUnavailableError: as :func:`metadata_of`.
-        TopicMissingError: there is no such topic.
+        TopicMissingError: the topic does not exist.
     """
     found = metadata_of(client, trouble, topic).topics[topic]
     if found.error is not None:
@@ -98,22 +103,22 @@ def partitions_of(
 
 
 def create_admin(settings: KafkaSettings, trouble: Trouble | None = None) -> AdminClient:
-    """An admin client, which tells ``trouble`` why it gets no answer.
+    """Create an admin client that reports connection errors to ``trouble``.
 
     Raises:
         SettingsError: as :func:`common_config`.
     """
-    return AdminClient(_told(common_config(settings) | settings.extra, trouble))
+    return AdminClient(_with_error_callback(common_config(settings) | settings.extra, trouble))
 
 
 def create_producer(
     settings: KafkaSettings, trouble: Trouble | None = None, *, delivery_timeout_s: float | None = None
 ) -> Producer:
-    """An idempotent producer, which tells ``trouble`` why it gets no answer.
+    """Create an idempotent producer that reports connection errors to ``trouble``.
 
     Args:
-        delivery_timeout_s: how long a record may wait for the brokers to acknowledge it; absent:
-            librdkafka's 5 minutes. ``kafka.extra`` overrides it.
+        delivery_timeout_s: how long a record may wait for the brokers' acknowledgement, in seconds;
+            by default librdkafka's 5 minutes. ``kafka.extra`` overrides it.
 
     Raises:
         SettingsError: as :func:`common_config`.
@@ -121,18 +126,18 @@ def create_producer(
     config = producer_config(settings)
     if delivery_timeout_s is not None:
         config = {"delivery.timeout.ms": round(delivery_timeout_s * 1_000), **config}
-    return Producer(_told(config, trouble))
+    return Producer(_with_error_callback(config, trouble))
 
 
-def _told(config: dict[str, Any], trouble: Trouble | None) -> dict[str, Any]:
+def _with_error_callback(config: dict[str, Any], trouble: Trouble | None) -> dict[str, Any]:
     return config if trouble is None else {**config, "error_cb": trouble}
 
 
 def common_config(settings: KafkaSettings) -> dict[str, Any]:
-    """What every client shares: where the brokers are, how to be let in, where log lines go.
+    """Build the options that all clients share: broker addresses, authentication, logging.
 
     Raises:
-        SettingsError: librdkafka does not take what ``kafka.extra`` says.
+        SettingsError: librdkafka rejects an option in ``kafka.extra``.
     """
     _check_extra(tuple(sorted(settings.extra.items())))
     optional = {
@@ -149,7 +154,7 @@ def common_config(settings: KafkaSettings) -> dict[str, Any]:
         "bootstrap.servers": settings.bootstrap_servers,
         "security.protocol": settings.security_protocol,
         "client.id": "zimage",
-        # A broker that restarts is back within seconds; the default backs off to 10 s.
+        # A restarted broker is back within seconds, while the default backs off to 10 s.
         "reconnect.backoff.max.ms": 1_000,
         "logger": logging.getLogger("zimage_stream.kafka.librdkafka"),
         **{name: value for name, value in optional.items() if value is not None},
@@ -158,18 +163,18 @@ def common_config(settings: KafkaSettings) -> dict[str, Any]:
 
 @lru_cache(maxsize=16)
 def _check_extra(extra: tuple[tuple[str, str], ...]) -> None:
-    """Raise SettingsError unless a client can be made with these options. Contacts nobody."""
+    """Raise SettingsError unless a client accepts these options. Contacts no broker."""
     if not extra:
         return
     try:
-        # Options of producers are no error to a consumer.
+        # A consumer ignores producer options, so it can check both kinds.
         Consumer({**dict(extra), "group.id": "none", "log_level": 0}).close()
     except KafkaException as error:
         raise SettingsError(f"ZIMAGE_KAFKA__EXTRA: {error.args[0].str()}") from None
 
 
 def producer_config(settings: KafkaSettings) -> dict[str, Any]:
-    """An idempotent producer that loses nothing: every record is on all in-sync replicas."""
+    """Configuration of an idempotent producer whose records are acknowledged by all in-sync replicas."""
     return {
         **common_config(settings),
         "enable.idempotence": True,
@@ -182,8 +187,11 @@ def producer_config(settings: KafkaSettings) -> dict[str, Any]:
 
 
 def transactional_config(settings: KafkaSettings, transactional_id: str) -> dict[str, Any]:
-    """The worker's producer. The small waits are worth a tenfold shorter transaction: librdkafka's
-    defaults wait 100 ms whenever the coordinator says CONCURRENT_TRANSACTIONS."""
+    """Configuration of a worker's transactional producer.
+
+    The short backoffs make transactions ten times shorter: by default librdkafka waits 100 ms whenever the
+    coordinator answers CONCURRENT_TRANSACTIONS.
+    """
     return {
         **producer_config(settings),
         "transactional.id": transactional_id,
@@ -196,14 +204,14 @@ def transactional_config(settings: KafkaSettings, transactional_id: str) -> dict
 
 
 def transactional_id(settings: KafkaSettings, *names: str) -> str:
-    """The transactional id of one user of transactions, different for different names. Pure.
+    """Build a transactional id that is unique to these names. Pure.
 
-    Names may contain the hyphens that join them: ``prod`` and ``eu-x`` read like ``prod-eu`` and ``x``. So
-    the lengths of all but the last follow, and say where each ends: ``zimage-prod-eu-x@6.4``. The id begins
-    with the prefix from the settings, as the brokers' access rules need.
+    Names may contain the hyphens that join them: ``prod`` and ``eu-x`` join to the same text as ``prod-eu``
+    and ``x``. The lengths of all parts but the last are therefore appended: ``zimage-prod-eu-x@6.4``. The id
+    begins with the prefix from the settings, so that the brokers' ACLs can match it.
 
     Args:
-        names: the group and the slot of a worker; the group and more than one word for anybody else.
+        names: for a worker its group and slot; for any other user the group and at least two more words.
     """
     parts = (settings.transactional_id_prefix, *names)
     lengths = ".".join(str(len(part)) for part in parts[:-1])
@@ -211,10 +219,10 @@ def transactional_id(settings: KafkaSettings, *names: str) -> str:
 
 
 def worker_consumer_config(settings: KafkaSettings, group_id: str, slot: str) -> dict[str, Any]:
-    """The worker's consumer: commits by hand, and an offset that is not there is an error to decide on.
+    """Configuration of a worker's consumer: manual commits, and an error for an offset out of range.
 
     Args:
-        slot: what the group's other members, ``zimage status`` and the brokers' logs call it.
+        slot: the client id, as the group's other members, ``zimage status`` and the brokers' logs show it.
     """
     return {
         **common_config(settings),
@@ -222,14 +230,14 @@ def worker_consumer_config(settings: KafkaSettings, group_id: str, slot: str) ->
         "group.id": group_id,
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
-        # A base below the log's start means lost requests; the operator chooses, not a default.
+        # A committed offset below the log's start means lost requests: an operator decides, not a default.
         "auto.offset.reset": "error",
         "isolation.level": "read_committed",
         "partition.assignment.strategy": "cooperative-sticky",
         "session.timeout.ms": 8_000,
         "heartbeat.interval.ms": 2_000,
         "max.poll.interval.ms": 300_000,
-        # Pausing drops what librdkafka has queued and fetches it again later: keep that small.
+        # Pausing a partition discards its prefetched records and fetches them again later: keep them few.
         "queued.max.messages.kbytes": 2_048,
         "fetch.wait.max.ms": 100,
         **settings.extra,
@@ -237,7 +245,7 @@ def worker_consumer_config(settings: KafkaSettings, group_id: str, slot: str) ->
 
 
 def reader_config(settings: KafkaSettings) -> dict[str, Any]:
-    """A reader without a group: assigned by hand, sees committed results only, commits nothing."""
+    """Configuration of a consumer without a group: manual assignment, committed records only, no commits."""
     return {
         **common_config(settings),
         "group.id": "zimage-reader",

@@ -1,4 +1,4 @@
-"""A broker inside the process, for demonstrations and tests that need nothing installed."""
+"""An in-process broker, for demos and tests that need nothing installed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from zimage_stream.errors import BrokerUnavailableError
 from zimage_stream.settings import TopicSettings
 
 PARTITIONS = 4
-"""What librdkafka's mock cluster gives every topic."""
+"""Number of partitions that librdkafka's mock cluster gives to every topic."""
 
 _START_TIMEOUT_S = 10.0
 
@@ -19,16 +19,16 @@ _START_TIMEOUT_S = 10.0
 class EmbeddedBroker:
     """librdkafka's mock cluster, listening on loopback for as long as the context lasts.
 
-    It serves produce, fetch, consumer groups (``classic``) and offset commits with their metadata.
+    It supports produce, fetch, consumer groups (``classic`` protocol) and offset commits with metadata.
     Its limits:
 
-    - It keeps no offsets of transactions and shows aborted records, so a worker on it runs with the
-      guarantee ``at_least_once``, and nothing that passes here says anything about transactions.
+    - It does not store transactional offsets and it delivers aborted records, so a worker on it runs with
+      the guarantee ``at_least_once``, and a test that passes on it says nothing about transactions.
     - The first join of a group takes 3 seconds.
-    - Every topic has 4 partitions and is made the first time somebody asks for it; topics cannot be
-      made, described or deleted by an admin client.
-    - Nothing is on disk, and a partition keeps about its newest 5 MiB: what is older is gone,
-      whether or not it was consumed.
+    - Every topic has 4 partitions and is created the first time a client requests it; an admin client
+      cannot create, describe or delete topics.
+    - Nothing is written to disk, and a partition keeps about its newest 5 MiB: older records are gone,
+      consumed or not.
 
     Example::
 
@@ -36,7 +36,7 @@ class EmbeddedBroker:
             settings = load_settings(overrides={"kafka": {"bootstrap_servers": broker.bootstrap_servers}})
 
     Args:
-        topics: made at the start, since a consumer's subscription does not make them.
+        topics: created at the start, since a consumer's subscription does not create them.
     """
 
     def __init__(self, topics: TopicSettings | None = None) -> None:
@@ -47,11 +47,11 @@ class EmbeddedBroker:
 
     @property
     def bootstrap_servers(self) -> str:
-        """``127.0.0.1:port``; empty before the context is entered."""
+        """Address of the broker, ``127.0.0.1:port``; empty before the context is entered."""
         return self._bootstrap_servers
 
     def __enter__(self) -> EmbeddedBroker:
-        # The address is replaced by the mock cluster's own; librdkafka only wants one to be there.
+        # librdkafka requires an address, and replaces it with the mock cluster's own.
         cluster = Producer(
             {
                 "bootstrap.servers": "embedded",
@@ -70,6 +70,6 @@ class EmbeddedBroker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # The cluster lives in this client, and stops when the last reference is gone.
+        # The cluster belongs to this client, and stops when the last reference to it is dropped.
         self._cluster = None
         self._bootstrap_servers = ""

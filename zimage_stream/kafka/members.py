@@ -1,4 +1,4 @@
-"""How a worker is named among the members of its consumer group: ``SLOT#NONCE``, as its client id. Pure."""
+"""Names of a consumer group's members: a worker's client id is ``SLOT#NONCE``. Pure."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ _NAMED = re.compile(r"(?P<slot>.*)#(?P<nonce>[0-9a-f]{8})", re.DOTALL)
 
 
 def member_name(slot: str, nonce: int) -> str:
-    """The client id of the process with this nonce."""
+    """Build the client id of the process with this slot and nonce."""
     return f"{slot}#{nonce:08x}"
 
 
 def slot_of(member: str) -> str:
-    """The slot of the process with this client id; all of it, where it is not one that a worker gave."""
+    """Return the slot in a client id, or the whole client id if no worker made it."""
     named = _NAMED.fullmatch(member)
     return named["slot"] if named else member
 
 
 def nonce_of(member: str) -> int | None:
-    """The nonce in a client id, if a worker gave it."""
+    """Return the nonce in a client id, or ``None`` if no worker made it."""
     named = _NAMED.fullmatch(member)
     return int(named["nonce"], 16) if named else None

@@ -1,4 +1,4 @@
-"""Where logs begin and end and what a group has committed, asked by somebody who is no member."""
+"""The bounds of partition logs and the offsets a group has committed, read from outside the group."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Log:
     """The log of one partition.
 
     Attributes:
-        low: its first offset.
-        end: where a reader of committed records gets to: the last stable offset.
-        high: offset of the next record. Above ``end`` while a producer has a transaction open.
+        low: the log start offset.
+        end: the last stable offset, up to which committed records can be read.
+        high: the high watermark. Above ``end`` while a producer has a transaction open.
     """
 
     low: int
@@ -38,16 +38,16 @@ class Log:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How a group stands to one partition; ``log`` is ``None`` while the partition has no leader."""
+    """A group's committed offset in one partition, and its log; ``None`` while it has no leader."""
 
     committed: TopicPartition
     log: Log | None
 
 
 class Offsets:
-    """Asks the brokers for offsets.
+    """Queries the brokers for offsets.
 
-    All methods raise BrokerUnavailableError where no broker answers.
+    All methods raise BrokerUnavailableError if no broker answers.
     """
 
     def __init__(self, kafka: KafkaSettings) -> None:
@@ -58,20 +58,20 @@ class Offsets:
         """The partitions of a topic, and whether each has a leader.
 
         Raises:
-            TopicMissingError: there is no such topic.
+            TopicMissingError: the topic does not exist.
         """
         found = partitions_of(self._admin, self._trouble, topic)
         return {number: each.leader >= 0 for number, each in sorted(found.items())}
 
     def logs(self, topic: str) -> dict[int, Log | None]:
-        """The log of each partition of a topic; ``None`` for those that have no leader who says.
+        """The log of each partition of a topic; ``None`` for partitions without a leader.
 
         Raises:
-            TopicMissingError: there is no such topic.
+            TopicMissingError: the topic does not exist.
         """
         partitions = self.partitions(topic)
         led = [number for number, has_leader in partitions.items() if has_leader]
-        # The high watermark first: what is committed between two questions is not behind a transaction.
+        # The high watermark first: a record committed between the two calls is not behind a transaction.
         high = self._list(topic, led, _LATEST, IsolationLevel.READ_UNCOMMITTED)
         end = self._list(topic, led, _LATEST, IsolationLevel.READ_COMMITTED)
         low = self._list(topic, led, _EARLIEST, IsolationLevel.READ_UNCOMMITTED)
@@ -82,7 +82,7 @@ class Offsets:
         return {number: logs.get(number) for number in partitions}
 
     def committed(self, topic: str, group_id: str, partitions: Collection[int]) -> list[TopicPartition]:
-        """What the group has committed. A commit in a transaction that is still open is not waited for."""
+        """The group's committed offsets. Does not wait for commits in transactions that are still open."""
         places = [TopicPartition(topic, number) for number in partitions]
         asked = ConsumerGroupTopicPartitions(group_id, places)
         try:
@@ -96,7 +96,8 @@ class Offsets:
         return sorted(found, key=lambda each: each.partition)
 
     def _list(self, topic: str, partitions: Collection[int], spec: Any, isolation: Any) -> Mapping[int, int]:
-        """Without those whose leader has just changed: the client fills in its own "no offset" for them."""
+        """List offsets by partition, omitting partitions whose leader has just changed: for those the client
+        returns its own "no offset" value."""
         if not partitions:
             return {}
         places = {TopicPartition(topic, number): spec for number in partitions}
@@ -111,15 +112,15 @@ class Offsets:
 
 
 def standings(kafka: KafkaSettings, topic: str, group_id: str) -> list[Standing]:
-    """How the group stands to each partition of a topic.
+    """The group's committed offset and the log of each partition of a topic.
 
     Raises:
         BrokerUnavailableError: no broker answers.
-        TopicMissingError: there is no such topic.
+        TopicMissingError: the topic does not exist.
     """
     offsets = Offsets(kafka)
     numbers = offsets.partitions(topic)
-    # First what is committed: a log's end that is asked for later cannot lie before it.
+    # Committed offsets first: a log end that is read later cannot lie below them.
     committed = offsets.committed(topic, group_id, numbers)
     logs = offsets.logs(topic)
     return [Standing(each, logs.get(each.partition)) for each in committed]

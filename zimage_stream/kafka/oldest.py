@@ -1,4 +1,4 @@
-"""How long the oldest request has been waiting."""
+"""The age of the oldest unresolved request."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from zimage_stream.settings import KafkaSettings
 
 
 def oldest_unresolved(kafka: KafkaSettings, topic: str, group_id: str) -> timedelta | None:
-    """Age of the record at the lowest offset that a group has not passed; ``None`` where there is none.
-    Partitions without a leader are not looked at.
+    """Age of the oldest record at or above a group's committed offsets; ``None`` if there is none.
+
+    Partitions without a leader are ignored.
 
     Raises:
         BrokerUnavailableError: no broker answers.
-        TopicMissingError: there is no such topic.
+        TopicMissingError: the topic does not exist.
     """
     bases = {}
     for each in standings(kafka, topic, group_id):
@@ -33,18 +34,23 @@ def oldest_unresolved(kafka: KafkaSettings, topic: str, group_id: str) -> timede
 
 
 def first_written(kafka: KafkaSettings, topic: str, starts: Mapping[int, int]) -> dict[int, datetime]:
-    """When the first record from each of these offsets on was written. A partition that has none there,
-    but markers of transactions at most, is left out. Raises as :func:`oldest_unresolved`."""
+    """When the first record at or above each of these offsets was written.
+
+    Partitions with no record there, or only transaction markers, are left out.
+
+    Raises as :func:`oldest_unresolved`.
+    """
     return {number: record.timestamp for number, record in first_records(kafka, topic, starts).items()}
 
 
 def first_records(
     kafka: KafkaSettings, topic: str, starts: Mapping[int, int], *, uncommitted: bool = False
 ) -> dict[int, Record]:
-    """The first record from each of these offsets on, where there is one.
+    """The first record at or above each of these offsets, for the partitions that have one.
 
     Args:
-        uncommitted: also records of transactions that are open or were aborted.
+        starts: offsets by partition number.
+        uncommitted: include records of open and aborted transactions.
 
     Raises as :func:`oldest_unresolved`.
     """

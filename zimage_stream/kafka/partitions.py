@@ -1,8 +1,8 @@
-"""Which partition the next request goes to.
+"""The choice of a partition for the next request.
 
-Not by hashing: a hash leaves some partitions several requests ahead of others, and a worker serves
-only its own. Walking all of them keeps the workers level (simulated at 70 % load on 4 workers: p95
-wait 0.28 s walked, 1.28 s hashed).
+Requests are not hashed: hashing puts several more requests on some partitions than on others, and a worker
+serves only its own. Visiting all partitions in turn keeps the workers equally loaded (simulated at 70 % load
+on 4 workers: p95 wait 0.28 s in turn, 1.28 s hashed).
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 def stride_of(count: int) -> int:
-    """The step of the walk: coprime to ``count``, so that the walk visits every partition before it
-    visits one twice, and as near to the golden ratio of ``count`` as that allows.
+    """Return the step of the walk: coprime to ``count``, and as close to its golden section as possible.
 
-    An assignor gives a worker either neighbouring partitions or every n-th one; a golden step puts
-    consecutive requests on different workers in both cases, whatever the number of workers.
+    A coprime step visits every partition before it visits any twice. Assignors give a worker either adjacent
+    partitions or every n-th one; a golden step puts consecutive requests on different workers in both cases,
+    however many workers there are.
 
     Args:
-        count: partitions of the topic, at least 1.
+        count: number of partitions of the topic, at least 1.
     """
     wanted = count * GOLDEN
     candidates = (step for step in range(1, count + 1) if math.gcd(step, count) == 1)
@@ -30,7 +30,12 @@ def stride_of(count: int) -> int:
 
 
 def walk(count: int, start: int) -> Iterator[int]:
-    """Partition numbers without end; ``start`` is any integer, drawn at random by each producer so
-    that many producers of a few requests each do not all begin at the same worker."""
+    """Yield partition numbers indefinitely.
+
+    Args:
+        count: number of partitions of the topic, at least 1.
+        start: any integer. Producers draw it at random, so that many of them with few requests each do not
+            all begin at the same worker.
+    """
     stride = stride_of(count)
     return ((start + turn * stride) % count for turn in itertools.count())

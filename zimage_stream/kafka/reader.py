@@ -1,4 +1,4 @@
-"""Reading a topic without a group: from offsets of one's own choosing, committed records only."""
+"""Readers of topics without a consumer group: from chosen offsets, by default committed records only."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ _NO_LEADER_YET = (
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError._UNKNOWN_PARTITION,
 )
-"""What a broker may say of a partition right after its topic was made, or while another broker restarts."""
+"""Errors for a partition that exists, shortly after its topic was created or while a broker restarts."""
 
 POLL_S = 0.2
-"""One wait of a reader that waits for long: so soon it sees that it is to end."""
+"""Length of one poll within a longer wait, in seconds: how quickly a reader notices that it must stop."""
 CLOSE_TIMEOUT_S = 5.0
 NEW_PARTITIONS_S = 5.0
-"""How soon a partition is read that was added to the topic."""
+"""Interval of the check for partitions that were added to the topic, in seconds."""
 _LOOK_TIMEOUT_S = 1.0
 
 Offsets = Mapping[int, int]
-"""Partition number to the offset of the next record."""
+"""Offset of the next record by partition number."""
 
 
 class TopicReader:
-    """One reader of one topic. Not thread-safe, and a context manager.
+    """A reader of one topic. Not thread-safe, and a context manager.
 
-    Nothing is read before :meth:`start`.
+    It reads nothing before :meth:`start`.
 
     Args:
-        uncommitted: read records of transactions that are open or were aborted, too.
+        uncommitted: also read records of open and aborted transactions.
     """
 
     def __init__(self, settings: KafkaSettings, topic: str, *, uncommitted: bool = False) -> None:
@@ -73,17 +73,18 @@ class TopicReader:
         self.close()
 
     def end_offsets(self) -> dict[int, int]:
-        """Where the next record of each partition will be.
+        """The high watermark of each partition.
 
         Raises:
             BrokerUnavailableError: no broker answers.
-            TopicMissingError: there is no such topic.
+            TopicMissingError: the topic does not exist.
         """
         return {partition: self._end_of(partition) for partition in self._partitions()}
 
     def offsets_at(self, at: datetime, partitions: Collection[int]) -> dict[int, int]:
-        """The first record of each partition that was written then or later; where there is none, its end
-        or -1.
+        """The offset of each partition's first record written at or after a time.
+
+        For a partition without such a record, it is the end of the partition or -1.
 
         Raises:
             BrokerUnavailableError: no broker answers.
@@ -108,11 +109,12 @@ class TopicReader:
             time.sleep(0.1)
 
     def start(self, offsets: Offsets | None = None, *, growing: bool = False) -> None:
-        """Read from these offsets on; ``None``: from the beginning. Raises as :meth:`end_offsets`.
+        """Start reading. Raises as :meth:`end_offsets`.
 
         Args:
-            growing: partitions that are not among them were added since, or may be while it reads; they are
-                read from their beginning.
+            offsets: where to start, by partition; ``None`` means at the beginning.
+            growing: also read partitions that are not in ``offsets``, now or once they are added, from their
+                beginning.
         """
         if offsets is None:
             offsets = dict.fromkeys(self._partitions(), OFFSET_BEGINNING)
@@ -129,7 +131,7 @@ class TopicReader:
 
     @property
     def caught_up(self) -> bool:
-        """Whether every partition has been read to its end at some moment since :meth:`start`."""
+        """Whether every partition has been read to its end at least once since :meth:`start`."""
         return not self._unfinished
 
     @property
@@ -139,15 +141,15 @@ class TopicReader:
 
     @property
     def trouble(self) -> BrokerUnavailableError | None:
-        """Set while no broker has answered since the last record."""
+        """The current connection error, or ``None`` if a broker has answered since."""
         return self._trouble.error
 
     def read_to_end(self, ends: Offsets | None = None) -> Iterator[Record]:
-        """The records from where it stands, until every partition has been read to its end.
+        """Yield records from the current positions until every partition has been read to its end.
 
         Args:
-            ends: where each partition is to end. Absent: where it ends as it is read, so that records which
-                come meanwhile are among them.
+            ends: end offset by partition. By default the end at the time of reading, so that records that
+                arrive meanwhile are included.
 
         Raises:
             BrokerUnavailableError: no broker answers.
@@ -166,10 +168,10 @@ class TopicReader:
                 raise self.trouble
 
     def poll(self, timeout_s: float) -> Record | None:
-        """The next record, or ``None`` after ``timeout_s`` seconds or at the end of a partition.
+        """Return the next record, or ``None`` after ``timeout_s`` seconds or at the end of a partition.
 
         Raises:
-            BrokerUnavailableError: reading cannot go on; transient trouble is waited out.
+            BrokerUnavailableError: reading cannot continue. Transient errors are retried.
             TopicMissingError: the topic was deleted, or these credentials may not read it.
         """
         if time.monotonic() >= self._look_at:
@@ -196,19 +198,19 @@ class TopicReader:
 
     def close(self) -> None:
         """Release the connections."""
-        # librdkafka may wait here for a coordinator, without end and deaf to Ctrl-C. There is no group
-        # to leave and nothing to commit, so it can be left to it.
+        # librdkafka may wait for a coordinator indefinitely here, and ignores Ctrl-C. There is no group to
+        # leave and nothing to commit, so the thread may be abandoned.
         closing = threading.Thread(target=self._consumer.close, name="zimage-reader-close", daemon=True)
         closing.start()
         closing.join(CLOSE_TIMEOUT_S)
 
     def _look_for_new(self) -> None:
-        """Begin with the partitions that the topic has got meanwhile."""
+        """Start reading partitions that have been added to the topic."""
         self._look_at = time.monotonic() + NEW_PARTITIONS_S
         try:
             found = self._consumer.list_topics(self._topic, timeout=_LOOK_TIMEOUT_S).topics[self._topic]
         except KafkaException as error:
-            log.debug("whether %s has new partitions is not known: %s", self._topic, error.args[0].str())
+            log.debug("cannot check %s for new partitions: %s", self._topic, error.args[0].str())
             return
         new = sorted(found.partitions.keys() - self._positions.keys())
         if new:
@@ -222,10 +224,11 @@ class TopicReader:
 
 
 class ResultReader:
-    """Reads results; a record that is not one is skipped with a warning. Not thread-safe.
+    """Reads results, and skips any other record with a warning. Not thread-safe.
 
     Args:
-        patient: wait for the schema of a single record, for which the registry has no answer; else skip it.
+        patient: whether to wait if the registry answers, but not for one record's schema. Otherwise that
+            record is skipped.
     """
 
     def __init__(self, settings: KafkaSettings, topic: str, codec: Codec, *, patient: bool = True) -> None:
@@ -245,17 +248,17 @@ class ResultReader:
         self.topic.close()
 
     def poll(self, timeout_s: float) -> ImageResult | None:
-        """The next result, or ``None`` if none came within ``timeout_s`` seconds.
+        """Return the next result, or ``None`` if none arrived within ``timeout_s`` seconds.
 
         Raises:
-            BrokerUnavailableError, TopicMissingError: reading cannot go on.
-            RegistryUnavailableError: the schema cannot be had now; the next call tries the same record.
+            BrokerUnavailableError, TopicMissingError: reading cannot continue.
+            RegistryUnavailableError: the schema is unavailable; the next call retries the same record.
         """
         record = self._waiting or self.topic.poll(timeout_s)
         return None if record is None else self._result_in(record)
 
     def read_to_end(self) -> Iterator[ImageResult]:
-        """The results from where it stands, until every partition has been read to its end.
+        """Yield results from the current positions until every partition has been read to its end.
 
         Raises:
             BrokerUnavailableError: no broker answers.
@@ -278,7 +281,7 @@ class ResultReader:
         except WireError as error:
             problem = error
         log.warning(
-            "a record of %s that is no result is skipped (partition %s, offset %s): %s",
+            "skipping a record of %s that is not a result (partition %s, offset %s): %s",
             record.topic,
             record.partition,
             record.offset,

@@ -1,4 +1,4 @@
-"""A record of a topic, as all readers have it."""
+"""A consumed record, as all readers of topics represent it."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from zimage_stream.events.headers import Header
 from zimage_stream.events.image_result import Source
 
 _HEADERS = operator.methodcaller("headers")
-"""Asks the client for a record's headers. Where a name is no UTF-8 it sets an error, and returns a list all
-the same, with null pointers for names. A call from Python code that runs often does not look at such an
-error, and touching a name ends the process; a call from C does."""
+"""Calls ``message.headers()`` from C. If a header's name is not UTF-8, the client sets an exception but still
+returns a list, with null pointers for names. CPython's optimised bytecode does not check for that exception,
+and touching such a name crashes the process; a call from C does check."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A consumed record, kept whole: a dead letter gives it back byte for byte.
+    """A consumed record, complete: a dead letter reproduces it byte for byte.
 
     Attributes:
-        headers: in the order they were sent. What the client does not show is not there: of a name what
-            follows a NUL, and all of them where they are more than 100,000.
-        timestamp: when it was written; when it was read, where it does not say or says no time.
-        headers_lost: why its headers could not be read, if it has some that could not.
+        headers: in the order in which they were sent. The client hides the part of a name that follows a NUL,
+            and all headers of a record with more than 100,000.
+        timestamp: when the record was written, or when it was read if its timestamp is absent or invalid.
+        headers_lost: why the headers could not be read; ``None`` if they could.
     """
 
     topic: str
@@ -41,13 +41,13 @@ class Record:
 
     @property
     def source(self) -> Source:
-        """The record's place, as results echo it."""
+        """Topic, partition and offset, as the result echoes them."""
         return Source(topic=self.topic, partition=self.partition, offset=self.offset)
 
 
 def record_of(message: Message) -> Record:
-    """The record in a message that a consumer delivered, whatever it holds. To be asked for once."""
-    delivered: Any = message  # the stubs allow for messages that lie nowhere
+    """Convert a message from a consumer, whatever it contains. Call it once per message."""
+    delivered: Any = message  # the stubs allow for messages without a topic and offset
     headers, lost = _headers_of(message)
     return Record(
         delivered.topic(),
@@ -62,21 +62,21 @@ def record_of(message: Message) -> Record:
 
 
 def _headers_of(message: Message) -> tuple[tuple[Header, ...], str | None]:
-    """The headers, or why they cannot be read."""
+    """Return the headers, or the reason why they cannot be read."""
     try:
         sent: Any = _HEADERS(message) or ()  # pairs, in order; the stubs allow for more
     except (SystemError, UnicodeDecodeError) as error:
-        # Asked again, the client would hand out names that are null pointers.
-        return (), f"a header's name is no UTF-8: {error.__cause__ or error}"
+        # A second call would return names that are null pointers.
+        return (), f"a header's name is not UTF-8: {error.__cause__ or error}"
     headers = ((name, value.encode() if isinstance(value, str) else value) for name, value in sent)
     return tuple(headers), None
 
 
 def _written_at(message: Message) -> datetime:
-    """When it was written, as its timestamp says; now, where that is no time.
+    """Return the message's timestamp, or the current time if that is absent or invalid.
 
-    A timestamp is any number of 64 bits. Below 0, and after the year 9999 (microseconds, most often), it
-    says nothing.
+    A timestamp can be any 64-bit number. Values below 0 and after the year 9999 (usually microseconds) are
+    invalid.
     """
     kind, milliseconds = message.timestamp()
     if kind != TIMESTAMP_NOT_AVAILABLE and milliseconds >= 0:

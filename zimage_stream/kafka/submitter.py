@@ -1,4 +1,4 @@
-"""Publishing requests: an idempotent producer and the walk over the partitions."""
+"""Publishing of requests: an idempotent producer that visits the partitions in turn."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _POLL_S = 0.2
 _SILENCE = (KafkaError._MSG_TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN)
 
 Settled = Callable[[Source | SubmitError], None]
-"""Called once for a record, on the submitter's own thread, with its place or why it has none."""
+"""Callback, called once per record on the submitter's own thread, with the record's location or the error."""
 
 
 class Submitter:
@@ -46,7 +46,7 @@ class Submitter:
         forks.follow(self)
 
     def after_fork(self) -> None:
-        """A child sends with a producer of its own; what the parent has on its way is the parent's."""
+        """Start afresh with the child's own producer; records in flight belong to the parent."""
         self._lock = threading.Lock()
         forks.leave(self._producer)
         self._producer = self._poller = None
@@ -59,16 +59,19 @@ class Submitter:
         headers: Sequence[tuple[str, bytes | None]],
         settled: Settled,
     ) -> None:
-        """Put a record on its way; the key is the request's id.
+        """Send a record without waiting for the acknowledgement; its key is the request's id.
+
+        Args:
+            settled: called with the outcome.
 
         Raises:
-            BrokerUnavailableError: no broker answers; it was not sent.
-            TopicMissingError: there is no such topic.
-            SubmitError: librdkafka refuses it.
+            BrokerUnavailableError: no broker answers; the record was not sent.
+            TopicMissingError: the topic does not exist.
+            SubmitError: librdkafka rejects the record.
         """
 
         def delivered(error: KafkaError | None, message: Message) -> None:
-            # What is raised here would end the thread that all others wait for.
+            # An exception here would end the polling thread, on which all other requests depend.
             try:
                 if error is None:
                     self._trouble.clear()
@@ -76,7 +79,7 @@ class Submitter:
                 else:
                     settled(self._refused(request_id, error))
             except Exception:
-                log.exception("what the brokers said of request %s could not be passed on", request_id)
+                log.exception("could not pass on the delivery report of request %s", request_id)
 
         producer, partition = self._next()
         deadline = time.monotonic() + ACCEPT_TIMEOUT_S
@@ -92,7 +95,9 @@ class Submitter:
                 )
             except BufferError:
                 if time.monotonic() > deadline:
-                    raise BrokerUnavailableError("Kafka is too slow, no room for more") from None
+                    raise BrokerUnavailableError(
+                        f"Kafka is too slow: the producer's queue was full for {ACCEPT_TIMEOUT_S} s"
+                    ) from None
                 time.sleep(0.01)
             except KafkaException as error:
                 raise self._refused(request_id, error.args[0]) from error
@@ -100,7 +105,7 @@ class Submitter:
                 return
 
     def close(self) -> None:
-        """Wait a little for what is on its way, then release the connections."""
+        """Wait up to 10 seconds for records in flight, then release the connections."""
         if self._producer is not None:
             self._producer.flush(CONTACT_TIMEOUT_S)
         self._closed.set()
@@ -146,33 +151,33 @@ class Submitter:
         try:
             producer.poll(_POLL_S)
         except Exception:
-            log.exception("the producer could not be polled")
+            log.exception("could not poll the producer")
             self._closed.wait(_POLL_S)
 
     def _refused(self, request_id: str, error: KafkaError) -> SubmitError:
         if error.fatal() or error.code() == KafkaError._FATAL:
-            # An idempotent producer that lost count is of no more use; the next call makes a new one.
-            log.warning("the producer is replaced: %s", error.str())
+            # After a fatal error an idempotent producer cannot send again; the next call creates a new one.
+            log.warning("replacing the producer after a fatal error: %s", error.str())
             self._producer = None
         if error.code() not in _SILENCE:
             return SubmitError(request_id, error.str())
         refused = SubmitError(
             request_id,
-            "no broker acknowledged it in time; should it be there all the same, sending it again under "
-            "the same id makes no second picture",
+            "no broker acknowledged it in time; it may have been stored nevertheless. Send it again with the "
+            "same id: that makes no second image",
         )
         refused.__cause__ = self._trouble.explain(error)
         return refused
 
 
 def _source(request_id: str, message: Message) -> Source | SubmitError:
-    """Where an acknowledged record is."""
+    """Return the location of an acknowledged record, or the error if the brokers did not give one."""
     topic, partition, offset = message.topic(), message.partition(), message.offset()
     if topic is None or partition is None or offset is None or offset < 0:
-        # As when the broker has the record from an earlier try, whose answer was lost.
+        # This happens if the broker stored the record at an earlier attempt whose response was lost.
         return SubmitError(
             request_id,
-            "the brokers have it, and did not say where: its result comes; sending it again under the same "
-            "id makes no second picture",
+            "the brokers have stored it, but did not report its offset. Its result will come; sending it "
+            "again with the same id makes no second image",
         )
     return Source(topic=topic, partition=partition, offset=offset)

@@ -1,4 +1,4 @@
-"""The topics: what they must be, how they are made, and what differs from what is needed."""
+"""The topics: their requirements, their creation, and a check of existing ones."""
 
 from __future__ import annotations
 
@@ -28,42 +28,48 @@ from zimage_stream.settings import KafkaSettings, TopicSettings
 log = logging.getLogger(__name__)
 
 REQUEST_PARTITIONS = 48
-"""Divides evenly over 1, 2, 3, 4, 6, 8, 12 and 16 workers."""
+"""Default partitions of the requests topic; divisible by 1, 2, 3, 4, 6, 8, 12 and 16 workers."""
 
 RESULT_PARTITIONS = 12
 DEAD_LETTER_PARTITIONS = 1
 
 REPLICAS = 3
 MIN_INSYNC = 2
-"""With so many copies, of which so many acknowledge, a broker may be lost and nothing else is."""
+"""With three replicas, of which two acknowledge each write, losing one broker loses no record."""
 
 CODEC = "lz4"
-"""Of the requests topic; our own producers' batches are in it already. A codec of the topic's own has the
-brokers open each batch. They then write its offsets themselves, and refuse what is broken."""
+"""Compression of the requests topic, the same as our own producers use. A topic with a codec of its own makes
+the brokers open each batch: they then assign the offsets in it themselves, and reject a corrupt one."""
 _UNOPENED = ("producer", "uncompressed")
-"""Values of ``compression.type`` with which brokers leave some batches as a producer made them."""
+"""Values of ``compression.type`` with which brokers store some batches exactly as a producer made them."""
 
 INTERNAL = ("__consumer_offsets", "__transaction_state")
-"""Kafka's own topics that hold checkpoints and transactions; some clusters do not show them."""
+"""Kafka's internal topics, which hold checkpoints and transactions; some clusters hide them."""
 
 TIMEOUT_S = 10.0
 
 _DAY_MS = 24 * 3_600 * 1_000
 _BROKER_DEFAULT = -1
 
-# What the broker says where a limit does not apply.
+# The broker's value for "no limit".
 _UNLIMITED = -1
 
 
 class TopicError(ZImageError):
-    """The broker refuses to make or describe a topic."""
+    """The broker refuses to create or describe a topic."""
 
 
 @dataclass(frozen=True, slots=True)
 class TopicSpec:
-    """What a topic must be. ``at_least`` are configuration values in the setting's own unit (bytes or
-    milliseconds), of which a topic may have more; -1 means unlimited. ``at_most`` is the other way round.
-    ``advised`` is what a topic is made with, and for which others do as well."""
+    """The requirements on a topic.
+
+    Attributes:
+        at_least: lower bounds of configuration values, in the setting's own unit (bytes or milliseconds);
+            -1 means unlimited.
+        exactly: configuration values that are required as they are.
+        at_most: upper bounds, in the same units.
+        advised: values that a topic is created with but that are not required.
+    """
 
     name: str
     partitions: int
@@ -74,25 +80,25 @@ class TopicSpec:
 
     @property
     def config(self) -> dict[str, str]:
-        """What the topic is made with."""
+        """The configuration that the topic is created with."""
         at_least = {name: str(value) for name, value in self.at_least.items()}
         return {**at_least, **self.exactly, **self.advised}
 
 
 @dataclass(frozen=True, slots=True)
 class TopicState:
-    """What a topic is, as the broker tells it."""
+    """The state of a topic, as the brokers report it."""
 
     partitions: int
     config: Mapping[str, str]
     replication_factor: int = 1
-    """Copies of the partition that has the fewest."""
+    """Replicas of the partition that has the fewest."""
     leaderless: tuple[int, ...] = ()
-    """Partitions that nobody can read or write now."""
+    """Partitions without a leader, which cannot be read or written."""
 
 
 class Severity(StrEnum):
-    """Whether a promise is broken, or only cannot be kept on a cluster so small."""
+    """Whether a finding breaks a guarantee, or only limits it because the cluster is small."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -100,7 +106,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One difference between a topic and what is needed, with what to do about it."""
+    """One difference between a topic and its requirements, with the remedy."""
 
     topic: str
     setting: str
@@ -115,21 +121,21 @@ class Finding:
 
 
 def required_topics(names: TopicSettings, request_partitions: int = REQUEST_PARTITIONS) -> list[TopicSpec]:
-    """What the three topics must be.
+    """The requirements on the three topics.
 
-    Results and dead letters take 4 MiB, or one oversized poison would abort every transaction.
+    Results and dead letters allow 4 MiB; otherwise one oversized poison record would abort every transaction.
     """
     return [
         TopicSpec(
             names.requests,
             request_partitions,
-            # Requests wait here until a worker is free: size must never be what deletes them.
+            # Requests wait here until a worker is free: the log's size must never delete them.
             {
                 "max.message.bytes": MAX_RECORD_BYTES,
                 "retention.ms": 7 * _DAY_MS,
                 "retention.bytes": _UNLIMITED,
             },
-            # What is larger is not decoded, and no dead letter carries it.
+            # A larger record is not decoded, and does not fit into a dead letter.
             at_most={"max.message.bytes": MAX_MESSAGE_BYTES},
             advised={"compression.type": CODEC},
         ),
@@ -155,21 +161,25 @@ def required_topics(names: TopicSettings, request_partitions: int = REQUEST_PART
 
 
 def replayed_topic(names: TopicSettings) -> TopicSpec:
-    """Where ``zimage dead-letters replay`` notes what it has replayed: a key for each dead letter, kept
-    as long as the topic is. It is made at the first replay."""
+    """The topic in which ``zimage dead-letters replay`` records what it has replayed.
+
+    It holds one key for each dead letter, never deletes them, and is created at the first replay.
+    """
     return TopicSpec(f"{names.dead_letters}.replayed", 1, {}, {"cleanup.policy": "compact"})
 
 
 def released_topic(names: TopicSettings) -> TopicSpec:
-    """Where ``zimage dead-letters release`` notes what workers are to hold back no more: a key for each
-    code. It is made at the first release."""
+    """The topic in which ``zimage dead-letters release`` records codes that are no longer held back.
+
+    It holds one key for each code, and is created at the first release.
+    """
     return TopicSpec(f"{names.dead_letters}.released", 1, {}, {"cleanup.policy": "compact"})
 
 
 def compare(spec: TopicSpec, state: TopicState | None) -> Iterator[Finding]:
-    """What differs, worst first. Pure."""
+    """Compare a topic with its requirements; the worst finding comes first. Pure."""
     if state is None:
-        yield Finding(spec.name, "topic", "missing", "to be there", "Make it: zimage topics create")
+        yield Finding(spec.name, "topic", "missing", "to exist", "Create it: zimage topics create")
         return
     if state.partitions < spec.partitions:
         yield Finding(
@@ -195,31 +205,31 @@ def compare(spec: TopicSpec, state: TopicState | None) -> Iterator[Finding]:
 
 
 def compare_codec(spec: TopicSpec, state: TopicState) -> Iterator[Finding]:
-    """Whether the brokers take batches that they have not opened. Pure."""
+    """Check whether the brokers store batches without opening them. Pure."""
     name = "compression.type"
     got = state.config.get(name, CODEC)
     if got in _UNOPENED:
         needs = (
-            f"a codec, such as {CODEC}, or a producer that makes its batches by hand can have requests of "
-            f"others passed over"
+            f"a codec, such as {CODEC}; otherwise a producer that builds its batches by hand can make "
+            f"workers skip other producers' requests"
         )
         yield Finding(spec.name, name, got, needs, _alter(spec.name, name, CODEC), Severity.WARNING)
 
 
 def compare_durability(name: str, state: TopicState, brokers: int) -> Iterator[Finding]:
-    """What would lose acknowledged records with a broker, or refuses records now, worst first. Pure.
+    """Check for what would lose acknowledged records, or rejects records now, worst first. Pure.
 
     Args:
-        brokers: how many the cluster has; what so few cannot do is not asked of the topic.
+        brokers: number of brokers of the cluster; a topic need not have more replicas than they allow.
     """
     replicas, insync = state.replication_factor, int(state.config.get("min.insync.replicas", 1))
     if state.leaderless:
         numbers = ", ".join(map(str, state.leaderless))
-        remedy = "Start the brokers that hold it; nobody can read or write it before"
+        remedy = "Start the brokers that hold it; until then it cannot be read or written"
         yield Finding(name, "leader", f"none for partition {numbers}", "one for each", remedy)
     if insync > replicas:
         remedy = _alter(name, "min.insync.replicas", str(min(replicas, MIN_INSYNC)))
-        needs = f"at most {replicas}, the number of replicas, or nobody can write"
+        needs = f"at most {replicas}, the number of replicas; otherwise all writes fail"
         yield Finding(name, "min.insync.replicas", str(insync), needs, remedy)
     if state.config.get("unclean.leader.election.enable") == "true":
         setting = "unclean.leader.election.enable"
@@ -227,7 +237,7 @@ def compare_durability(name: str, state: TopicState, brokers: int) -> Iterator[F
     if brokers < REPLICAS:
         return
     if replicas < REPLICAS:
-        remedy = "Run: kafka-reassign-partitions --execute, with a plan of so many replicas a partition"
+        remedy = f"Run: kafka-reassign-partitions --execute, with a plan of {REPLICAS} replicas per partition"
         yield Finding(name, "replication factor", str(replicas), f"at least {REPLICAS}", remedy)
     if insync < MIN_INSYNC <= replicas:
         remedy = _alter(name, "min.insync.replicas", str(MIN_INSYNC))
@@ -235,15 +245,15 @@ def compare_durability(name: str, state: TopicState, brokers: int) -> Iterator[F
 
 
 def compare_cluster(brokers: int) -> Iterator[Finding]:
-    """What a cluster of so few brokers cannot promise: a warning, for development needs no more. Pure."""
+    """Warn about a cluster with too few brokers for production; development needs no more. Pure."""
     if brokers < REPLICAS:
-        remedy = "Enough for development; a broker that is lost takes acknowledged requests with it"
+        remedy = "This is enough for development; losing a broker loses acknowledged requests"
         needs = f"at least {REPLICAS} for production"
         yield Finding("the cluster", "brokers", str(brokers), needs, remedy, Severity.WARNING)
 
 
 def compare_age(spec: TopicSpec, state: TopicState, oldest: timedelta) -> Iterator[Finding]:
-    """What is wrong with a topic whose oldest unresolved record is so old. Pure."""
+    """Check whether the topic's oldest unresolved record is close to the end of its retention. Pure."""
     retention_ms = int(state.config.get("retention.ms", _UNLIMITED))
     age_ms = oldest / timedelta(milliseconds=1)
     if retention_ms != _UNLIMITED and age_ms * 2 > retention_ms:
@@ -251,7 +261,7 @@ def compare_age(spec: TopicSpec, state: TopicState, oldest: timedelta) -> Iterat
             spec.name,
             "retention.ms",
             str(retention_ms),
-            f"more, for its oldest unresolved request is {oldest / timedelta(hours=1):.1f} h old and will be "
+            f"more: its oldest unresolved request is {oldest / timedelta(hours=1):.1f} h old and will be "
             f"deleted after {retention_ms / 3_600_000:.1f} h",
             _alter(spec.name, "retention.ms", str(2 * retention_ms)),
         )
@@ -264,20 +274,20 @@ def create_topics(
     request_partitions: int = REQUEST_PARTITIONS,
     replication_factor: int = _BROKER_DEFAULT,
 ) -> dict[str, bool]:
-    """Make the topics that are not there; those that are stay as they are.
+    """Create the missing topics; existing ones stay unchanged.
 
-    Where they have three replicas or more, two must be in sync for a write, also if the brokers' default
-    asks for fewer.
+    New topics with three replicas or more require two in-sync replicas for a write, even if the brokers'
+    default is lower.
 
     Args:
-        replication_factor: copies of each partition; -1 takes the broker's default.
+        replication_factor: replicas of each partition; -1 means the broker's default.
 
     Returns:
-        For each topic whether this call made it.
+        For each topic, whether this call created it.
 
     Raises:
         BrokerUnavailableError: no broker answers.
-        TopicError: the broker refuses, for lack of rights or of brokers to replicate to.
+        TopicError: the broker refuses, for lack of permissions or of brokers for the replicas.
     """
     return make_topics(kafka, required_topics(names, request_partitions), replication_factor)
 
@@ -285,7 +295,7 @@ def create_topics(
 def make_topics(
     kafka: KafkaSettings, specs: Sequence[TopicSpec], replication_factor: int = _BROKER_DEFAULT
 ) -> dict[str, bool]:
-    """Make those of these topics that are not there. Returns and raises as :func:`create_topics`."""
+    """Create those of the given topics that are missing. Returns and raises as :func:`create_topics`."""
     trouble = Trouble(kafka)
     admin = create_admin(kafka, trouble)
     present = metadata_of(admin, trouble).topics
@@ -301,7 +311,7 @@ def make_topics(
             answer.result(TIMEOUT_S)
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                raise TopicError(f"topic {name} could not be made: {error.args[0].str()}") from error
+                raise TopicError(f"topic {name} could not be created: {error.args[0].str()}") from error
             made[name] = False
     _wait_until_known(trouble, admin, made)
     _raise_min_insync(trouble, admin, [name for name, new in made.items() if new])
@@ -309,7 +319,7 @@ def make_topics(
 
 
 def topic_exists(kafka: KafkaSettings, name: str) -> bool:
-    """Whether the cluster has the topic; asking does not make it.
+    """Whether the cluster has the topic; the check does not create it.
 
     Raises:
         BrokerUnavailableError: no broker answers.
@@ -326,14 +336,17 @@ def check_topics(
     request_partitions: int = REQUEST_PARTITIONS,
     oldest: timedelta | None = None,
 ) -> list[Finding]:
-    """What differs from what is needed; an empty list where all is well.
+    """Compare the topics with their requirements.
 
     Args:
-        oldest: age of the oldest request that is not resolved yet; absent where there is none.
+        oldest: age of the oldest unresolved request; ``None`` if there is none.
+
+    Returns:
+        The differences; an empty list if there are none.
 
     Raises:
         BrokerUnavailableError: no broker answers.
-        TopicError: the broker does not let these credentials look.
+        TopicError: these credentials may not describe a topic.
     """
     trouble = Trouble(kafka)
     admin = create_admin(kafka, trouble)
@@ -342,7 +355,7 @@ def check_topics(
     states = _states(metadata, admin, [spec.name for spec in specs])
     findings = [finding for spec in specs for finding in compare(spec, states.get(spec.name))]
     brokers = _count_brokers(metadata)
-    # These come with their first use.
+    # This topic exists only after its first use.
     states |= _states(metadata, admin, [notes.name])
     if notes.name in states:
         findings += compare(notes, states[notes.name])
@@ -358,17 +371,20 @@ def check_topics(
 
 
 def _wait_until_known(trouble: Trouble, admin: AdminClient, names: Iterable[str]) -> None:
-    """The controller answers before every broker knows of a topic; whoever submits next must not be
-    told that it is missing."""
+    """Wait until the metadata shows the topics.
+
+    The controller answers before every broker knows of a new topic; without this wait the next submission
+    could fail because the topic seems to be missing.
+    """
     deadline = time.monotonic() + TIMEOUT_S
     while not all(name in metadata_of(admin, trouble).topics for name in names):
         if time.monotonic() > deadline:
-            raise TopicError("the topics are made, but not every broker shows them yet")
+            raise TopicError("the topics have been created, but not every broker shows them yet")
         time.sleep(0.05)
 
 
 def _raise_min_insync(trouble: Trouble, admin: AdminClient, names: Sequence[str]) -> None:
-    """Have two replicas acknowledge a write to these topics, where there are three and fewer would do."""
+    """Require two in-sync replicas for a write to those of these topics that have three and require fewer."""
     states = _visible(metadata_of(admin, trouble), admin, names)
     low = [
         name
@@ -388,19 +404,19 @@ def _raise_min_insync(trouble: Trouble, admin: AdminClient, names: Sequence[str]
 
 
 def _count_brokers(metadata: ClusterMetadata) -> int:
-    """Those that are up, and those that are known to hold a replica."""
+    """Count the brokers that are up or known to hold a replica."""
     partitions = [each for topic in metadata.topics.values() for each in topic.partitions.values()]
     return len(metadata.brokers.keys() | {number for each in partitions for number in each.replicas})
 
 
 def _visible(metadata: ClusterMetadata, admin: AdminClient, names: Iterable[str]) -> dict[str, TopicState]:
-    """Those that these credentials may look at."""
+    """The states of the topics that these credentials may describe."""
     found: dict[str, TopicState] = {}
     for name in names:
         try:
             found |= _states(metadata, admin, [name])
         except TopicError as error:
-            log.info("not looked at: %s", error)
+            log.info("skipping a topic: %s", error)
     return found
 
 

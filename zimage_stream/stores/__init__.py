@@ -1,4 +1,4 @@
-"""Where encoded pictures are kept."""
+"""Image stores: where encoded images are kept."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from zimage_stream.stores.base import ImageStore, Put, StoredObject
 
 
 def create_store(settings: StoreSettings, connections: int = 4) -> ImageStore:
-    """The store that the settings name; nothing is asked of it yet.
+    """Create the store that the settings name, without contacting it.
 
     Args:
-        connections: kept open, one for each thread that uses it.
+        connections: number of connections kept open, one for each thread that uses the store.
 
     Raises:
-        SettingsError: the endpoint or the prefix cannot be used.
+        SettingsError: the endpoint or the prefix is invalid.
     """
     if settings.kind == "directory":
         from zimage_stream.stores.directory import DirectoryStore

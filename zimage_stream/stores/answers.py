@@ -1,10 +1,10 @@
-"""What a refusal by an S3 store means, decided from its status and code alone."""
+"""Classification of an S3 store's error responses, by status and code alone."""
 
 from __future__ import annotations
 
 from enum import Enum, auto
 
-_OPERATOR = frozenset(
+_MISCONFIGURED = frozenset(
     (
         "AccessDenied",
         "AccountProblem",
@@ -16,7 +16,7 @@ _OPERATOR = frozenset(
         "InvalidBucketName",
         "InvalidToken",
         "NoSuchBucket",
-        # A store without conditional writes says so; it would overwrite pictures.
+        # The answer of a store without conditional writes; it would overwrite images.
         "NotImplemented",
         "PermanentRedirect",
         "QuotaExceeded",
@@ -26,44 +26,44 @@ _OPERATOR = frozenset(
         "XMinioStorageFull",
     )
 )
-_PASSING = frozenset(("InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown"))
+_TRANSIENT = frozenset(("InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown"))
 _RACING = frozenset(("ConditionalRequestConflict", "OperationAborted"))
 
 
 class Answer(Enum):
-    """What a refusal means.
+    """The meaning of an error response.
 
     Attributes:
-        UNAVAILABLE: nobody's fault; later it may work.
-        MISCONFIGURED: no object is taken until an operator acts.
-        REJECTED: this object, or this request, is refused.
-        TAKEN: the key holds an object.
-        RACING: another write of the key is under way.
-        ABSENT: the key holds nothing.
+        UNAVAILABLE: the store is temporarily unable to answer; a retry may succeed.
+        MISCONFIGURED: the store accepts no object until an operator acts.
+        REJECTED: the store refuses this object or this request.
+        EXISTS: the key already has an object.
+        RACING: another write to the key is in progress.
+        ABSENT: the key has no object.
     """
 
     UNAVAILABLE = auto()
     MISCONFIGURED = auto()
     REJECTED = auto()
-    TAKEN = auto()
+    EXISTS = auto()
     RACING = auto()
     ABSENT = auto()
 
 
 def classify(status: int, code: str) -> Answer:
-    """The meaning of an error response.
+    """Classify an error response.
 
     Args:
-        status: of HTTP.
-        code: of S3, empty where the response has none.
+        status: HTTP status.
+        code: S3 error code; empty if the response has none.
     """
-    if code in _OPERATOR or status in (401, 403, 507):
+    if code in _MISCONFIGURED or status in (401, 403, 507):
         return Answer.MISCONFIGURED
     if status == 412:
-        return Answer.TAKEN
+        return Answer.EXISTS
     if code in _RACING:
         return Answer.RACING
-    if status >= 500 or status == 429 or code in _PASSING:
+    if status >= 500 or status == 429 or code in _TRANSIENT:
         return Answer.UNAVAILABLE
     if status == 404:
         return Answer.ABSENT

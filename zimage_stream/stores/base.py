@@ -1,4 +1,4 @@
-"""Where encoded pictures are kept: written once, found again by key."""
+"""The interface of image stores, in which each key is written at most once."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """An object that is in the store.
+    """An object in the store.
 
-    ``size_bytes`` and ``metadata`` are what the store says, not what a writer meant; metadata
-    names are lower case, with ``-`` between words, and values are ASCII.
+    ``size_bytes`` and ``metadata`` are as the store reports them, not as a writer intended them. Metadata
+    names are in lower case, with ``-`` between words; values are ASCII.
     """
 
     key: str
@@ -23,62 +23,64 @@ class StoredObject:
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """Outcome of a write: what is in the store now, and whether this write put it there."""
+    """The outcome of a write: the object now in the store, and whether this write created it."""
 
     object: StoredObject
     created: bool
 
 
 class ImageStore(Protocol):
-    """Thread-safe. Keys and metadata are taken as ``stores.rules`` has them; others raise StoreRejectedError.
+    """A write-once store of images. Thread-safe.
 
-    Every method raises StoreUnavailableError where the store does not answer, and
-    StoreMisconfiguredError where no object could be stored until an operator acts.
+    Every method raises StoreRejectedError for a key or metadata that break the rules in ``stores.rules``,
+    StoreUnavailableError if the store does not answer, and StoreMisconfiguredError if it can store no object
+    until an operator acts.
     """
 
     def check(self) -> None:
-        """Raise unless objects can be stored: the bucket or folder is there and may be written once."""
+        """Raise unless objects can be stored: the bucket or folder exists, and supports write-once."""
         ...
 
     def create(self) -> None:
-        """Make the bucket or folder if it is not there."""
+        """Create the bucket or folder if it does not exist."""
         ...
 
     def put(self, key: str, data: bytes, content_type: str, metadata: Mapping[str, str]) -> Put:
-        """Write an object unless the key is taken; the first writer wins, for ever.
+        """Write an object unless the key already has one: the first writer wins, permanently.
 
         Args:
-            metadata: a ``sha256`` in it is that of the data, in hex; an S3 store checks it.
+            metadata: if it contains ``sha256``, that must be the hash of the data in hex; an S3 store checks
+                it.
 
         Raises:
-            StoreRejectedError: the store refuses this object; others may pass.
+            StoreRejectedError: the store refuses this object; others may be accepted.
         """
         ...
 
     def stat(self, key: str) -> StoredObject | None:
-        """What is under the key, or ``None``."""
+        """Return the object with a key, or ``None``."""
         ...
 
     def get(self, key: str) -> bytes:
-        """The object's bytes. Raises StoreError where there is none."""
+        """Return an object's bytes. Raises StoreError if the key has none."""
         ...
 
     def probe(self) -> None:
-        """Write a small object under a key of its own and take it away again, where that is allowed.
+        """Write a small object under a separate key, and remove it if permitted.
 
-        Raises as ``put`` does.
+        Raises as ``put``.
         """
         ...
 
     def uri(self, key: str) -> str:
-        """``s3://bucket/key`` or ``file:///folder/key``."""
+        """Return the URI of a key: ``s3://bucket/key`` or ``file:///folder/key``."""
         ...
 
     @property
     def bucket(self) -> str:
-        """Name of the bucket, ``""`` for a folder."""
+        """Name of the bucket; ``""`` for a folder."""
         ...
 
     def close(self) -> None:
-        """Release connections."""
+        """Release the connections."""
         ...

@@ -1,4 +1,4 @@
-"""HTTP connections to a store: bounded waits, and writes that never overwrite."""
+"""HTTP connections to a store, with bounded waits and conditional writes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CONNECT_TIMEOUT_S, TRANSFER_TIMEOUT_S = 3.0, 30.0
 class _Plain(HTTPConnection):
     def connect(self) -> None:
         super().connect()
-        # Else sending the whole body has to fit into the time allowed for connecting.
+        # Otherwise the connect timeout would also bound the sending of the whole body.
         self.sock.settimeout(TRANSFER_TIMEOUT_S)
 
 
@@ -33,13 +33,13 @@ class _TlsPool(urllib3.HTTPSConnectionPool):
 
 
 class Connections(urllib3.PoolManager):
-    """Connections that wait 3 s for the store to be reached, and 30 s for each send and each answer.
+    """A connection pool with timeouts of 3 s for connecting, and 30 s for each send and each response.
 
-    Nothing is sent twice: whoever uses the store knows whether it is still wanted, and asks again.
+    Nothing is retried here: only the caller knows whether the request is still needed.
 
     Args:
-        count: kept open.
-        ca: certificates to trust instead of the system's.
+        count: number of connections kept open.
+        ca: file of CA certificates to trust instead of the system's.
     """
 
     def __init__(self, count: int, ca: Path | None = None) -> None:
@@ -56,7 +56,7 @@ class Connections(urllib3.PoolManager):
 
 
 class WriteOnceConnections(Connections):
-    """Adds to every PUT the condition that the object is not there, for which minio-py has no parameter."""
+    """Adds "only if the key has no object" to every PUT; minio-py has no parameter for that condition."""
 
     def urlopen(self, method: str, url: str, redirect: bool = True, **kw: Any) -> Any:  # type: ignore[override]
         if method == "PUT":

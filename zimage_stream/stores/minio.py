@@ -1,4 +1,4 @@
-"""MinIO, or any store that speaks S3 with conditional writes."""
+"""MinIO, or any other S3 store with conditional writes."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ from zimage_stream.stores.rules import checked_key, checked_metadata
 log = logging.getLogger(__name__)
 
 LARGEST_OBJECT = 1 << 30
-"""Above any picture. minio-py splits an upload at its part size, and the parts of a multipart upload
-carry no condition: the second writer would overwrite the first."""
+"""Part size of uploads, in bytes, larger than any image. minio-py sends a larger object as a multipart
+upload, which carries no condition: the second writer would overwrite the first."""
 ROUNDS = 5
-"""Of a write that meets another one, before the store is taken for confused."""
+"""Maximum number of attempts of a write that keeps colliding with other writers and removers."""
 
 _PREFIX = "x-amz-meta-"
 
@@ -53,15 +53,16 @@ T = TypeVar("T")
 
 
 class MinioStore:
-    """See the module. It needs the rights to read and write objects, to list the bucket and to see its
-    region; without the right to remove objects, a probe leaves a few bytes behind.
+    """Stores objects in a bucket.
+
+    It needs permission to read and write objects, to list the bucket and to read its region. Without
+    permission to remove objects, each probe leaves a few bytes behind.
 
     Args:
-        connections: kept open, one for each thread.
+        connections: number of connections kept open, one for each thread.
 
     Raises:
-        SettingsError: the endpoint, the bucket's name, the prefix, the keys or the certificates
-            cannot be used.
+        SettingsError: the endpoint, the bucket's name, the prefix, the keys or the certificates are invalid.
     """
 
     def __init__(self, settings: StoreSettings, connections: int = 4) -> None:
@@ -75,33 +76,34 @@ class MinioStore:
         ca = settings.ssl_ca_location
         if ca is not None and not ca.is_file():
             raise SettingsError(
-                f"ZIMAGE_STORE__SSL_CA_LOCATION: got {str(ca)!r}, takes a file of certificates"
+                f"ZIMAGE_STORE__SSL_CA_LOCATION: got {str(ca)!r}, takes an existing file of certificates"
             )
         self._credentials = _credentials(settings)
         self._http = WriteOnceConnections(connections, ca)
         self._client = self._connect(self._http)
-        # One object for each user of the store: others' probes must not make ours look taken.
+        # A separate key for each instance: another one's probe must not make our key exist.
         self._probe_key = f".zimage-probe-{secrets.token_hex(8)}"
 
     def check(self) -> None:
         if not self._ask(lambda: self._client.bucket_exists(self.bucket), f"bucket {self.bucket}"):
             raise StoreMisconfiguredError(
-                f"there is no bucket {self.bucket!r} at {self._settings.endpoint}; create it, for example by "
-                f"'mc mb ALIAS/{self.bucket}', or name another one in ZIMAGE_STORE__BUCKET"
+                f"there is no bucket {self.bucket!r} at {self._settings.endpoint}; create it, for example "
+                f"with 'mc mb ALIAS/{self.bucket}', or set ZIMAGE_STORE__BUCKET to another one"
             )
         self._write_probe()
         overwritten = self._write_probe().created
         self._remove_probe()
         if overwritten:
             raise StoreMisconfiguredError(
-                f"the store at {self._settings.endpoint} overwrites objects: it does not know conditional "
-                "writes (If-None-Match), without which a picture could change under its result"
+                f"the store at {self._settings.endpoint} overwrites objects: it does not support conditional "
+                "writes (If-None-Match), without which an image could change after its result; use another "
+                "store"
             )
 
     def create(self) -> None:
         if self._ask(lambda: self._client.bucket_exists(self.bucket), f"bucket {self.bucket}"):
             return
-        # A bucket is made by a PUT too, and that one takes no condition.
+        # Creating a bucket is a PUT too, but must not carry the condition.
         http = Connections(1, self._settings.ssl_ca_location)
         try:
             self._connect(http).make_bucket(self.bucket, self._settings.region)
@@ -169,13 +171,13 @@ class MinioStore:
                     io.BytesIO(data),
                     len(data),
                     content_type=content_type,
-                    # minio-py sends names such as cache-control as headers of their own.
+                    # Without the prefix, minio-py would send a name such as cache-control as an HTTP header.
                     metadata={_PREFIX + name: value for name, value in metadata.items()},
                     part_size=LARGEST_OBJECT,
                 )
             except S3Error as error:
                 answer = classify(error.response.status, error.code or "")
-                if answer is Answer.TAKEN:
+                if answer is Answer.EXISTS:
                     existing = self._stat(key)
                     if existing is not None:
                         return Put(existing, created=False)
@@ -185,7 +187,7 @@ class MinioStore:
                 self._raise(error, key)
             else:
                 return Put(StoredObject(key, len(data), content_type, metadata), created=True)
-        raise StoreUnavailableError(f"{key} is written and taken away by others all the time")
+        raise StoreUnavailableError(f"other processes keep writing and removing {key}")
 
     def _stat(self, key: str) -> StoredObject | None:
         try:
@@ -209,8 +211,8 @@ class MinioStore:
         try:
             self._client.remove_object(self.bucket, self._prefix + self._probe_key)
         except S3Error as error:
-            # A worker does not need the right to remove objects; a probe that stays does no harm.
-            log.debug("the probe %s stays in the store: %s", self._probe_key, error.code)
+            # A worker does not need permission to remove objects; a leftover probe does no harm.
+            log.debug("could not remove the probe %s from the store: %s", self._probe_key, error.code)
         except Exception as error:
             self._raise(error, self._probe_key)
 
@@ -225,8 +227,8 @@ class MinioStore:
         if isinstance(error, ZImageError):
             raise error
         if isinstance(error, S3Error):
-            said = shortened(f"{error.code}: {error.message}", 500)
-            message = f"{where} refused {what}: {said}"
+            reason = shortened(f"{error.code}: {error.message}", 500)
+            message = f"{where} refused {what}: {reason}"
             match classify(error.response.status, error.code or ""):
                 case Answer.MISCONFIGURED:
                     raise StoreMisconfiguredError(f"{message} (bucket {self.bucket!r})") from error
@@ -241,15 +243,18 @@ class MinioStore:
         if isinstance(error, urllib3.exceptions.HTTPError | OSError):
             raise StoreUnavailableError(f"{where} does not answer: {error}") from error
         if isinstance(error, InvalidResponseError | ParseError | ValueError):
-            # A gateway in front of a store that is down, or another server altogether.
-            said = shorten(str(error), 200)
-            raise StoreUnavailableError(f"{where} does not answer as an S3 store does: {said}") from error
+            # The answer came from a gateway in front of a store that is down, or from another kind of server.
+            reason = shorten(str(error), 200)
+            raise StoreUnavailableError(f"{where} does not answer like an S3 store: {reason}") from error
         raise error
 
 
 class _Client(Minio):
-    """minio-py, which hashes a body to sign it, unless its metadata state that hash already: then the store
-    checks what they state. Should minio-py call this otherwise some day, it hashes as ever."""
+    """A minio-py client that does not hash a body whose metadata already contain its hash.
+
+    minio-py hashes each body in order to sign it. Here the stated hash is signed instead, and the store
+    checks it. If a later minio-py calls this method differently, it falls back to hashing.
+    """
 
     def _build_headers(
         self, host: str, headers: Any = None, body: bytes | None = None, creds: Credentials | None = None
@@ -263,11 +268,11 @@ class _Client(Minio):
         return built, date
 
 
-class _Found(Provider):
-    """Credentials of this process's surroundings; that there are none is said in our words."""
+class _EnvironmentCredentials(Provider):
+    """Credentials from environment variables or the instance's role, with our own error messages."""
 
     def __init__(self) -> None:
-        # Where nothing answers at the address of instance roles, minio-py's own client waits for ever.
+        # If nothing answers at the address of instance roles, minio-py's default client waits indefinitely.
         roles = IamAwsProvider(http_client=Connections(1))
         self._chain = ChainedProvider([EnvAWSProvider(), EnvMinioProvider(), roles])
 
@@ -279,23 +284,23 @@ class _Found(Provider):
                 "there are no credentials for the store: set ZIMAGE_STORE__ACCESS_KEY and "
                 f"ZIMAGE_STORE__SECRET_KEY, or the AWS_* or MINIO_* variables ({error})"
             ) from error
-        # The store would say that the signature does not match.
+        # Otherwise the store's misleading answer would be that the signature does not match.
         if any(key != key.strip() for key in (found.access_key, found.secret_key)):
             raise StoreMisconfiguredError(
                 "the store's access key or secret key in the AWS_* or MINIO_* variables begins or ends with "
-                "white space, such as the line break of a file; remove that"
+                "white space, such as the line break of a file; remove it"
             )
         return found
 
 
 def _credentials(settings: StoreSettings) -> Provider:
     if not settings.access_key and settings.secret_key is None:
-        return _Found()
+        return _EnvironmentCredentials()
     if not settings.access_key:
-        raise SettingsError("ZIMAGE_STORE__ACCESS_KEY: is needed with ZIMAGE_STORE__SECRET_KEY")
+        raise SettingsError("ZIMAGE_STORE__ACCESS_KEY: it is required with ZIMAGE_STORE__SECRET_KEY")
     secret = settings.secret_key.get_secret_value() if settings.secret_key else ""
     if not secret:
-        raise SettingsError("ZIMAGE_STORE__SECRET_KEY: is needed with ZIMAGE_STORE__ACCESS_KEY")
+        raise SettingsError("ZIMAGE_STORE__SECRET_KEY: it is required with ZIMAGE_STORE__ACCESS_KEY")
     return StaticProvider(settings.access_key, secret)
 
 

@@ -1,4 +1,4 @@
-"""What keys and metadata every store takes, so that what one of them keeps the other could keep too."""
+"""The rules for keys and metadata, the same for all stores, so that objects can move between them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from zimage_stream.errors import StoreRejectedError, shorten
 
 MAX_KEY_BYTES = 1024
 MAX_METADATA_BYTES = 2048
-"""Of names and values together; the limit of S3."""
+"""Maximum size of all metadata names and values together, in bytes; the limit of S3."""
 
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-# Metadata travel in HTTP headers, which lose blanks at either end and everything beyond ASCII.
+# Metadata are sent as HTTP headers, which lose leading and trailing spaces and non-ASCII characters.
 _VALUE = re.compile(r"[!-~]([ -~]*[!-~])?")
 
 
 def checked_key(key: str) -> tuple[str, ...]:
-    """The parts of a key, none of which leads anywhere but down.
+    """Split a key into its parts, after checking that none leads outside the store.
 
     Raises:
         StoreRejectedError: a part is empty, starts with a dot, or holds a backslash, a control
@@ -28,7 +28,7 @@ def checked_key(key: str) -> tuple[str, ...]:
         raise StoreRejectedError(f"the key {shorten(key)} is refused: a part is empty or starts with a dot")
     if not key.replace(" ", "").isprintable() or "\\" in key:
         raise StoreRejectedError(
-            f"the key {shorten(key)} is refused: it takes printable characters, no backslash"
+            f"the key {shorten(key)} is refused: it may contain printable characters only, and no backslash"
         )
     if len(key.encode()) > MAX_KEY_BYTES:
         raise StoreRejectedError(f"the key {shorten(key)} is refused: it has more than {MAX_KEY_BYTES} bytes")
@@ -36,23 +36,23 @@ def checked_key(key: str) -> tuple[str, ...]:
 
 
 def checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
-    """The metadata with lower-case names.
+    """Check metadata and convert their names to lower case.
 
     Raises:
-        StoreRejectedError: a name is not made of letters, digits and single hyphens, a value is empty,
-            not printable ASCII or has blanks around it, or all of it is longer than 2,048 bytes.
+        StoreRejectedError: a name does not consist of letters, digits and single hyphens; a value is empty,
+            is not printable ASCII or has leading or trailing spaces; or the total exceeds 2,048 bytes.
     """
-    said = {name.lower(): value for name, value in metadata.items()}
-    for name, value in said.items():
+    lowered = {name.lower(): value for name, value in metadata.items()}
+    for name, value in lowered.items():
         if not _NAME.fullmatch(name):
             raise StoreRejectedError(
                 f"metadata {shorten(name)} is refused: names take ASCII letters, digits and hyphens"
             )
         if not _VALUE.fullmatch(value):
             raise StoreRejectedError(
-                f"metadata {name}: got {shorten(value)}, takes printable ASCII without blanks around it"
+                f"metadata {name}: got {shorten(value)}, takes printable ASCII without spaces at either end"
             )
-    size = sum(len(name) + len(value) for name, value in said.items())
+    size = sum(len(name) + len(value) for name, value in lowered.items())
     if size > MAX_METADATA_BYTES:
-        raise StoreRejectedError(f"metadata of {size:,} bytes are refused: {MAX_METADATA_BYTES:,} at most")
-    return said
+        raise StoreRejectedError(f"metadata of {size:,} bytes are refused: at most {MAX_METADATA_BYTES:,}")
+    return lowered

@@ -1,4 +1,4 @@
-"""Metrics and health of several workers as one: what a supervisor shows on its port."""
+"""Combined metrics and health of several workers, as a supervisor serves them on its port."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 TIMEOUT_S = 2.0
-"""For one worker: a scrape of all must end before the scraper gives up."""
+"""Timeout for one worker, in seconds: a scrape of all must finish before the scraper gives up."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A worker.
+    """A worker process under a supervisor.
 
     Attributes:
-        device: its label.
-        port: of its own health and metrics on this machine, ``None`` while it has none.
-        trouble: what its supervisor knows against it.
+        device: the worker's device, as a label.
+        port: port of the worker's own health and metrics on this machine; ``None`` while it has none.
+        trouble: the problem with the worker that its supervisor knows of, if any.
     """
 
     device: str
@@ -32,17 +32,17 @@ class Member:
 
 
 class Federation(Collector):
-    """Asks the members when it is asked.
+    """Queries all workers whenever it is queried itself.
 
     Args:
-        members: who there is now; called from the threads of the server.
+        members: returns the current workers; called from the server's threads.
     """
 
     def __init__(self, members: Callable[[], list[Member]]) -> None:
         self._members = members
 
     def alive(self) -> bool:
-        """The supervisor is; what a worker lacks is its own affair."""
+        """Always true: the supervisor is alive, whatever the state of its workers."""
         return True
 
     def ready(self) -> tuple[bool, list[str]]:
@@ -53,7 +53,7 @@ class Federation(Collector):
         return not reasons, reasons
 
     def collect(self) -> Iterator[Metric]:
-        """Every worker's metrics with a ``device`` label, and whether it answered."""
+        """Yield the metrics of all workers with a ``device`` label, and whether each worker answered."""
         families: dict[str, Metric] = {}
         up = Metric("zimage_worker_up", "1 if the worker of this device answers.", "gauge")
         for member in self._members():
@@ -73,13 +73,13 @@ class Federation(Collector):
 def _reasons(member: Member) -> list[str]:
     text = _get(member, "/readyz")
     if text is None:
-        return [member.trouble or "the worker does not run, or does not answer"]
+        return [member.trouble or "the worker is not running or does not answer"]
     answer: Mapping[str, list[str]] = json.loads(text)
     return list(answer["reasons"])
 
 
 def _get(member: Member, path: str) -> str | None:
-    """What the worker answers, whatever its status; ``None`` where it does not."""
+    """Return the worker's response body, whatever its status; ``None`` if there is no response."""
     if member.port is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Whether a worker lives, and whether it can serve; if not, why."""
+"""Liveness and readiness of a worker, with the reasons if it is not ready."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from zimage_stream.escaping import shortened
 
 HEARTBEAT_BOUND_S = 60.0
-"""The Kafka thread turns many times a second."""
+"""Maximum time between two heartbeats of the Kafka thread, in seconds; normally there are many per second."""
 PATIENCE_S = 3.0
-"""A call that is not answered for so long says that who was called is down."""
+"""Duration of a call, in seconds, after which the called dependency counts as down."""
 CALL_BOUND_S = 600.0
-"""A call that has not returned by then never will: the process is better restarted."""
+"""Duration of a call, in seconds, after which it will never return and the process should be restarted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +38,12 @@ class _Call:
 
 
 class Health:
-    """Thread-safe. Reasons are shortened: they quote what servers say, and records.
+    """The health of a worker. Thread-safe.
+
+    Reasons are shortened, because they quote servers and records.
 
     Args:
-        clock: monotonic seconds.
+        clock: monotonic time, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -54,18 +56,23 @@ class Health:
         self._call: _Call | None = None
 
     def set_started(self) -> None:
-        """The model is loaded; from now on the Kafka thread has to turn."""
+        """Note that the model is loaded; from now on heartbeats of the Kafka thread are expected."""
         with self._lock:
             self._beat = self._clock()
             self._started = True
 
     def beat(self) -> None:
-        """The Kafka thread is alive."""
+        """Note that the Kafka thread is alive."""
         self._beat = self._clock()
 
     @contextmanager
     def waiting(self, dependency: str, call: str) -> Iterator[None]:
-        """For a call that returns when the dependency answers, however long that takes."""
+        """Note a blocking call to a dependency, for as long as the context lasts.
+
+        Args:
+            dependency: its name.
+            call: name of the call, for the reason.
+        """
         self._call = _Call(dependency, call, self._clock())
         try:
             yield
@@ -74,14 +81,14 @@ class Health:
             self.beat()
 
     def up(self, dependency: str) -> None:
-        """A dependency answered."""
-        # Said many times a second, and nearly always no news.
+        """Note that a dependency answered."""
+        # Called many times a second, and nearly always without a change.
         if self._dependencies.get(dependency, _UNHEARD) is not None:
             with self._lock:
                 self._dependencies[dependency] = None
 
     def down(self, dependency: str, reason: str) -> None:
-        """A dependency does not answer, or refuses everybody."""
+        """Note that a dependency does not answer, or refuses all requests."""
         with self._lock:
             known = self._dependencies.get(dependency)
             self._dependencies[dependency] = _Outage(
@@ -89,47 +96,49 @@ class Health:
             )
 
     def is_up(self, dependency: str) -> bool:
-        """Whether the dependency answered when it was last asked."""
+        """Whether the dependency answered its last request."""
         return self._dependencies.get(dependency) is None
 
     def dependencies(self) -> dict[str, bool]:
-        """Whether each dependency heard of so far is up."""
+        """Whether each known dependency is up."""
         down = self._outages()
         with self._lock:
             return {name: name not in down for name in sorted({*self._dependencies, *down})}
 
     def hold(self, key: str, reason: str, partition: int | None = None) -> None:
-        """Something needs an operator; it stays until :meth:`release`.
+        """Note a problem that needs an operator, until :meth:`release`.
 
         Args:
-            partition: whose it is; with the partition it goes, for whoever has it next to say.
+            key: identifies the problem.
+            reason: the text for ``/readyz``.
+            partition: the affected partition; if it is revoked, its next owner reports the problem instead.
         """
         with self._lock:
             self._holds[key] = _Hold(shortened(reason), partition)
 
     def release(self, key: str) -> None:
-        """What needed an operator is mended."""
+        """Note that the problem with this key has been fixed."""
         with self._lock:
             self._holds.pop(key, None)
 
     def release_partitions(self, partitions: Collection[int]) -> None:
-        """These partitions are not ours any more, and nothing that was said of them is."""
+        """Forget the problems of partitions that are no longer assigned to this worker."""
         with self._lock:
             self._holds = {k: hold for k, hold in self._holds.items() if hold.partition not in partitions}
 
     def alive(self) -> bool:
-        """Whether the Kafka thread has turned lately, or waits for an answer.
+        """Whether the Kafka thread sent a recent heartbeat, or is waiting in a call.
 
-        A worker that still loads its model is alive too.
+        A worker that is still loading its model is alive too.
         """
         return self._silent_s() is None
 
     def ready(self) -> tuple[bool, list[str]]:
-        """Whether the worker can serve, and every reason why not."""
+        """Whether the worker can serve, and all reasons if it cannot."""
         reasons = [] if self._started else ["the model is loading"]
         silent_s = self._silent_s()
         if silent_s is not None:
-            reasons.append(f"the Kafka thread has not turned for {silent_s:.0f} s")
+            reasons.append(f"the Kafka thread has been stuck for {silent_s:.0f} s")
         for name, state in sorted(self._outages().items()):
             reasons.append(f"{name} has been down for {self._clock() - state.since:.0f} s: {state.reason}")
         with self._lock:
@@ -141,16 +150,16 @@ class Health:
         with self._lock:
             down = {name: state for name, state in self._dependencies.items() if state is not None}
         if call is not None and self._clock() - call.since > PATIENCE_S:
-            down.setdefault(call.dependency, _Outage(f"{call.name} is not answered", call.since))
+            down.setdefault(call.dependency, _Outage(f"{call.name} has not returned", call.since))
         return down
 
     def _silent_s(self) -> float | None:
-        """Seconds since the Kafka thread was heard of, if they are too many."""
+        """Return the seconds since the last heartbeat if they exceed the bound, otherwise ``None``."""
         call = self._call
         since, bound = (self._beat, HEARTBEAT_BOUND_S) if call is None else (call.since, CALL_BOUND_S)
         silent_s = self._clock() - since
-        # Until it has its model there is no Kafka thread to be heard of.
+        # The Kafka thread starts only after the model is loaded.
         return silent_s if silent_s >= bound and (self._started or call is not None) else None
 
 
-_UNHEARD = _Outage("never asked", 0.0)
+_UNHEARD = _Outage("never queried", 0.0)

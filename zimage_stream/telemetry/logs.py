@@ -1,4 +1,4 @@
-"""Logs: JSON lines for machines, a short form for people, both to stderr."""
+"""Logging to stderr, as JSON lines for machines or in a short form for people."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from zimage_stream.masking import masked
 from zimage_stream.settings import TelemetrySettings
 
 REQUEST_FIELDS = ("request_id", "tenant", "partition", "offset", "attempt")
-"""On every line that concerns a request, beside the worker's ``slot``."""
+"""Fields of every line about a request, in addition to the worker's ``slot``."""
 QUOTED = "quoted"
-"""The field with lines of another program."""
+"""Name of the field with the output of another program."""
 _SENTENCES = ("message", "prompt")
 _TEXTS = ("exc_info", "stack_info", QUOTED)
 
 
 class _Fields(logging.Filter):
-    """What every line has, and what none may have."""
+    """Adds the slot to each record, and removes prompts unless they may be logged."""
 
     def __init__(self, slot: str, prompts: bool) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class _Fields(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         record.slot = self._slot
         if not self._prompts:
-            # People write into prompts what is nobody else's business.
+            # Prompts are private.
             record.__dict__.pop("prompt", None)
             if isinstance(record.args, tuple):
                 record.args = tuple(_without_prompt(argument) for argument in record.args)
@@ -50,14 +50,14 @@ class _Fields(logging.Filter):
 
 
 def _without_prompt(argument: object) -> object:
-    """An argument of a log line, without the piece that an error quotes of a prompt it refuses."""
+    """Remove the prompt that a RequestError quotes from an argument of a log line."""
     if isinstance(argument, RequestError) and argument.field == "prompt":
-        return str(argument).replace(argument.got, "a prompt that is not shown")
+        return str(argument).replace(argument.got, "a prompt (not shown)")
     return argument
 
 
 def _bounded(name: str, value: object) -> object:
-    """A field's value, of which a record or a server may have made megabytes."""
+    """Shorten a field's value, which may contain megabytes from a record or a server."""
     if name in _TEXTS:
         return shortened_lines(str(value)) if value else value
     text = str(value)
@@ -78,19 +78,19 @@ class _Json(JsonFormatter):
 
 
 class _Console(LineFormatter):
-    """Time, level, message, and which request it is about: id, tenant, partition:offset, attempt.
+    """Formats time, level, message, and the request it concerns: id, tenant, partition:offset, attempt.
 
-    What a line quotes of another program follows it, indented.
+    The quoted output of another program follows, indented.
     """
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         request_id, tenant, partition, offset, attempt = (
             getattr(record, name, None) for name in REQUEST_FIELDS
         )
-        place = f"{partition}:{offset}" if offset is not None else None
-        tried = f"attempt {attempt}" if attempt not in (None, 0, 1) else None
-        said = (str(each) for each in (request_id, tenant, place, tried) if each is not None)
-        about = " ".join(shortened(each, NAME_CHARACTERS) for each in said)
+        location = f"{partition}:{offset}" if offset is not None else None
+        tries = f"attempt {attempt}" if attempt not in (None, 0, 1) else None
+        parts = (str(each) for each in (request_id, tenant, location, tries) if each is not None)
+        about = " ".join(shortened(each, NAME_CHARACTERS) for each in parts)
         prompt = getattr(record, "prompt", None)
         quoted = getattr(record, QUOTED, None)
         line = super().formatMessage(record) + escaped(f" [{about}]" if about else "")
@@ -99,13 +99,13 @@ class _Console(LineFormatter):
 
 
 def configure(settings: TelemetrySettings, slot: str) -> None:
-    """Send this process's log lines to stderr in the form that the settings name.
+    """Send this process's log to stderr, in the format that the settings name.
 
-    What is given as ``extra`` becomes fields of the line; ``prompt`` only with ``log_prompts``. Whatever is
-    in message and fields, a line is bounded.
+    Values passed as ``extra`` become fields of the line, ``prompt`` only with ``log_prompts``. The length of
+    a line is bounded, whatever its message and fields.
 
     Args:
-        slot: on every line, so that lines of many workers can be told apart.
+        slot: added to every line, to distinguish the lines of several workers.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_Fields(slot, settings.log_prompts))

@@ -20,24 +20,24 @@ from zimage_stream.masking import masked
 log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT_S = 10.0
-"""Within which a client has to say what it wants, so that idle ones do not pile up as threads."""
+"""Time within which a client must send its request, in seconds, so that idle clients do not hold threads."""
 _POLL_S = 0.1
 
 
 class _Http(ThreadingHTTPServer):
     def server_bind(self) -> None:
-        # The base class looks its own name up in the DNS, which takes seconds where there is none.
+        # The base class looks up its own host name in the DNS, which takes seconds if there is no DNS.
         socketserver.TCPServer.server_bind(self)
         host, self.server_port = self.server_address[:2]
         self.server_name = str(host)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exception(), ConnectionError):
-            log.exception("a request for health or metrics failed")
+            log.exception("could not serve a request for health or metrics")
 
 
 class Server:
-    """Serves until closed; a context manager. ``port`` says where, whatever was asked for."""
+    """A server on its own thread, until it is closed; a context manager. ``port`` is the actual port."""
 
     def __init__(self, http: ThreadingHTTPServer) -> None:
         self._http = http
@@ -60,22 +60,24 @@ class Server:
         self._thread.join()
 
 
-class Probed(Protocol):
-    """Whose health is asked for."""
+class HealthSource(Protocol):
+    """The object whose health is served."""
 
     def alive(self) -> bool: ...
 
     def ready(self) -> tuple[bool, list[str]]: ...
 
 
-def serve(health: Probed, registry: CollectorRegistry, host: str, port: int) -> Server:
-    """Start serving on a thread of its own; port 0 takes a free one.
+def serve(health: HealthSource, registry: CollectorRegistry, host: str, port: int) -> Server:
+    """Start serving on a separate thread.
 
     Args:
-        registry: what ``/metrics`` shows.
+        health: served by ``/healthz`` and ``/readyz``.
+        registry: served by ``/metrics``.
+        port: 0 means any free port.
 
     Raises:
-        SettingsError: host or port cannot be used.
+        SettingsError: the host or port cannot be used.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -93,7 +95,7 @@ def serve(health: Probed, registry: CollectorRegistry, host: str, port: int) -> 
             elif path == "/metrics":
                 self._send(200, CONTENT_TYPE_LATEST, generate_latest(registry))
             else:
-                self._answer(404, {"error": "there are /healthz, /readyz and /metrics"})
+                self._answer(404, {"error": "not found; the paths are /healthz, /readyz and /metrics"})
 
         def _answer(self, status: int, body: dict[str, object]) -> None:
             text = escaped(json.dumps(body, ensure_ascii=False))
@@ -107,7 +109,7 @@ def serve(health: Probed, registry: CollectorRegistry, host: str, port: int) -> 
             self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            """Probes come every few seconds; they are no news."""
+            """Log nothing: probes arrive every few seconds."""
 
     try:
         http = _Http((host, port), Handler)

@@ -1,7 +1,7 @@
-"""OpenTelemetry spans of a request: one for its processing and one for each stage, under its producer's.
+"""OpenTelemetry spans of requests: one for the processing and one for each stage, in the producer's trace.
 
-The extra ``otel`` brings the SDK. Where spans go, how they are sampled and what else they carry is said by
-the standard ``OTEL_*`` variables (``OTEL_EXPORTER_OTLP_ENDPOINT``, ``OTEL_TRACES_SAMPLER``, …).
+The extra ``otel`` installs the SDK. The standard ``OTEL_*`` variables (``OTEL_EXPORTER_OTLP_ENDPOINT``,
+``OTEL_TRACES_SAMPLER``, …) configure the export, the sampling and further attributes.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Stages = Mapping[str, tuple[float, float]]
-"""When each stage began and ended, in seconds of the wall clock (UNIX time), by its name."""
+"""Start and end of each stage by its name, as UNIX time in seconds."""
 
 _LATEST_S = 9_223_372_036.0
-"""In the year 2262; collectors keep nanoseconds in 63 bits."""
+"""Latest time that a span can have, in the year 2262: collectors store nanoseconds in 63 bits."""
 
 
 class Tracer(Protocol):
-    """Takes requests that have ended. Called on the Kafka thread, so it must not wait."""
+    """Records requests that have ended. It is called on the Kafka thread, so it must not block."""
 
     def record(
         self,
@@ -36,22 +36,23 @@ class Tracer(Protocol):
         attributes: Mapping[str, str | int],
         error: str | None = None,
     ) -> None:
-        """Make the spans of one request.
+        """Record the spans of one request.
 
         Args:
-            headers: of its record; its ``traceparent`` says whose trace this belongs to.
-            stages: at least one.
-            error: why it has no picture.
+            headers: headers of the request's record; ``traceparent`` names the trace.
+            stages: at least one stage.
+            attributes: attributes of the span.
+            error: why there is no image; ``None`` if there is one.
         """
         ...
 
     def close(self) -> None:
-        """Send what has not been sent."""
+        """Export the remaining spans."""
         ...
 
 
 class NoTracer:
-    """Tracing is off."""
+    """The tracer that is used while tracing is off."""
 
     def record(
         self,
@@ -67,7 +68,7 @@ class NoTracer:
 
 
 def create_tracer(wanted: bool, slot: str) -> Tracer:
-    """A tracer that exports by OTLP over HTTP, if it is wanted.
+    """Create a tracer that exports by OTLP over HTTP, or does nothing if tracing is off.
 
     Raises:
         SettingsError: the SDK is not installed.
@@ -79,18 +80,18 @@ def create_tracer(wanted: bool, slot: str) -> Tracer:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise SettingsError(
-            f"ZIMAGE_TELEMETRY__TRACES: got true, which cannot be done: {error}; "
+            f"ZIMAGE_TELEMETRY__TRACES: got true, which needs the extra otel: {error}; "
             "pip install 'zimage-stream[otel]'"
         ) from error
     return OpenTelemetryTracer(slot, BatchSpanProcessor(OTLPSpanExporter()))
 
 
 class OpenTelemetryTracer:
-    """Makes spans with the SDK.
+    """Creates spans with the SDK.
 
     Args:
-        slot: of the worker, ``service.instance.id`` of its spans.
-        processor: takes the spans that have ended.
+        slot: the worker's slot, which becomes ``service.instance.id`` of its spans.
+        processor: receives the ended spans.
     """
 
     def __init__(self, slot: str, processor: SpanProcessor) -> None:
@@ -115,8 +116,8 @@ class OpenTelemetryTracer:
         try:
             self._record(headers, stages, attributes, error)
         except Exception:
-            # A trace is a convenience; the request is answered, and must stay so.
-            log.exception("a request's spans could not be made")
+            # Tracing is optional; a failure must not affect a request that has been answered.
+            log.exception("could not record the spans of a request")
 
     def _record(
         self,
@@ -149,10 +150,10 @@ class OpenTelemetryTracer:
 
 
 def _bounded(value: str | int) -> str | int:
-    """An attribute's value: a refused request may have an id of megabytes, and the SDK sends all of it."""
+    """Shorten an attribute: a rejected request may have an id of megabytes, which the SDK would send."""
     return shortened(value, NAME_CHARACTERS) if isinstance(value, str) else value
 
 
 def _ns(seconds: float) -> int:
-    """Nanoseconds as OTLP can carry them: one span whose request says 1960 would lose its whole batch."""
+    """Convert to nanoseconds within OTLP's range: one span from the year 1960 would lose its whole batch."""
     return round(min(max(seconds, 0.0), _LATEST_S) * 1e9)

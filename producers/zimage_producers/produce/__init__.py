@@ -1,1 +1,1 @@
-"""``zimage produce``: one prompt, or a file of them."""
+"""``zimage produce``: sends one prompt, or a file of prompts."""

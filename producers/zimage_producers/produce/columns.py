@@ -1,4 +1,4 @@
-"""Names of columns and keys: which are fields of a request, and which only look like one."""
+"""Checks of column and key names, which detect names that only resemble a request's fields."""
 
 from __future__ import annotations
 
@@ -14,57 +14,60 @@ from zimage_stream.events.texts import FIELDS
 
 @lru_cache(4096)
 def meant(name: str) -> str | None:
-    """The field that a name misses only by case, spaces, hyphens, width, invisible signs or a plural."""
+    """Return the field that a name differs from only in case, spaces, hyphens, width, invisible characters
+    or a plural."""
     return None if name in FIELDS else alike(name, FIELDS)
 
 
 def alike(name: str, others: Collection[str]) -> str | None:
-    """The first of the others that is the same name, written differently."""
+    """Return the first of the other names that is the same name in a different spelling."""
     plain = _plain(name)
     return next((other for other in sorted(others) if other != name and _plain(other) == plain), None)
 
 
 def _plain(name: str) -> str:
     normal = unicodedata.normalize("NFKC", name)
-    seen = "".join(sign for sign in normal if unicodedata.category(sign) not in ("Cf", "Cc"))
-    return re.sub(r"[\s_-]+", "", seen).casefold().removesuffix("s")
+    visible = "".join(each for each in normal if unicodedata.category(each) not in ("Cf", "Cc"))
+    return re.sub(r"[\s_-]+", "", visible).casefold().removesuffix("s")
 
 
 def misnamed(names: Collection[str]) -> str | None:
-    """What is wrong with names that nearly are those of fields."""
+    """Describe the problem with the first name that resembles a field's; ``None`` if there is none."""
     for name in names:
         if field := meant(name):
-            return f"{shorten(name)} is no field: write {field}, or rename it if an attribute is meant"
+            return f"{shorten(name)} is not a field: write {field}, or rename it if it is an attribute"
     return None
 
 
 def check_columns(names: Sequence[str], line: int, name_by: str | None) -> None:
-    """Refuse a header that cannot be meant.
+    """Reject a header that is probably a mistake.
 
     Args:
-        names: as in the first line; empty for columns without a name.
+        names: names in the first line; empty for columns without a name.
+        line: number of that line.
+        name_by: a column that must be among them.
 
     Raises:
-        InputError: says what is wrong with it, and what to do.
+        InputError: the header is invalid; the message states the remedy.
     """
     if problem := misnamed(names):
         raise InputError(f"line {line}: the column {problem}")
     if "prompt" not in names:
-        hint = ". Rows of JSON are read with --input-format jsonl" if "".join(names[:1])[:1] == "{" else ""
+        hint = ". For JSON Lines, use --input-format jsonl" if "".join(names[:1])[:1] == "{" else ""
         raise InputError(
-            f"line {line} must name the columns, prompt among them; it is {shorten([*names])}{hint}"
+            f"line {line} must name the columns, including prompt; it is {shorten([*names])}{hint}"
         )
     seen: set[str] = set()
     for name in names:
         if name and name in seen:
-            raise InputError(f"line {line}: the column {shorten(name)} is named twice")
+            raise InputError(f"line {line}: the column {shorten(name)} occurs twice")
         seen.add(name)
     if name_by is not None and name_by not in seen - {""}:
         raise InputError(no_such(name_by, [name for name in names if name], f"line {line}"))
 
 
 def no_such(name_by: str, names: Collection[str], where: str) -> str:
-    """That the column of ``--name-by`` is not among these names."""
+    """Build the message that the column of ``--name-by`` is not among these names."""
     close = alike(name_by, names)
-    hint = f"did you mean {shorten(close)}?" if close else f"there are {shorten([*names], 200)}"
+    hint = f"did you mean {shorten(close)}?" if close else f"the columns are {shorten([*names], 200)}"
     return f"--name-by: {where} has no column {shorten(name_by)}; {hint}"

@@ -1,4 +1,4 @@
-"""``zimage produce``."""
+"""The command ``zimage produce``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zimage_producers.produce import options, rows
 from zimage_producers.produce.item import Item
 from zimage_producers.produce.reading import Reading, open_rows
 from zimage_producers.produce.row_ids import RowIds
-from zimage_producers.produce.run import Run, Unreadable
+from zimage_producers.produce.run import InvalidLine, Run
 from zimage_producers.produce.tally import Tally
 from zimage_stream.cli.context import settings_of
 from zimage_stream.cli.printing import say_json, say_result
@@ -31,7 +31,7 @@ from zimage_stream.settings import Settings
 from zimage_stream.stores import create_store
 
 _ESTIMATE_EVERY = 512
-"""Rows between two estimates of how many there are, from the bytes read so far."""
+"""Number of rows between two estimates of their total, which use the bytes read so far."""
 
 
 def produce(
@@ -60,11 +60,11 @@ def produce(
     timeout: options.Timeout = None,
     json: options.Json = False,
 ) -> None:
-    """Ask for pictures: one prompt, or a file of them.
+    """Request images: one prompt, or a file of them.
 
     A CSV or XLSX file names its columns in the first line: prompt, and any other
-    field of a request; columns of other names come back as attributes. Fields
-    given as options hold for rows that do not say.
+    field of a request; other columns are returned as attributes of the result.
+    Options for fields apply to rows that do not set the field.
 
     Example: zimage produce "a lighthouse in fog" --wait --out pictures
     """
@@ -88,18 +88,18 @@ def produce(
     if prompt is not None:
         if input_format or encoding or name_by:
             hint = "--input-format, --encoding, --name-by"
-            raise typer.BadParameter("these go with --file", param_hint=hint)
+            raise typer.BadParameter("these require --file", param_hint=hint)
         done = job.one(prompt, _given(request_id=request_id, batch_id=batch))
     else:
         if request_id is not None:
-            raise typer.BadParameter("a file's rows have ids of their own", param_hint="--request-id")
+            raise typer.BadParameter("rows of a file have their own ids", param_hint="--request-id")
         path = None if file in (None, "-") else Path(str(file))
         done = job.file(path, input_format, encoding, batch, name_by)
     raise typer.Exit(0 if done else 1)
 
 
 def _given(**options: Any) -> dict[str, Any]:
-    """Those that were given."""
+    """Return the options that were given."""
     return {name: value for name, value in options.items() if value is not None}
 
 
@@ -113,7 +113,7 @@ class _Job:
     json: bool
 
     def one(self, prompt: str, more: Mapping[str, Any]) -> bool:
-        """Whether it was accepted and, if waited for, succeeded."""
+        """Send one request; return whether it was accepted and, if awaited, succeeded."""
         request = PromptRequest(**{**self.fields, **more, "prompt": prompt})
         with PromptClient(self.settings) as client, ExitStack() as stack:
             saver = self._saver(stack, request.request_id)
@@ -128,7 +128,7 @@ class _Job:
                 result = client.wait(request.request_id, self.timeout)
             except KeyboardInterrupt:
                 say(err=True)
-                say(f"its result later: zimage results --follow --id {request.request_id}", err=True)
+                say(f"to get its result: zimage results --follow --id {request.request_id}", err=True)
                 raise
             say_result(result, json=self.json)
             if saver is not None:
@@ -143,7 +143,7 @@ class _Job:
         batch: str | None,
         name_by: str | None,
     ) -> bool:
-        """Whether everything in the file was accepted and, if waited for, succeeded."""
+        """Send a file; return whether all of its requests were accepted and, if awaited, succeeded."""
         try:
             with ExitStack() as stack:
                 reading = open_rows(stack, path, input_format, encoding, name_by)
@@ -152,12 +152,12 @@ class _Job:
             raise typer.BadParameter(str(error), param_hint="--file") from error
 
     def many(self, path: Path | None, reading: Reading, batch: str, name_by: str | None) -> bool:
-        """Whether everything was accepted and, if waited for, succeeded."""
+        """Send an opened input; return whether all requests were accepted and, if awaited, succeeded."""
         say(f"batch {batch}, read as {reading.described}", err=True)
         if reading.attributes:
-            # A misspelt field is among them.
+            # Printed because a misspelt field would be among them.
             names = ", ".join(reading.attributes)
-            say(f"columns that are no fields come back as attributes: {names}", err=True)
+            say(f"columns that are not fields are returned as attributes: {names}", err=True)
         with PromptClient(self.settings) as client, ExitStack() as stack:
             saving = stack.enter_context(ExitStack())
             saver = self._saver(saving, batch)
@@ -167,17 +167,17 @@ class _Job:
             try:
                 items = _items(_counted(reading, tally, stopped), batch, self.fields, name_by)
                 (run.gather if self.wait else run.submit)(items)
-                # Waits for the pictures that are still being fetched.
+                # Waits for the images that are still being downloaded.
                 saving.close()
             except (KeyboardInterrupt, ZImageError):
-                for line in ("", tally.summary(), f"to resume: {_again(batch, path)}"):
+                for line in ("", tally.summary(), f"to resume: {_resume_command(batch, path)}"):
                     say(line, err=True)
                 raise
         _report(saver)
         say(tally.summary(), err=self.json)
         for error in stopped:
-            say(f"{path or 'the input'}: {error}; what follows was not read", err=True)
-            say(f"mend it, then to resume: {_again(batch, path)}", err=True)
+            say(f"{path or 'the input'}: {error}; the rest was not read", err=True)
+            say(f"fix it; then, to resume: {_resume_command(batch, path)}", err=True)
         return tally.all_well and not stopped
 
     def _saver(self, stack: ExitStack, title: str) -> Saver | None:
@@ -189,10 +189,10 @@ class _Job:
 
 
 def _counted(reading: Reading, tally: Tally, stopped: list[rows.InputError]) -> Iterator[rows.Row]:
-    """The rows as they come, telling the tally how many there will be.
+    """Yield the rows, and keep the tally's estimate of their number up to date.
 
     Args:
-        stopped: gets the error that ends them early. The rows before it are on their way, and are seen to.
+        stopped: receives the error that ends the rows early. The rows before it are still processed.
     """
     count = 0
     try:
@@ -208,7 +208,7 @@ def _counted(reading: Reading, tally: Tally, stopped: list[rows.InputError]) -> 
 
 def _items(
     read: Iterator[rows.Row], batch: str, fields: Mapping[str, Any], name_by: str | None
-) -> Iterator[Item | Unreadable]:
+) -> Iterator[Item | InvalidLine]:
     with closing(RowIds(batch)) as ids:
         for row in read:
             try:
@@ -216,7 +216,7 @@ def _items(
                     raise rows.InputError(row.problem)
                 request = rows.request_of(row, batch, ids.id_of(row), fields)
             except (RequestError, rows.InputError) as error:
-                yield Unreadable(row.line, error)
+                yield InvalidLine(row.line, error)
             else:
                 name = row.values.get(name_by) if name_by else None
                 yield Item(row.line, request, None if name is None else str(name))
@@ -233,17 +233,17 @@ def _attributes(pairs: list[str]) -> dict[str, str]:
 
 
 def _report(saver: Saver | None) -> bool:
-    """Say what was saved and what could not be; whether there was anything of that."""
+    """Print what was saved and what was not; return whether there were failures."""
     if saver is None:
         return False
     for problem in saver.problems:
         say(f"not saved: {problem}", err=True)
-    say(f"{saver.saved:,} picture(s) saved; to look at them: {saver.page}", err=True)
+    say(f"{saver.saved:,} image(s) saved; to view them, open {saver.page}", err=True)
     return bool(saver.failed)
 
 
-def _again(batch: str, path: Path | None) -> str:
-    """The command that goes on where this one was stopped."""
+def _resume_command(batch: str, path: Path | None) -> str:
+    """Return the command to resume this run."""
     words = ["zimage", *sys.argv[1:]]
     if not any(word == "--batch" or word.startswith("--batch=") for word in words):
         words += ["--batch", batch]

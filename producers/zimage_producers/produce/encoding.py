@@ -1,7 +1,7 @@
-"""The encoding of a file: said by its user, by its mark, or told from its bytes where they leave no doubt.
+"""The encoding of a file: given by the user, by a byte order mark, or detected if the bytes are unambiguous.
 
-One that has no mark and is no UTF-8 is taken for GB18030 only if it reads as Chinese: nearly every byte
-above 0x7F is half of *some* character of GB18030, so that decoding alone proves nothing.
+A file without a mark that is not UTF-8 is taken for GB18030 only if it reads as Chinese: nearly every byte
+above 0x7F is half of *some* character in GB18030, so successful decoding alone proves nothing.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from zimage_producers.produce.rows import InputError
 from zimage_stream.errors import shorten
 
 MAX_LINE_CHARACTERS = 4 << 20
-"""More than any request may have; what has no line ends is not gathered for ever."""
+"""Maximum length of a line, in characters: longer than any request may be, and a bound for input without
+line ends."""
 
-_MARKS = (
-    # UTF-32's begins with UTF-16's.
+_BOMS = (
+    # The mark of UTF-32 begins with that of UTF-16, so it must come first.
     (codecs.BOM_UTF32_LE, "utf-32-le", "UTF-32"),
     (codecs.BOM_UTF32_BE, "utf-32-be", "UTF-32"),
     (codecs.BOM_UTF8, "utf-8", "UTF-8"),
@@ -27,30 +28,31 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16-be", "UTF-16"),
     ("\ufeff".encode("gb18030"), "gb18030", "GB18030"),
 )
-_MARK = "\ufeff"
+_BOM = "\ufeff"
 _OF_HOST_NAMES = ("idna", "punycode")
 _END = re.compile(r"\r\n|\r|\n")
 _MIN_COMMON = 0.7
-"""Of the characters of two bytes; of Chinese prompts nearly all are, of Big5 read as GB18030 a third."""
+"""Minimum share of common characters among those of two bytes. In Chinese prompts nearly all are common; in
+Big5 that is read as GB18030, a third."""
 
 
 def _rows(first: int, last: int) -> frozenset[str]:
-    """The characters in these rows of GB 2312."""
+    """Return the characters in a range of rows of GB 2312."""
     cells = (bytes((row, cell)) for row in range(first, last + 1) for cell in range(0xA1, 0xFF))
     return frozenset("".join(cell.decode("gb2312", "ignore") for cell in cells))
 
 
 _COMMON = _rows(0xA1, 0xA1) | _rows(0xA3, 0xA3) | _rows(0xB0, 0xD7)
-"""Punctuation, full-width forms, and the 3,755 characters of the first level."""
+"""Common characters: punctuation, full-width forms, and the 3,755 characters of level 1."""
 
 _RARE = _rows(0xD8, 0xF7)
 _IN_A_WORD = re.compile(r"[A-Za-z]([^\x00-\x7f])(?=[A-Za-z])")
-_REMEDY = "save the file as UTF-8, or say what it is: --encoding cp1252, big5, gb18030, …"
+_REMEDY = "save the file as UTF-8, or specify its encoding: --encoding cp1252, big5, gb18030, …"
 
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """How bytes become text: the codec, its name for people, and why it was taken if that was a choice."""
+    """An encoding: its codec, its name for display, and why it was chosen, if there was a choice."""
 
     codec: str
     shown: str
@@ -64,10 +66,10 @@ UTF_8 = Encoding("utf-8", "UTF-8")
 
 
 def named(name: str) -> Encoding:
-    """The encoding of that name.
+    """Return the encoding with a name.
 
     Raises:
-        InputError: there is no such encoding of text.
+        InputError: there is no such text encoding.
     """
     try:
         "".encode(name)
@@ -79,34 +81,34 @@ def named(name: str) -> Encoding:
             f"--encoding: got {shorten(name)}, takes the name of an encoding such as utf-8, gb18030, big5, "
             "cp1252 or shift_jis"
         ) from None
-    return Encoding("utf-8" if found == "utf-8-sig" else found, found.upper(), "as asked for")
+    return Encoding("utf-8" if found == "utf-8-sig" else found, found.upper(), "as requested")
 
 
 def marked(head: bytes) -> Encoding | None:
-    """What the mark at the beginning says, if there is one.
+    """Return the encoding given by the byte order mark, if there is one.
 
     Raises:
-        InputError: there is none, and NULs among the first bytes say that it is needed.
+        InputError: there is none, although NUL bytes show that the file is UTF-16.
     """
-    for mark, codec, shown in _MARKS:
-        if head.startswith(mark):
-            return Encoding(codec, shown, "" if codec == "utf-8" else "by its mark")
+    for bom, codec, shown in _BOMS:
+        if head.startswith(bom):
+            return Encoding(codec, shown, "" if codec == "utf-8" else "by its byte order mark")
     if head.count(0) > len(head) // 5:
         raise InputError(
-            f"byte {head.index(0) + 1:,} is 0, as in UTF-16, but there is no mark at the beginning: save the "
-            "file as UTF-8, or say --encoding utf-16-le or utf-16-be"
+            f"byte {head.index(0) + 1:,} is 0, as in UTF-16, but there is no byte order mark: save the "
+            "file as UTF-8, or use --encoding utf-16-le or utf-16-be"
         )
     return None
 
 
 def detected(chunks: Callable[[], Iterable[bytes]]) -> Encoding:
-    """The encoding of a whole file without a mark, which may be read twice.
+    """Detect the encoding of a file without a byte order mark. The file is read up to three times.
 
     Args:
         chunks: reads the file from its beginning.
 
     Raises:
-        InputError: it is neither UTF-8 nor plausible GB18030, or a mixture.
+        InputError: the file is neither UTF-8 nor plausible GB18030, or mixes the two.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
@@ -125,25 +127,27 @@ def detected(chunks: Callable[[], Iterable[bytes]]) -> Encoding:
     if problem := evidence.problem():
         where, mixed = _not_utf8(chunks())
         if mixed:
-            raise InputError(f"{where}, and lines before it are UTF-8: it has two encodings; mend that line")
-        raise InputError(f"{where}, and for GB18030 it is not taken, since {problem}: {_REMEDY}")
-    return Encoding("gb18030", "GB18030", "it is no UTF-8, and reads as Chinese")
+            raise InputError(
+                f"{where}, but earlier lines are UTF-8: the file mixes two encodings; fix that line"
+            )
+        raise InputError(f"{where}, and it does not seem to be GB18030, since {problem}: {_REMEDY}")
+    return Encoding("gb18030", "GB18030", "it is not UTF-8, and reads as Chinese")
 
 
 def text_lines(chunks: Iterable[bytes], codec: str) -> Iterator[str]:
-    """The lines with their ends, as soon as they are there. A mark at the beginning is dropped.
+    """Yield lines with their line ends, as soon as they are complete. A byte order mark is dropped.
 
     Raises:
-        InputError: names line, column and byte of what is not in that encoding.
+        InputError: a byte is invalid in the encoding; the message states line, column and byte.
     """
     decoder = codecs.getincrementaldecoder(codec)()
-    # Keeps the two halves of a line end together.
+    # Keeps the two characters of a line end together.
     ends = io.IncrementalNewlineDecoder(None, translate=False)
     number, rest, first = 1, "", True
     for chunk, final in _with_last(chunks):
         text, error = _decoded(decoder, codec, chunk, final)
         if first and text:
-            text = text.lstrip(_MARK)
+            text = text.lstrip(_BOM)
             first = not text
         text, begin = ends.decode(text, final or error is not None), 0
         for found in _END.finditer(text):
@@ -153,7 +157,7 @@ def text_lines(chunks: Iterable[bytes], codec: str) -> Iterator[str]:
         if error is not None:
             byte = error.object[error.start]
             raise InputError(
-                f"line {number:,}, column {len(rest) + 1:,}: byte 0x{byte:02X} is no {codec.upper()}"
+                f"line {number:,}, column {len(rest) + 1:,}: byte 0x{byte:02X} is not {codec.upper()}"
             )
         if len(rest) > MAX_LINE_CHARACTERS:
             raise InputError(f"line {number:,} is longer than {MAX_LINE_CHARACTERS:,} characters")
@@ -164,7 +168,7 @@ def text_lines(chunks: Iterable[bytes], codec: str) -> Iterator[str]:
 def _decoded(
     decoder: codecs.IncrementalDecoder, codec: str, chunk: bytes, final: bool
 ) -> tuple[str, UnicodeDecodeError | None]:
-    """The text up to the first byte that is not in the encoding, and the error there."""
+    """Return the text up to the first invalid byte, and the error there."""
     before = decoder.getstate()
     try:
         try:
@@ -175,7 +179,7 @@ def _decoded(
             return decoder.decode(chunk[:good]), error
     except UnicodeError as error:
         raise InputError(
-            f"the input is no {codec.upper()} ({error}); UTF-16 without a mark at the beginning is "
+            f"the input is not {codec.upper()} ({error}); for UTF-16 without a byte order mark, use "
             "--encoding utf-16-le or utf-16-be"
         ) from error
 
@@ -187,18 +191,18 @@ def _with_last(chunks: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
 
 
 def _not_utf8(chunks: Iterable[bytes]) -> tuple[str, bool]:
-    """Where UTF-8 ends, and whether there was some."""
+    """Describe the first byte that is not UTF-8; return also whether earlier lines have non-ASCII UTF-8."""
     mixed = False
     try:
         for line in text_lines(chunks, "utf-8"):
             mixed = mixed or not line.isascii()
     except InputError as error:
         return str(error), mixed
-    return "it is no UTF-8", mixed
+    return "it is not UTF-8", mixed
 
 
 class _Evidence:
-    """What speaks for and against Chinese in GB18030, gathered line by line."""
+    """Evidence for and against Chinese in GB18030, gathered line by line."""
 
     def __init__(self) -> None:
         self.invalid = False
@@ -207,46 +211,46 @@ class _Evidence:
         self._korean = True
 
     def add(self, number: int, line: str) -> None:
-        """Take in a line as it reads in GB18030."""
+        """Evaluate a line that was decoded as GB18030."""
         if line.isascii():
             return
-        common = sum(sign in _COMMON for sign in line)
-        others = [sign for sign in line if not sign.isascii() and sign not in _COMMON]
-        odd = [sign for sign in others if sign not in _RARE and len(sign.encode("gb18030")) == 2]
+        common = sum(each in _COMMON for each in line)
+        others = [each for each in line if not each.isascii() and each not in _COMMON]
+        odd = [each for each in others if each not in _RARE and len(each.encode("gb18030")) == 2]
         self._common += common
         self._seen += common + len(others)
         raw = line.encode("gb18030")
         self._korean = self._korean and _reads_as_korean(raw)
         if self._odd_line is None:
-            if len(odd) > common or any(sign not in _COMMON for sign in _IN_A_WORD.findall(line)):
+            if len(odd) > common or any(each not in _COMMON for each in _IN_A_WORD.findall(line)):
                 self._odd_line = f"line {number:,} would be {shorten(line.strip())}"
             elif _reads_as_utf8(raw, line):
-                self._odd_line = f"line {number:,} reads as UTF-8, and others do not"
+                self._odd_line = f"line {number:,} reads as UTF-8, but others do not"
 
     def problem(self) -> str | None:
-        """Why it is not Chinese in GB18030."""
+        """Return why the file is not Chinese in GB18030; ``None`` if it is."""
         if self._odd_line is not None:
             return self._odd_line
         if self.invalid:
-            return "not all of its bytes are"
+            return "some bytes are invalid in it"
         if self._common < max(1, _MIN_COMMON * self._seen):
-            return f"{self._common:,} of {self._seen:,} characters would be common ones"
+            return f"only {self._common:,} of {self._seen:,} characters would be common ones"
         if self._korean:
-            return "it could as well be Korean in EUC-KR"
+            return "it could equally be Korean in EUC-KR"
         return None
 
 
 def _reads_as_korean(raw: bytes) -> bool:
-    """Whether it reads in EUC-KR, and every letter in it is Hangul."""
+    """Whether the bytes decode as EUC-KR with only Hangul letters."""
     try:
         text = raw.decode("euc_kr")
     except UnicodeDecodeError:
         return False
-    return all(sign.isascii() or "가" <= sign <= "힣" or not sign.isalpha() for sign in text)
+    return all(each.isascii() or "가" <= each <= "힣" or not each.isalpha() for each in text)
 
 
 def _reads_as_utf8(raw: bytes, line: str) -> bool:
-    """Whether that is no coincidence: a character of three bytes, or an accented letter within a word."""
+    """Whether the bytes are UTF-8, not by coincidence: a three-byte character, or an accent within a word."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:

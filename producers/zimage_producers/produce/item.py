@@ -1,4 +1,4 @@
-"""A request of a run."""
+"""A request as part of a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from zimage_stream.events.prompt_request import PromptRequest
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Item:
-    """A request of the run: the line it comes from, and what its picture is to be called."""
+    """A request of the run, with its line in the input and the file name for its image."""
 
     line: int
     request: PromptRequest
@@ -17,5 +17,5 @@ class Item:
 
     @property
     def request_id(self) -> str:
-        """The request's."""
+        """The request's id."""
         return self.request.request_id

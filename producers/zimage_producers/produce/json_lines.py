@@ -1,4 +1,4 @@
-"""JSON Lines: one object a line."""
+"""JSON Lines input: one object per line."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from zimage_stream.events import strict_json
 
 
 def read_json_lines(lines: Iterable[str], name_by: str | None = None) -> Iterator[Row]:
-    """The rows in these lines.
+    """Read rows from lines.
 
     Args:
         name_by: a key that the first row must have.
 
     Raises:
-        InputError: the first line shows that these are no JSON lines, or lacks that key.
+        InputError: the first line shows that this is not JSON Lines, or lacks that key.
     """
     number = 0
     for line, content in enumerate(lines, 1):
@@ -33,7 +33,7 @@ def read_json_lines(lines: Iterable[str], name_by: str | None = None) -> Iterato
         if values is not None and problem is None and name_by is not None and name_by not in values:
             if number == 1:
                 raise InputError(no_such(name_by, values, f"line {line}"))
-            # Later rows may lack it, but not have it under another spelling.
+            # Later rows may lack the key, but must not spell it differently.
             if alike(name_by, values):
                 problem = no_such(name_by, values, "it")
         if problem or values is None:
@@ -45,23 +45,23 @@ def read_json_lines(lines: Iterable[str], name_by: str | None = None) -> Iterato
 def _no_object(text: str) -> str:
     if text.startswith("["):
         return (
-            "it begins an array, and JSON Lines have one object a line: convert it, for example with "
+            "it begins an array, but JSON Lines have one object per line: convert it, for example with "
             "jq -c '.[]' FILE.json > FILE.jsonl"
         )
     if text == "{":
         return (
-            "it begins an object of several lines, and JSON Lines have one object a line: convert it, for "
+            "it begins an object of several lines, but JSON Lines have one object per line: convert it, for "
             "example with jq -c . FILE.json > FILE.jsonl"
         )
-    return f"{shorten(text)} is no JSON object; a CSV file is read with --input-format csv"
+    return f"{shorten(text)} is not a JSON object; for a CSV file, use --input-format csv"
 
 
 def _object(text: str) -> tuple[dict[str, Any] | None, str | None]:
-    """The object in a line, or what is wrong with it."""
+    """Return the object in a line, or what is wrong with it."""
     try:
         values = strict_json.loads(text)
     except strict_json.UnfitError as error:
         return None, str(error)
     if not isinstance(values, dict):
-        return None, f"it is no JSON object: {shorten(values)}"
+        return None, f"it is not a JSON object: {shorten(values)}"
     return values, None

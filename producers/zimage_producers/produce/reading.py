@@ -1,4 +1,4 @@
-"""A file of requests, opened: what it is, in which encoding and dialect it is read, and its rows."""
+"""Opening of an input file: detects its format, encoding and dialect, and reads its rows."""
 
 from __future__ import annotations
 
@@ -29,17 +29,21 @@ _SUFFIXES: dict[str, Format] = {
 }
 _OTHERS = (
     (b"\xd0\xcf\x11\xe0", "an old Excel workbook, or one with a password: save it as XLSX without one"),
-    (b"\x1f\x8b", "compressed: give it as zcat FILE | zimage produce --file -"),
+    (b"\x1f\x8b", "compressed: pass it as zcat FILE | zimage produce --file -"),
     (b"PAR1", "Parquet: save it as CSV or JSON Lines"),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """An opened input: how it is read, in words, and its rows.
+    """An opened input.
 
-    ``file`` is where the reading stands, for an estimate of how much is left; ``size`` its bytes, if known.
-    ``attributes`` are the columns that are no field of a request.
+    Attributes:
+        described: how it is read, in words.
+        rows: its rows, read lazily.
+        file: the open file, whose position shows how much has been read.
+        size: its size in bytes, if known.
+        attributes: the columns that are not fields of a request.
     """
 
     described: str
@@ -50,11 +54,16 @@ class Reading:
 
 
 def format_of(path: Path | None, asked: Format | None, head: bytes = b"") -> Format:
-    """What the first bytes say, else the format asked for, else what the file's name says, else JSON Lines
-    for standard input.
+    """Determine the format: from the first bytes, the requested format or the file's name, in this order.
+
+    For standard input the default is JSON Lines.
+
+    Args:
+        asked: the requested format, if any.
+        head: the first bytes of the input.
 
     Raises:
-        InputError: none of them says anything, they disagree, or it is nothing that can be read.
+        InputError: the format is unknown or unsupported, or these sources contradict each other.
     """
     where = path or "the input"
     for magic, what in _OTHERS:
@@ -62,13 +71,13 @@ def format_of(path: Path | None, asked: Format | None, head: bytes = b"") -> For
             raise InputError(f"{where}: it is {what}")
     if head.startswith(_ZIP):
         if path is None or asked not in (None, "xlsx"):
-            raise InputError(f"{where}: it is an Excel workbook: give it as --file FILE.xlsx")
+            raise InputError(f"{where}: it is an Excel workbook: pass it as --file FILE.xlsx")
         return "xlsx"
     found = asked or ("jsonl" if path is None else _SUFFIXES.get(path.suffix.lower()))
     if found is None:
-        raise InputError(f"{path}: say with --input-format whether this is csv, jsonl or xlsx")
+        raise InputError(f"{path}: unknown format; set --input-format to csv, jsonl or xlsx")
     if found == "xlsx" and head:
-        raise InputError(f"{where}: it is no XLSX workbook; say with --input-format what it is")
+        raise InputError(f"{where}: it is not an XLSX workbook; set --input-format to its format")
     return found
 
 
@@ -79,27 +88,29 @@ def open_rows(
     encoding: str | None = None,
     name_by: str | None = None,
 ) -> Reading:
-    """Open a file, or standard input.
+    """Open a file or standard input.
 
     Args:
-        stack: closes it.
-        asked: the format, where the name does not say it.
-        encoding: its encoding, where the bytes do not say it.
-        name_by: a column that it must have.
+        stack: closes the file.
+        path: the file; ``None`` means standard input.
+        asked: the format, if the name does not determine it.
+        encoding: the encoding, if the bytes do not determine it.
+        name_by: a column that the file must have.
 
     Raises:
-        InputError: it cannot be opened or read at all. So do the rows, where it cannot be read further.
+        InputError: the file cannot be opened or read at all. Iterating over the rows raises it too, if the
+            file cannot be read any further.
     """
     explicit = encodings.named(encoding) if encoding is not None else None
     try:
         file = sys.stdin.buffer if path is None else stack.enter_context(path.open("rb"))
-        # A pipe gives what it has.
+        # A read from a pipe may return less than a chunk.
         head = _read(file)
         kind = format_of(path, asked, head)
         size = path.stat().st_size if path is not None and path.is_file() else None
         if kind == "xlsx":
             if path is None or size is None or explicit:
-                raise InputError("an Excel workbook is given as a file, and has no --encoding")
+                raise InputError("an Excel workbook must be a file, without --encoding")
             sheet = read_workbook(stack, path, name_by)
             return Reading(f"XLSX, {sheet}", sheet.rows, file, None, _no_fields(sheet.columns))
         found = explicit or encodings.marked(head) or _detected(path if size is not None else None)
@@ -117,7 +128,7 @@ def _no_fields(columns: Iterable[str]) -> tuple[str, ...]:
 
 
 def _detected(path: Path | None) -> Encoding:
-    """That of a file by all its bytes; a pipe can be read once only."""
+    """Detect the encoding of a file from all its bytes; a pipe is UTF-8, since it can be read only once."""
 
     def chunks() -> Iterator[bytes]:
         assert path is not None
@@ -141,7 +152,7 @@ def _chunks(file: BinaryIO) -> Iterator[bytes]:
 
 
 def without_end_mark(lines: Iterable[str]) -> Iterator[str]:
-    """The lines without a Ctrl-Z at the end of the last one, which DOS programs leave there."""
+    """Remove the Ctrl-Z that DOS programs append to the last line."""
     held = None
     for line in lines:
         if held is not None:

@@ -1,4 +1,4 @@
-"""Ids for rows that have none: of what a row says, so that it keeps its id wherever it stands in its file."""
+"""Ids for rows without one, derived from their contents, so that a row keeps its id if it moves."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ _COUNT = """
 
 
 class RowIds:
-    """Gives each row of a batch an id: the batch's name and a hash of the row, and a number from the second
-    equal row on. A file that is sent again asks for the same pictures, also where rows were inserted,
-    removed or sorted meanwhile. Close it when the file is read.
+    """Assigns an id to each row of a batch. Close it after the file has been read.
 
-    How often a row was there is kept in a file of SQLite's own, which goes by itself: memory is bounded.
+    The id consists of the batch's name, a hash of the row and, from the second equal row on, a number.
+    Sending a file again therefore requests the same images, even if rows were inserted, removed or sorted.
+
+    The counts of equal rows are in a temporary SQLite database, so memory is bounded.
     """
 
     def __init__(self, batch_id: str) -> None:
@@ -31,15 +32,15 @@ class RowIds:
         self._seen.execute("CREATE TABLE seen (hash BLOB PRIMARY KEY, count INTEGER) WITHOUT ROWID")
 
     def id_of(self, row: Row) -> str:
-        """The id of the next row of the file. Raises InputError where the temporary folder is full."""
-        said = {name: str(value) for name, value in row.values.items() if value is not None}
-        text = json.dumps(said, sort_keys=True, ensure_ascii=True)
-        mark = hashlib.sha256(text.encode()).digest()[:8]
+        """Return the id of the next row of the file. Raises InputError if the temporary folder is full."""
+        values = {name: str(value) for name, value in row.values.items() if value is not None}
+        text = json.dumps(values, sort_keys=True, ensure_ascii=True)
+        digest = hashlib.sha256(text.encode()).digest()[:8]
         try:
-            (count,) = self._seen.execute(_COUNT, (mark,)).fetchone()
+            (count,) = self._seen.execute(_COUNT, (digest,)).fetchone()
         except sqlite3.Error as error:
             raise InputError(f"rows cannot be counted in {tempfile.gettempdir()}: {error}") from error
-        return f"{self._prefix}-{mark.hex()}" + (f"-{count}" if count > 1 else "")
+        return f"{self._prefix}-{digest.hex()}" + (f"-{count}" if count > 1 else "")
 
     def close(self) -> None:
         """Forget all rows."""

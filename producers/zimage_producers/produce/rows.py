@@ -1,4 +1,4 @@
-"""Rows of a file and the requests they ask for. Pure."""
+"""Rows of a file and their conversion to requests. Pure."""
 
 from __future__ import annotations
 
@@ -20,14 +20,18 @@ _MAX_PREFIX = 100
 
 
 class InputError(ZImageError):
-    """The file cannot be read, or not beyond some line."""
+    """The file cannot be read, or not beyond a certain line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row: ``line`` is where it begins in the file and ``number`` counts rows, both from 1.
+    """A row of a file.
 
-    ``problem`` is set, and ``values`` empty, where it could not be read.
+    Attributes:
+        line: number of the line where it begins, from 1.
+        number: number of the row, from 1.
+        values: values by column; empty if the row could not be read.
+        problem: why the row could not be read; ``None`` if it could.
     """
 
     line: int
@@ -37,14 +41,14 @@ class Row:
 
 
 def request_of(row: Row, batch_id: str, request_id: str, defaults: Mapping[str, Any]) -> PromptRequest:
-    """The request that a row asks for. Columns that are no field of a request become attributes.
+    """Convert a row to a request. Columns that are not fields of a request become attributes.
 
     Args:
-        request_id: for a row without one.
-        defaults: fields for rows that do not say.
+        request_id: the id, if the row has none.
+        defaults: values of fields that the row does not set.
 
     Raises:
-        RequestError: a value is not of its field's kind; the rules are not checked here.
+        RequestError: a value has the wrong type. The rules are not checked here.
     """
     known = {name: field_from_text(name, value) for name, value in row.values.items() if name in FIELDS}
     unknown = {name: _as_text(name, value) for name, value in row.values.items() if name not in FIELDS}
@@ -59,13 +63,12 @@ def request_of(row: Row, batch_id: str, request_id: str, defaults: Mapping[str, 
 
 
 def batch_name(path: Path | None, at: datetime) -> str:
-    """A name for a batch that was given none: the file's, made an id's alphabet, and the time."""
+    """Build a default name for a batch: the file's name, restricted to valid characters, and the time."""
     return f"{_in_alphabet(path.stem if path else 'stdin')}-{at.astimezone(UTC):%Y%m%d-%H%M%S}"
 
 
 def id_prefix(batch_id: str) -> str:
-    """What the ids of a batch begin with: its name, or, where that is not in an id's alphabet, one
-    that no other batch shares."""
+    """Return the prefix of a batch's ids: its name, or a unique substitute if that is not valid in an id."""
     if NAME.fullmatch(batch_id) and len(batch_id) <= _MAX_PREFIX:
         return batch_id
     return f"{_in_alphabet(batch_id)}-{hashlib.sha256(batch_id.encode()).hexdigest()[:8]}"
@@ -76,11 +79,11 @@ def _in_alphabet(text: str) -> str:
 
 
 def _as_text(name: str, value: Any) -> str:
-    """An attribute's value as text: numbers with the digits they have, true and false as JSON has them."""
+    """Convert an attribute's value to text: numbers with all their digits, booleans as in JSON."""
     if isinstance(value, str):
         return value
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float | Decimal):
         return str(value)
-    raise RequestError(name, "a text or a number; put other values into a text", value)
+    raise RequestError(name, "a text or a number; convert other values to text", value)

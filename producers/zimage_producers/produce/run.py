@@ -1,4 +1,4 @@
-"""Sending many requests and gathering what comes of them, in one loop and in bounded memory."""
+"""The run of a batch: sends many requests and gathers their results, in one loop and with bounded memory."""
 
 from __future__ import annotations
 
@@ -17,45 +17,48 @@ from zimage_stream.events.image_result import ImageResult, Source
 from zimage_stream.kafka.reader import ResultReader
 
 MAX_OUTSTANDING = 20_000
-"""Fills the windows of many workers; the file is read on as results come."""
+"""Maximum number of requests without a result: enough to fill the windows of many workers."""
 
 MAX_IN_FLIGHT = 2_000
 _POLL_S = 0.1
 
 
 class Progress(Protocol):
-    """Told what happens, on the thread that runs."""
+    """Callbacks for the events of a run, called on its thread."""
 
     def refused(self, line: int, error: ZImageError) -> None:
-        """A line is no request, or the brokers did not take it."""
+        """Note that a line is not a valid request, or that the brokers did not accept it."""
         ...
 
     def accepted(self, item: Item) -> None:
-        """The brokers have it."""
+        """Note that the brokers have accepted a request."""
         ...
 
     def answered(self, item: Item, result: ImageResult) -> None:
-        """Its result is here."""
+        """Note that a result has arrived."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Unreadable:
-    """A line that asks for nothing that can be made."""
+class InvalidLine:
+    """A line of the input that is not a valid request."""
 
     line: int
     error: ZImageError
 
 
 class SilentError(ZImageError):
-    """Nothing has come for too long."""
+    """Neither brokers nor workers have responded for too long."""
 
 
 class Run:
     """One run over one input.
 
     Args:
-        timeout_s: give up after so long without a sign from brokers or workers; absent: never.
+        client: sends the requests.
+        progress: receives the events.
+        timeout_s: give up after this many seconds without a response from brokers or workers; ``None`` means
+            never.
     """
 
     def __init__(self, client: PromptClient, progress: Progress, timeout_s: float | None = None) -> None:
@@ -66,12 +69,12 @@ class Run:
         self._settled: queue.SimpleQueue[tuple[Item, Future[Source]]] = queue.SimpleQueue()
         self._heard_at = time.monotonic()
 
-    def submit(self, items: Iterable[Item | Unreadable]) -> None:
-        """Send every item, and return when each is accepted or refused.
+    def submit(self, items: Iterable[Item | InvalidLine]) -> None:
+        """Send all items, and return when each has been accepted or refused.
 
         Raises:
             BrokerUnavailableError: no broker answers.
-            SilentError: it gave up.
+            SilentError: there was no response for ``timeout_s``.
         """
         for item in items:
             self._send(item)
@@ -83,8 +86,8 @@ class Run:
             self._settle(_POLL_S)
             self._check_silence()
 
-    def gather(self, items: Iterable[Item | Unreadable]) -> None:
-        """Send every item, and return when each has its result or was refused.
+    def gather(self, items: Iterable[Item | InvalidLine]) -> None:
+        """Send all items, and return when each has a result or has been refused.
 
         Raises as :meth:`submit`.
         """
@@ -99,9 +102,9 @@ class Run:
                 self._read(reader, _POLL_S)
                 self._check_silence(reader)
 
-    def _send(self, item: Item | Unreadable) -> None:
+    def _send(self, item: Item | InvalidLine) -> None:
         self._heard_at = time.monotonic()
-        if isinstance(item, Unreadable):
+        if isinstance(item, InvalidLine):
             self._progress.refused(item.line, item.error)
             return
         self._outstanding.sending(item)
@@ -114,7 +117,7 @@ class Run:
             future.add_done_callback(lambda done: self._settled.put((item, done)))
 
     def _settle(self, wait_s: float, reader: ResultReader | None = None) -> None:
-        """Take in the brokers' answers; the first is waited for."""
+        """Process the available acknowledgements, waiting up to ``wait_s`` seconds for the first."""
         try:
             while True:
                 item, future = self._settled.get(timeout=wait_s) if wait_s else self._settled.get_nowait()
@@ -149,4 +152,4 @@ class Run:
         if reader is not None and reader.topic.trouble is not None:
             raise reader.topic.trouble
         left = len(self._outstanding)
-        raise SilentError(f"nothing came for {self._timeout_s:g} s; {left:,} request(s) have no answer")
+        raise SilentError(f"no response for {self._timeout_s:g} s; {left:,} request(s) are unanswered")

@@ -1,4 +1,4 @@
-"""XLSX: the sheet of a workbook that has prompts, and its rows, one at a time."""
+"""XLSX input: finds the sheet with prompts in a workbook, and reads its rows one at a time."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from zimage_producers.produce.rows import InputError, Row
 from zimage_stream.errors import shorten
 
 _HEADER_WITHIN = 100
-"""Rows at the top among which the first that is not empty is looked for."""
+"""Number of rows at the top that are searched for the header, which is the first row that is not empty."""
 
 _EXACT = 1e15
 
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """A sheet whose header is read. Rows come as they are asked for."""
+    """A sheet whose header has been read. Rows are read lazily."""
 
     name: str
     columns: tuple[str, ...]
@@ -34,17 +34,17 @@ class Sheet:
 
 
 def read_workbook(stack: ExitStack, path: Path, name_by: str | None = None) -> Sheet:
-    """The one sheet that has a column ``prompt``.
+    """Open the only sheet with a column ``prompt``.
 
     Args:
         stack: closes the file.
-        name_by: a column that it must have.
+        name_by: a column that the sheet must have.
 
     Raises:
-        InputError: it is no workbook, or none of its sheets or several have prompts.
+        InputError: the file is not a workbook, or does not have exactly one sheet with prompts.
     """
     with _readable(path):
-        # As people see them, and as they are computed: what was never computed has no value to see.
+        # Opened twice, for the values and for the formulas: a formula that was never computed has no value.
         shown, written = (_open(stack, path, data_only=each) for each in (True, False))
         headers = {sheet.title: _header(sheet) for sheet in shown.worksheets}
     found = [name for name, (_, names) in headers.items() if _has_prompt(names)] or list(headers)[:1]
@@ -52,7 +52,7 @@ def read_workbook(stack: ExitStack, path: Path, name_by: str | None = None) -> S
         raise InputError(
             f"{path}: sheets {', '.join(map(shorten, found))} have prompts: keep one, or save one as CSV"
             if found
-            else f"{path}: it has no sheet with cells"
+            else f"{path}: the workbook has no sheet with cells"
         )
     line, names = headers[found[0]]
     while names and not names[-1]:
@@ -63,20 +63,20 @@ def read_workbook(stack: ExitStack, path: Path, name_by: str | None = None) -> S
 
 
 def _open(stack: ExitStack, path: Path, *, data_only: bool) -> Any:
-    # Takes a third of a second to import, which no other command should wait for.
+    # The import takes a third of a second, which other commands need not spend.
     from openpyxl import load_workbook
 
-    # By its name openpyxl would refuse a workbook that is called .csv.
+    # Given a name, openpyxl would refuse a workbook that is called .csv.
     file = stack.enter_context(path.open("rb"))
     return load_workbook(file, read_only=True, data_only=data_only)
 
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Whatever openpyxl and the modules below it raise about a file means that it is no workbook."""
+    """Convert exceptions of openpyxl and the modules that it uses: all of them mean an invalid workbook."""
     try:
         with warnings.catch_warnings():
-            # It warns of what it leaves out: styles, validation, charts.
+            # It warns about features that it ignores: styles, validation, charts.
             warnings.simplefilter("ignore")
             yield
     except OSError as error:
@@ -85,13 +85,13 @@ def _readable(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         raise InputError(
-            f"{path}: it begins as an Excel workbook and cannot be read as one ({type(error).__name__}: "
+            f"{path}: it looks like an Excel workbook but cannot be read as one ({type(error).__name__}: "
             f"{shorten(str(error))}): save it again as XLSX, or as CSV UTF-8"
         ) from error
 
 
 def _header(sheet: Any) -> tuple[int, list[str]]:
-    """The first row that is not empty, and where it is."""
+    """Return the line number and the names of the header, which is the first row that is not empty."""
     sheet.reset_dimensions()
     for line, cells in enumerate(islice(sheet.iter_rows(values_only=True), _HEADER_WITHIN), 1):
         names = ["" if cell is None else str(cell).strip() for cell in cells]
@@ -120,27 +120,27 @@ def _rows(path: Path, shown: Any, written: Any, header_line: int, header: Sequen
 def _values(
     cells: Sequence[Any], formulas: Sequence[Any], header: Sequence[str]
 ) -> tuple[dict[str, Any], str | None]:
-    """The values of a row by column, or what is wrong with it."""
+    """Return the values of a row by column, or what is wrong with it."""
     values: dict[str, Any] = {}
     for column, (cell, formula) in enumerate(zip(cells, formulas, strict=True)):
         if formula.value is None or (isinstance(cell.value, str) and not cell.value.strip()):
             continue
         name = header[column] if column < len(header) else ""
         if not name:
-            return {}, f"column {column + 1} has no name, and holds {shorten(formula.value)}"
+            return {}, f"column {column + 1} has no name, but contains {shorten(formula.value)}"
         if cell.data_type == "e":
-            return {}, f"column {shorten(name)} shows {cell.value}: mend the formula"
+            return {}, f"column {shorten(name)} shows {cell.value}: fix the formula"
         if cell.value is None:
             return {}, f"column {shorten(name)} has a formula that was never computed: save the file in Excel"
         if isinstance(cell.value, float) and abs(cell.value) >= _EXACT:
-            lost = f"{cell.value} has lost digits, of which Excel keeps 15: make it text there"
+            lost = f"{cell.value} has lost digits, because Excel keeps only 15: format the cell as text"
             return {}, f"column {shorten(name)}: {lost}"
         values[name] = _plain(cell.value)
     return values, None
 
 
 def _plain(value: Any) -> Any:
-    """Times as ISO 8601; a time of midnight is how a workbook keeps a day."""
+    """Convert a cell: times to ISO 8601, and midnight to a date, which is how workbooks store dates."""
     if isinstance(value, datetime) and value.time() == time():
         return value.date().isoformat()
     if isinstance(value, date | time):

@@ -1,4 +1,4 @@
-"""CSV: what separates its columns, its header, and its rows."""
+"""CSV input: detects the delimiter, and reads the header and the rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ASKED = re.compile(r'"?sep=([^\w\s"]|\t)"?\s*', re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A CSV file whose header is read. Rows come as they are asked for."""
+    """A CSV file whose header has been read. Rows are read lazily."""
 
     delimiter: str
     why: str
@@ -33,16 +33,16 @@ class Table:
 
 
 def delimiter_of(header: str) -> str:
-    """What separates the columns: that by which one of them is the prompt.
+    """Detect the delimiter: the one that yields a column named prompt.
 
     Raises:
-        InputError: there are two ways to read it.
+        InputError: the header is ambiguous.
     """
     found = [each for each in DELIMITERS if any(_is_prompt(name) for name in _cells(header, each))]
     if len(found) > 1 and any(each in header for each in found):
         raise InputError(
             f"the columns of {shorten(header.strip())} can be separated by "
-            f"{' or '.join(DELIMITERS[each] for each in found)}: put sep=; or sep=, into a line before it"
+            f"{' or '.join(DELIMITERS[each] for each in found)}: insert a line sep=; or sep=, before it"
         )
     return found[0] if found else ","
 
@@ -56,21 +56,21 @@ def _cells(line: str, delimiter: str) -> list[str]:
 
 
 def read_table(lines: Iterable[str], name_by: str | None = None) -> Table:
-    """The table in these lines, which keep their ends: a cell may hold some.
+    """Read a table from lines, which must include their line ends, since a cell may contain some.
 
     Raises:
-        InputError: it has no usable header.
+        InputError: there is no usable header.
     """
     source = iter(lines)
     number, delimiter, why = 0, None, ""
     for line in source:
         number += 1
         if delimiter is None and (asked := _ASKED.fullmatch(line)):
-            delimiter, why = asked[1], f", as line {number} says"
+            delimiter, why = asked[1], f", as specified in line {number}"
         elif line.strip(",;\t \r\n"):
             break
     else:
-        raise InputError("it is empty: the first line must name the columns, prompt among them")
+        raise InputError("it is empty: the first line must name the columns, including prompt")
     delimiter = delimiter or delimiter_of(line)
     reader = _Reader(chain((line,), source), delimiter, number)
     header = reader.header()
@@ -81,7 +81,7 @@ def read_table(lines: Iterable[str], name_by: str | None = None) -> Table:
 
 
 class _Reader:
-    """The CSV reader, which remembers the lines of the row at hand and where they began."""
+    """A CSV reader that remembers the lines of the current row and where the row began."""
 
     def __init__(self, lines: Iterable[str], delimiter: str, first_line: int) -> None:
         self._line = first_line - 1
@@ -129,64 +129,68 @@ class _Reader:
     def _broken(self, line: int, error: csv.Error) -> str:
         at = open_quote(self._row, self._delimiter)
         if at is None:
-            return f"it is no CSV: {error}"
+            return f"it is not CSV: {error}"
         below, column = at
         quote = f"the quote that opens in line {line + below:,}, column {column:,}"
         if "unexpected end" in str(error) or "field limit" in str(error):
             return f"{quote} is never closed{self._lost(line)}"
         return (
             f"{quote} is followed by text where it closes in line {self._line:,}{self._lost(line)}; "
-            'write a quote within a cell twice: ""'
+            'double a quote within a cell: ""'
         )
 
     def _lost(self, line: int) -> str:
-        """What went with it."""
-        return f"; lines {line:,} to {self._line:,} are in it, and were not sent" if self._line > line else ""
+        """Describe the lines that were lost with the broken row."""
+        return (
+            f"; it contains lines {line:,} to {self._line:,}, which were not sent"
+            if self._line > line
+            else ""
+        )
 
 
 def open_quote(lines: Sequence[str], delimiter: str) -> tuple[int, int] | None:
-    """Where the last quoted cell of a row begins: lines after its first, and column from 1. Pure."""
+    """Find where the last quoted cell of a row begins: its line, from 0, and its column, from 1. Pure."""
     quoted, fresh, last = False, True, None
     for below, line in enumerate(lines):
-        for column, sign in enumerate(line, 1):
+        for column, character in enumerate(line, 1):
             if quoted:
-                quoted = sign != '"'
-            elif sign == '"' and (fresh or (last and line[column - 2 : column - 1] == '"')):
+                quoted = character != '"'
+            elif character == '"' and (fresh or (last and line[column - 2 : column - 1] == '"')):
                 # A doubled quote closes a cell and opens it again.
                 last = (below, column) if fresh else last
                 quoted, fresh = True, False
             else:
-                fresh = sign == delimiter or (fresh and sign == " ")
+                fresh = character == delimiter or (fresh and character == " ")
     return last
 
 
 def _misfit(cells: Sequence[str], header: Sequence[str]) -> str | None:
-    """Cells that belong to no column; empty ones are the padding of a spreadsheet."""
+    """Describe a cell that belongs to no column; empty ones are padding from a spreadsheet."""
     for column, cell in enumerate(cells):
         if cell.strip() and not (column < len(header) and header[column]):
             if column < len(header):
-                return f"column {column + 1} has no name, and holds {shorten(cell)}"
-            there = f"it has {len(cells)} cells, and there are {len(header)} columns"
-            return f"{there}; a cell with the separator in it needs quotes around it"
+                return f"column {column + 1} has no name, but contains {shorten(cell)}"
+            counts = f"it has {len(cells)} cells, but there are {len(header)} columns"
+            return f"{counts}; a cell that contains the separator must be in quotes"
     return None
 
 
 def _swallowed(cells: Sequence[str], header: Sequence[str], delimiter: str, line: int) -> str | None:
-    """That a cell of several lines has rows in it: its quote is closed by one of a row further down."""
+    """Detect a cell that has swallowed rows, because its quote is closed by one of a later row."""
     for column, (name, cell) in enumerate(zip(header, cells, strict=False)):
         first, *more = re.split(r"\r\n|\r|\n", cell)
         whole = [part.split(delimiter) for part in more[:-1]]
         begun = [*cells[:column], *first.split(delimiter)]
         if more and (_is_a_row(begun, header, column + 1) or any(_is_a_row(each, header) for each in whole)):
             return (
-                f"column {shorten(name)} holds {shorten(cell)}, which looks like several rows: is there a "
-                f"quote in line {line:,} that is not closed? If it is one cell, send it as XLSX or JSON Lines"
+                f"column {shorten(name)} contains {shorten(cell)}, which looks like several rows: is there "
+                f"an unclosed quote in line {line:,}? If it really is one cell, use XLSX or JSON Lines"
             )
     return None
 
 
 def _is_a_row(cells: Sequence[str], header: Sequence[str], own: int = 0) -> bool:
-    """Whether these could be the cells of a row, judged by those from ``own`` on."""
+    """Whether these could be the cells of a row, judging by those from index ``own`` on."""
     if not max(2, own + 1) <= len(cells) <= len(header) or any(cell[:1].isspace() for cell in cells[1:]):
         # In prose a space follows a comma.
         return False

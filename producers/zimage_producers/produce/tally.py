@@ -1,4 +1,4 @@
-"""What a run has come to, for the person in front of it: a live line on stderr and a last one."""
+"""The progress of a run for its user: a live line on stderr, and a summary at the end."""
 
 from __future__ import annotations
 
@@ -21,9 +21,13 @@ _REFRESH_S = 0.2
 
 
 class Tally:
-    """Counts, prints and saves as a run reports. A context manager.
+    """Counts, prints and saves what a run reports. A context manager.
 
-    With ``json`` each accepted request, or with ``wait`` each result, is one object on stdout.
+    Args:
+        wait: whether the run waits for results.
+        json: print each accepted request (with ``wait`` each result) as a JSON object on stdout.
+        saver: saves the results; ``None`` if they are not saved.
+        clock: monotonic time, in seconds.
     """
 
     def __init__(
@@ -51,9 +55,9 @@ class Tally:
             TextColumn("{task.description}"),
             console=shown_on,
             transient=True,
-            # On a pipe or in a log, a line that moves is noise.
+            # A live line is useless in a pipe or log.
             disable=not shown_on.is_terminal,
-            # What is printed goes above the line; to a pipe it must go as it is.
+            # On a terminal, other output is printed above the live line; to a pipe it must go unchanged.
             redirect_stdout=sys.stdout.isatty(),
         )
         self._task = self._live.add_task("", total=None)
@@ -98,7 +102,7 @@ class Tally:
         self._show()
 
     def summary(self) -> str:
-        """Accepted, succeeded, failed, time, and pictures a second."""
+        """Return the numbers of accepted, succeeded and failed requests, the time, and images per second."""
         elapsed = max(self._clock() - self._began, 1e-9)
         failed = self._refused + self._unsuccessful
         parts = [f"accepted {self._accepted:,}"]
@@ -110,7 +114,7 @@ class Tally:
         return ", ".join(parts)
 
     def expect(self, total: int, *, exact: bool) -> None:
-        """How many rows there are; an estimate until the last one is read."""
+        """Set the number of rows, which is an estimate until the last row has been read."""
         self._total, self._total_is_exact = total, exact
 
     def _show(self) -> None:
@@ -127,14 +131,14 @@ class Tally:
         return ended + self._refused
 
     def progress(self) -> str:
-        """Where it stands: done of how many, accepted, failed, pictures a second, time left."""
+        """Return the progress: done and total, accepted, failed, images per second, time left."""
         at = self._clock()
         total = "" if self._total is None else f" of {'' if self._total_is_exact else '~'}{self._total:,}"
         parts = [f"{self._done:,}{total} done"]
         if self._wait:
             parts.append(f"{self._accepted:,} accepted")
         parts.append(f"{self._refused + self._unsuccessful:,} failed")
-        # Before the first answer workers may have been asleep, or busy with others' requests.
+        # Before the first result, workers may have been idle or busy with other clients' requests.
         since = self._first_answer_at if self._wait else self._began
         rate = self._done / max(at - since, _REFRESH_S) if since is not None else 0.0
         if self._wait and rate:

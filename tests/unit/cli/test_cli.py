@@ -100,15 +100,15 @@ def test_help_fits_a_terminal(zimage: Run, words: tuple[str, ...]) -> None:
         (("produce",), "either a prompt or --file"),
         (("produce", "a", "--file", "b.csv"), "either a prompt or --file"),
         (("produce", "a", "--width", "wide"), "--width"),
-        (("produce", "a", "--name-by", "city"), "go with --file"),
+        (("produce", "a", "--name-by", "city"), "require --file"),
         (("produce", "--file", "nosuch.csv"), "nosuch.csv: No such file"),
         (("produce", "--file", "/dev/null"), "--input-format"),
-        (("produce", "--file", "a.csv", "--request-id", "a"), "ids of their own"),
+        (("produce", "--file", "a.csv", "--request-id", "a"), "have their own ids"),
         (("produce", "a", "--attribute", "colour"), "NAME=VALUE"),
         (("produce", "a", "--width", "1000"), "width: got 1000, takes a multiple of 16"),
         (("produce", "a", "--expires-at", "soon"), "expires_at"),
         (("results", "--status", "nosuch"), "nosuch"),
-        (("--config", "nosuch.toml", "results"), "no such file"),
+        (("--config", "nosuch.toml", "results"), "does not exist"),
     ],
 )
 def test_wrong_use_is_2_and_one_clear_message(zimage: Run, words: tuple[str, ...], says: str) -> None:
@@ -166,7 +166,7 @@ def test_a_file_is_sent_and_broken_lines_are_told() -> None:
     assert len(set(ids)) == 2
     assert all(each.startswith("night-") for each in ids)
     assert "line 2: width: got 65, takes a multiple of 16" in done.stderr
-    assert "line 3: it is no JSON" in done.stderr
+    assert "line 3: it is not JSON" in done.stderr
     assert "line 4: steps: got True" in done.stderr
     assert "accepted 2, failed 3" in done.stderr
 

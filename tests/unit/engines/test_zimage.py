@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 import zimage_stream.engines
 from zimage_stream.engines import ImageSpec
 from zimage_stream.engines.memory import UNUSED_CACHE_BYTES
-from zimage_stream.engines.zimage import ZImageEngine, pictures_of
+from zimage_stream.engines.zimage import ZImageEngine, to_images
 from zimage_stream.errors import EngineError, GenerationCancelledError, OutOfMemoryError, SettingsError
 from zimage_stream.settings import EngineSettings
 
@@ -141,7 +141,7 @@ def test_the_same_specs_give_the_same_bytes_again(engine: ZImageEngine) -> None:
 def test_pixels_are_those_that_diffusers_makes(dtype: torch.dtype) -> None:
     decoded = (torch.rand((2, 3, 40, 24), generator=torch.Generator().manual_seed(1)) * 2.4 - 1.2).to(dtype)
     processor = VaeImageProcessor()
-    ours = pictures_of(processor.postprocess(decoded, output_type="pt"))
+    ours = to_images(processor.postprocess(decoded, output_type="pt"))
     theirs = processor.postprocess(decoded, output_type="pil")
     assert [(image.mode, image.size) for image in ours] == [("RGB", (24, 40))] * 2
     assert [image.tobytes() for image in ours] == [image.tobytes() for image in theirs]
@@ -195,7 +195,7 @@ def test_numbers_that_are_none_are_an_error_and_no_black_picture(tmp_path: Path)
     name = next(name for name in sorted(tensors) if "final_layer" in name and name.endswith("weight"))
     tensors[name] = torch.full_like(tensors[name], float("nan"))
     save_file(tensors, weights, {"format": "pt"})
-    with pytest.raises(EngineError, match=r"pictures \[0\] of a batch are not finite numbers"):
+    with pytest.raises(EngineError, match=r"images \[0\] of a batch contain NaN or infinity"):
         ZImageEngine(settings(model=str(folder))).load()
 
 
@@ -211,7 +211,7 @@ def test_numbers_that_break_in_the_decoder_are_an_error_of_their_pictures(
 
     asked = specs(PROMPTS[:2], steps=1)
     hook = engine._pipeline.vae.decoder.register_forward_hook(break_second, prepend=True)
-    with pytest.raises(EngineError, match=r"pictures \[1\] of a batch are not finite"):
+    with pytest.raises(EngineError, match=r"images \[1\] of a batch contain NaN or infinity"):
         engine.generate(asked)
     hook.remove()
     assert len(engine.generate(asked)) == 2
@@ -257,7 +257,7 @@ def test_idle_weights_leave_the_device_once_and_come_back_by_themselves(
     engine.idle()
     assert memory.releases == 1
     (said,) = [record.getMessage() for record in caplog.records if "idle" in record.getMessage()]
-    assert said == "idle for 60 s: the weights are off the device, 1.5 GB given back"
+    assert said == "idle for 60 s: moved the weights off the device, 1.5 GB released"
     assert engine.generate(specs(PROMPTS[:1]))[0].tobytes() == before.tobytes()
     clock.now = 119.0
     engine.idle()

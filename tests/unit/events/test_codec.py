@@ -162,7 +162,7 @@ class TestFraming:
             codec.decode_request(data)
 
     def test_what_follows_an_event_does_not_belong_to_it(self) -> None:
-        with pytest.raises(WireError, match="2 bytes follow"):
+        with pytest.raises(WireError, match="2 extra bytes follow"):
             codec.decode_request(codec.encode_request(PromptRequest(prompt="p"), "t") + b"xy")
 
     def test_another_event_is_named(self) -> None:
@@ -173,7 +173,7 @@ class TestFraming:
     def test_an_unknown_fingerprint_and_an_id_without_a_registry_are_unknown_schemas(self) -> None:
         with pytest.raises(UnknownSchemaError, match="fingerprint 0000000000000000"):
             codec.decode_request(b"\xc3\x01" + bytes(8) + b"x")
-        with pytest.raises(UnknownSchemaError, match="schema id 7, and no registry is configured"):
+        with pytest.raises(UnknownSchemaError, match="schema id 7, but no registry is configured"):
             codec.decode_request(b"\x00\x00\x00\x00\x07x")
 
 

@@ -64,14 +64,14 @@ def test_an_error_page_is_not_quoted_whole(server: AnyRegistry, registry: Regist
         ('{"properties": {"prompt": {"type": "string"}}}', "JSON", "is a JSON schema"),
         ('syntax = "proto3"; message A {}', "PROTOBUF", "is a PROTOBUF schema"),
         # Registries and proxies that leave the type out, or say what is not so.
-        ('{"properties": {}}', "AVRO", "is no Avro schema: KeyError"),
-        ("{", "AVRO", "is no Avro schema: JSONDecodeError"),
-        ("7", "AVRO", "is no Avro schema"),
-        ("null", "AVRO", "is no Avro schema"),
-        ('{"type": 7}', "AVRO", "is no Avro schema"),
-        ('{"type": "record"}', "AVRO", "is no Avro schema"),
-        ('{"type": "array", "items": {"type": "nonsense"}}', "AVRO", "is no Avro schema"),
-        ("[" * 5_000, "AVRO", "is no Avro schema: RecursionError"),
+        ('{"properties": {}}', "AVRO", "is not an Avro schema: KeyError"),
+        ("{", "AVRO", "is not an Avro schema: JSONDecodeError"),
+        ("7", "AVRO", "is not an Avro schema"),
+        ("null", "AVRO", "is not an Avro schema"),
+        ('{"type": 7}', "AVRO", "is not an Avro schema"),
+        ('{"type": "record"}', "AVRO", "is not an Avro schema"),
+        ('{"type": "array", "items": {"type": "nonsense"}}', "AVRO", "is not an Avro schema"),
+        ("[" * 5_000, "AVRO", "is not an Avro schema: RecursionError"),
     ],
 )
 def test_what_is_no_avro_schema_is_said_once_and_for_all(
@@ -135,7 +135,7 @@ def test_an_error_for_one_id_holds_up_no_other_and_ends(
         with pytest.raises(SchemaUnavailableError):
             registry.schema(7)
     clock[0] = 2 * GIVE_UP_S
-    with pytest.raises(UnknownSchemaError, match=r"schema id 7.*other questions it answers"):
+    with pytest.raises(UnknownSchemaError, match=r"schema id 7.*it answers other queries"):
         registry.schema(7)
     # What is mended is read: nothing is for ever.
     server.put(7, OURS)
@@ -194,7 +194,9 @@ def test_an_answer_that_drips_is_none(
 ) -> None:
     monkeypatch.setattr(module, "ANSWERED_WITHIN_S", 0.5)
     server.drip(7)
-    with pytest.raises(SchemaUnavailableError, match=r"schema id 7.*had not ended its answer after 0.5 s"):
+    with pytest.raises(
+        SchemaUnavailableError, match=r"schema id 7.*had not finished its response after 0.5 s"
+    ):
         registry.schema(7)
 
 
@@ -259,7 +261,7 @@ class TestReferences:
                 """What a client of another version may make of an odd answer."""
 
             patch.setattr(registry._client, "get_version", nothing)
-            with pytest.raises(UnknownSchemaError, match="what the registry says of schema id 7"):
+            with pytest.raises(UnknownSchemaError, match="the registry's response for schema id 7"):
                 registry.schema(7)
         clock[0] += 60.0
         assert registry.schema(7).parsed["name"] == PROMPT_REQUEST
@@ -269,7 +271,7 @@ class TestReferences:
         server.put(7, OURS, references=circle)
         registered = {"subject": "a", "id": 1, "version": 1, "schema": '"a"', "references": circle}
         server.answers["/subjects/a/versions/1"] = 200, registered
-        with pytest.raises(UnknownSchemaError, match="no Avro schema"):
+        with pytest.raises(UnknownSchemaError, match="not an Avro schema"):
             registry.schema(7)
 
     def test_without_end_are_refused(self, server: AnyRegistry, registry: Registry) -> None:

@@ -125,7 +125,7 @@ def test_a_deployment_may_allow_less_and_more() -> None:
 
 
 def test_a_prompt_that_the_model_would_cut_is_refused() -> None:
-    with pytest.raises(RequestError, match="at most 512 tokens, this one has 513"):
+    with pytest.raises(RequestError, match="at most 512 tokens; this one has 513"):
         check_request(GOOD, count_tokens=lambda _: 513)
     assert check_request(GOOD, count_tokens=lambda _: 512) == GOOD
     assert check_request(GOOD, count_tokens=lambda _: None) == GOOD

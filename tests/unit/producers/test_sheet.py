@@ -54,7 +54,7 @@ def test_a_workbook_is_read_whatever_it_is_called(tmp_path: Path, name: str) -> 
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
-        (1.2345678901234567e17, "column 'seed': .* has lost digits, of which Excel keeps 15"),
+        (1.2345678901234567e17, "column 'seed': .* has lost digits, because Excel keeps only 15"),
         ("=A1+1", "column 'seed' has a formula that was never computed"),
         ("#REF!", "column 'seed' shows #REF!"),
     ],
@@ -70,8 +70,8 @@ def test_a_cell_that_shows_no_value_is_told(tmp_path: Path, value: Any, problem:
     ("sheets", "problem"),
     [
         ({"A": [["prompt"], ["a"]], "B": [["prompt"], ["b"]]}, "sheets 'A', 'B' have prompts: keep one"),
-        ({"A": [["Prompt"], ["a"]]}, "the column 'Prompt' is no field: write prompt"),
-        ({"A": [["text"], ["a"]]}, r"line 1 must name the columns, prompt among them; it is \['text'\]$"),
+        ({"A": [["Prompt"], ["a"]]}, "the column 'Prompt' is not a field: write prompt"),
+        ({"A": [["text"], ["a"]]}, r"line 1 must name the columns, including prompt; it is \['text'\]$"),
         ({"A": []}, "must name the columns"),
     ],
 )
@@ -84,9 +84,9 @@ def test_a_workbook_without_one_sheet_of_prompts_is_refused(
 
 def test_cells_without_a_column_are_told(tmp_path: Path) -> None:
     _, (row,) = read(saved(tmp_path / "a.xlsx", A=[["prompt"], ["a", "x"]]))
-    assert row.problem == "column 2 has no name, and holds 'x'"
+    assert row.problem == "column 2 has no name, but contains 'x'"
 
 
 def test_a_workbook_has_no_encoding(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="has no --encoding"):
+    with pytest.raises(InputError, match="without --encoding"):
         read(saved(tmp_path / "a.xlsx", A=[["prompt"], ["a"]]), encoding="utf-8")

@@ -5,8 +5,8 @@ import pytest
 from zimage_stream.stores.answers import Answer, classify
 
 TABLE = [
-    (412, "PreconditionFailed", Answer.TAKEN),
-    (412, "", Answer.TAKEN),
+    (412, "PreconditionFailed", Answer.EXISTS),
+    (412, "", Answer.EXISTS),
     (409, "ConditionalRequestConflict", Answer.RACING),
     (409, "OperationAborted", Answer.RACING),
     (409, "XMinioObjectExistsAsDirectory", Answer.REJECTED),

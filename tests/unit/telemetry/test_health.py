@@ -104,7 +104,7 @@ class TestAlive:
         assert not health.alive()
         assert health.ready() == (
             False,
-            [f"the Kafka thread has not turned for {HEARTBEAT_BOUND_S:.0f} s"],
+            [f"the Kafka thread has been stuck for {HEARTBEAT_BOUND_S:.0f} s"],
         )
 
     def test_loading_a_model_may_take_longer_than_a_beat(self, clock: Clock) -> None:
@@ -125,7 +125,7 @@ class TestAlive:
             waited = PATIENCE_S + HEARTBEAT_BOUND_S
             assert health.ready() == (
                 False,
-                [f"kafka has been down for {waited:.0f} s: a commit is not answered"],
+                [f"kafka has been down for {waited:.0f} s: a commit has not returned"],
             )
             assert health.dependencies() == {"kafka": False}
         assert health.alive()

@@ -112,7 +112,7 @@ def test_what_cannot_be_traced_is_told_and_passes(
 ) -> None:
     tracer.record([], {}, {})
     assert exporter.get_finished_spans() == ()
-    assert "spans could not be made" in caplog.text
+    assert "could not record the spans" in caplog.text
 
 
 def test_it_is_off_unless_it_is_wanted() -> None:

@@ -1,1 +1,1 @@
-"""``zimage demo``: the whole path on one machine, from prompts to a contact sheet."""
+"""``zimage demo``: the whole pipeline on one machine, from prompts to a contact sheet."""

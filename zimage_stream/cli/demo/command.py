@@ -1,4 +1,4 @@
-"""``zimage demo``."""
+"""The command ``zimage demo``."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from zimage_stream.cli.printing import console
 def demo(
     context: typer.Context,
     configured: Annotated[
-        bool, typer.Option("--configured", help="Use the Kafka and the store of the settings.")
+        bool, typer.Option("--configured", help="Use Kafka and the store from the settings.")
     ] = False,
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("zimage-demo"),
+    out: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("zimage-demo"),
 ) -> None:
-    """Make 24 pictures and bury one poisonous record; needs nothing but this package.
+    """Generate 24 images, and a dead letter from one poison record; needs only this package.
 
     Example: zimage demo --out /tmp/demo
     """

@@ -1,11 +1,11 @@
-"""What the demo asks for: captions the packaged checkpoint was trained on, from two tenants."""
+"""The requests of the demo: captions that the packaged checkpoint was trained on, from two tenants."""
 
 from __future__ import annotations
 
 from zimage_stream.events.prompt_request import PromptRequest
 
 SIDE = 64
-"""Pixels; the packaged checkpoint draws no other size."""
+"""Width and height of the images, in pixels; the packaged checkpoint supports no other size."""
 
 ENGLISH = (
     "a red circle on a white background",
@@ -35,11 +35,11 @@ CHINESE = (
     "蓝色三角形，白色背景",
     "一张图片：黑色背景上的一个红色方块",
 )
-POISON = b"these bytes are no Avro event"
+POISON = b"these bytes are not an Avro event"
 
 
 def requests() -> list[PromptRequest]:
-    """24 requests, English and Chinese in turn, each language a tenant of its own."""
+    """Build 24 requests, alternately English and Chinese, with one tenant per language."""
     return [
         PromptRequest(prompt=prompt, tenant=tenant, width=SIDE, height=SIDE)
         for pair in zip(ENGLISH, CHINESE, strict=True)

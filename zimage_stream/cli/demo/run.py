@@ -1,4 +1,4 @@
-"""Runs the demo: a broker or the configured one, a worker process, 24 prompts and a poison."""
+"""The run of the demo: an embedded or configured broker, a worker process, 24 prompts and a poison record."""
 
 from __future__ import annotations
 
@@ -53,19 +53,19 @@ TIMEOUT_S = 120.0
 
 
 class WorkerDiedError(ZImageError):
-    """The demo's worker ended before its work was done."""
+    """The demo's worker ended too early."""
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """One picture: its request, its result, and its file beside the page."""
+class SavedImage:
+    """A saved image: its request, its result, and its file, relative to the page."""
 
     request: PromptRequest
     result: ImageResult
     file: str
 
     def row(self) -> dict[str, Any]:
-        """For the gallery."""
+        """Build the image's row of the gallery."""
         request, image = self.request, self.result.image
         assert image is not None
         return {
@@ -83,7 +83,14 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the demo saw: results by request id in order of arrival, seconds, busy share 0 to 1."""
+    """The outcome of the demo.
+
+    Attributes:
+        results: results by request id, in order of arrival.
+        elapsed_s: duration in seconds.
+        busy: fraction of the time that the engine was busy, 0 to 1.
+        dead_letters: the demo's dead letters, as lines for people.
+    """
 
     results: dict[str, ImageResult]
     elapsed_s: float
@@ -92,10 +99,10 @@ class Outcome:
 
 
 def run_demo(config: Path | None, configured: bool, out: Path, console: Console) -> int:
-    """Run it and show what came of it; returns the exit code.
+    """Run the demo, report its outcome and return the exit code.
 
     Raises:
-        ZImageError: something it needs is not there.
+        ZImageError: a dependency is unavailable.
     """
     out.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -108,11 +115,11 @@ def run_demo(config: Path | None, configured: bool, out: Path, console: Console)
             settings = load_settings(None, _embedded(broker.bootstrap_servers, out))
         _create_store(settings)
         port = stack.enter_context(_worker(settings, out / "worker.log", console))
-        asked = requests()
-        outcome = _serve(settings, asked, port, console)
-        shown = _save(settings, asked, outcome, out)
-    _report(outcome, asked, shown, settings, out, console)
-    return 0 if len(shown) == len(asked) and len(outcome.dead_letters) == 1 else 1
+        sent = requests()
+        outcome = _serve(settings, sent, port, console)
+        saved = _save(settings, sent, outcome, out)
+    _report(outcome, sent, saved, settings, out, console)
+    return 0 if len(saved) == len(sent) and len(outcome.dead_letters) == 1 else 1
 
 
 def _embedded(bootstrap_servers: str, out: Path) -> dict[str, Any]:
@@ -120,13 +127,13 @@ def _embedded(bootstrap_servers: str, out: Path) -> dict[str, Any]:
         "kafka": {"bootstrap_servers": bootstrap_servers},
         "registry": {"url": None},
         "store": {"kind": "directory", "path": str((out / "store").resolve())},
-        # The embedded broker keeps no transactional offsets.
+        # The embedded broker does not store transactional offsets.
         "worker": {"guarantee": "at_least_once", "group_id": "zimage-demo"},
     }
 
 
 def _overrides() -> dict[str, Any]:
-    """What the demo needs whatever is configured: topics of its own, and the packaged model."""
+    """Settings of the demo that override the configuration: its own topics and the packaged model."""
     return {
         "topics": TOPICS.model_dump(),
         "worker": {"group_id": "zimage-demo"},
@@ -145,7 +152,7 @@ def _create_store(settings: Settings) -> None:
 
 @contextlib.contextmanager
 def _worker(settings: Settings, log: Path, console: Console) -> Iterator[int]:
-    """A worker process with these settings, ready; yields its health port."""
+    """Run a worker process with these settings; yield its health port once it is ready."""
     port = settings.telemetry.port
     with log.open("wb") as sink:
         process = subprocess.Popen(
@@ -173,12 +180,12 @@ def _wait_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     while time.monotonic() < deadline:
         if process.poll() is not None:
             lines = log.read_text(errors="replace").splitlines()[-5:]
-            raise WorkerDiedError("the worker ended at start:\n" + "\n".join(lines))
+            raise WorkerDiedError("the worker ended during startup:\n" + "\n".join(lines))
         with contextlib.suppress(OSError):
             if _get(port, "readyz"):
                 return
         time.sleep(0.1)
-    raise WorkerDiedError(f"the worker was not ready within {STARTUP_S:.0f} s; its log is {log}")
+    raise WorkerDiedError(f"the worker was not ready within {STARTUP_S:.0f} s; see its log, {log}")
 
 
 def _get(port: int, path: str) -> str:
@@ -186,24 +193,24 @@ def _get(port: int, path: str) -> str:
         return str(answer.read().decode())
 
 
-def _serve(settings: Settings, asked: Sequence[PromptRequest], port: int, console: Console) -> Outcome:
+def _serve(settings: Settings, sent: Sequence[PromptRequest], port: int, console: Console) -> Outcome:
     results: dict[str, ImageResult] = {}
     started, busy_before = time.monotonic(), _busy_seconds(port)
     columns = (
         SpinnerColumn(),
-        TextColumn("pictures"),
+        TextColumn("images"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
     with PromptClient(settings) as client, Progress(*columns, console=console) as progress:
-        task = progress.add_task("pictures", total=len(asked))
-        for index, request in enumerate(asked):
+        task = progress.add_task("images", total=len(sent))
+        for index, request in enumerate(sent):
             client.submit(request)
-            if index == len(asked) // 2:
+            if index == len(sent) // 2:
                 _send_poison(settings)
         try:
-            for result in client.results([request.request_id for request in asked], timeout=TIMEOUT_S):
+            for result in client.results([request.request_id for request in sent], timeout=TIMEOUT_S):
                 results[result.request_id] = result
                 progress.advance(task)
         except ResultTimeoutError as error:
@@ -228,9 +235,9 @@ def _send_poison(settings: Settings) -> None:
 
 
 def _dead_letters(settings: Settings) -> list[str]:
-    """The dead letters whose value is the demo's poison of this run, as lines for people."""
+    """Return this run's dead letter, whose value is the demo's poison record, as a line for people."""
     with TopicReader(settings.kafka, settings.topics.dead_letters) as reader:
-        # A transaction's marker takes an offset too, so the last letter is at most two back.
+        # Transaction markers occupy offsets too, so the last letter is at most two offsets before the end.
         reader.start({number: max(0, end - 2) for number, end in reader.end_offsets().items()})
         deadline = Deadline(10.0)
         while not deadline.passed:
@@ -241,44 +248,44 @@ def _dead_letters(settings: Settings) -> list[str]:
 
 
 def _describe(letter: Record) -> str:
-    said = {name: value.decode() for name, value in letter.headers if value is not None}
+    headers = {name: value.decode() for name, value in letter.headers if value is not None}
     return (
-        f"{said['zimage.code']}: {said['__connect.errors.exception.message']} "
-        f"(partition {said['__connect.errors.partition']}, offset {said['__connect.errors.offset']})"
+        f"{headers['zimage.code']}: {headers['__connect.errors.exception.message']} "
+        f"(partition {headers['__connect.errors.partition']}, offset {headers['__connect.errors.offset']})"
     )
 
 
-def _save(settings: Settings, asked: Sequence[PromptRequest], outcome: Outcome, out: Path) -> list[Shown]:
-    """Fetch the pictures, check each against its result, and lay them out."""
+def _save(settings: Settings, sent: Sequence[PromptRequest], outcome: Outcome, out: Path) -> list[SavedImage]:
+    """Download the images, check each against its result, and write the contact sheet and the gallery."""
     folder = out / "images"
     folder.mkdir(exist_ok=True)
     store = create_store(settings.store)
-    shown, pictures = [], []
+    saved, images = [], []
     try:
-        for number, request in enumerate(asked, 1):
+        for number, request in enumerate(sent, 1):
             result = outcome.results.get(request.request_id)
             if result is None or result.image is None:
                 continue
             data = store.get(result.image.key)
             if hashlib.sha256(data).hexdigest() != result.image.sha256:
-                raise StoreError(f"{result.image.uri} is not the object that its result states")
+                raise StoreError(f"{result.image.uri} does not match its result: the sha256 differs")
             file = folder / f"{number:02d}.png"
             file.write_bytes(data)
-            pictures.append(Image.open(io.BytesIO(data)).convert("RGB"))
-            shown.append(Shown(request, result, f"images/{file.name}"))
+            images.append(Image.open(io.BytesIO(data)).convert("RGB"))
+            saved.append(SavedImage(request, result, f"images/{file.name}"))
     finally:
         store.close()
-    if pictures:
-        contact_sheet(pictures, columns=6, cell=2 * SIDE).save(out / "contact-sheet.png")
+    if images:
+        contact_sheet(images, columns=6, cell=2 * SIDE).save(out / "contact-sheet.png")
     note = "".join(f"Dead letter: {line}\n" for line in outcome.dead_letters)
-    write_gallery(out, "zimage_stream demo", (each.row() for each in shown), note)
-    return shown
+    write_gallery(out, "zimage_stream demo", (each.row() for each in saved), note)
+    return saved
 
 
 def _report(
     outcome: Outcome,
-    asked: Sequence[PromptRequest],
-    shown: Sequence[Shown],
+    sent: Sequence[PromptRequest],
+    saved: Sequence[SavedImage],
     settings: Settings,
     out: Path,
     console: Console,
@@ -286,17 +293,17 @@ def _report(
     totals = sorted(r.timing.total_ms for r in outcome.results.values() if r.timing.total_ms is not None)
     cuts = quantiles(totals, n=20, method="inclusive") if len(totals) > 1 else [0.0] * 19
     table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_row("pictures", f"{len(shown)} of {len(asked)}")
-    table.add_row("pictures/s", f"{len(shown) / outcome.elapsed_s:.1f}")
+    table.add_row("images", f"{len(saved)} of {len(sent)}")
+    table.add_row("images/s", f"{len(saved) / outcome.elapsed_s:.1f}")
     table.add_row("request to result", f"p50 {cuts[9]:.0f} ms, p95 {cuts[18]:.0f} ms")
     table.add_row("engine busy", f"{outcome.busy:.0%}")
     table.add_row("guarantee", settings.worker.guarantee)
     console.print(table)
-    for line in outcome.dead_letters or ["none, although a poisonous record was sent"]:
+    for line in outcome.dead_letters or ["none, although a poison record was sent"]:
         console.print(escaped(f"dead letter: {line}"), soft_wrap=True)
     for path in ("contact-sheet.png", "index.html"):
         console.print(escaped(str(out / path)), soft_wrap=True)
-    console.print("\nNext, on your own Kafka and store (README, «Against a real cluster»):")
+    console.print("\nNext, with your own Kafka and store (see “Against a real cluster” in the README):")
     console.print('  zimage produce "a red heart on a white background" --wait --out pictures')
 
 

@@ -1,1 +1,1 @@
-"""Where things stand: what is not resolved yet, who works on it, and where one request is."""
+"""``zimage status``: the unresolved requests, the workers that own them, and the state of one request."""

@@ -1,7 +1,7 @@
-"""What of the requests is not resolved yet, told from the group's own checkpoints.
+"""The backlog of unresolved requests, computed from the group's checkpoints.
 
-A consumer's lag would say too much: requests finish in any order, and those above the committed
-offset that are done are in the commit's metadata.
+The consumer lag would overstate it: requests finish in any order, and those that are already resolved above
+the committed offset are recorded in the commit's metadata.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from zimage_stream.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class OpenTransaction:
-    """A producer's transaction that is not ended: no worker reads past its first record before it is.
+    """A producer's open transaction: workers cannot read beyond its first record until it ends.
 
     Attributes:
-        offset: of that record.
-        waiting: records from there on, its own among them. Markers of other transactions count as such.
+        offset: offset of that record.
+        waiting: number of offsets from there on, including its own records and other transactions' markers.
         since: when that record was written.
-        source: who sent it, by its own account.
+        source: the sender, according to the record.
     """
 
     offset: int
@@ -43,13 +43,13 @@ class Partition:
     """One partition of the requests topic.
 
     Attributes:
-        checkpoint: the group's; of the log's start where it never committed.
-        log: ``None`` while it has no leader, and nobody can say what waits in it.
-        lost: offsets that were deleted before they were resolved.
-        past_end: how far the group's offset lies behind the log's end, as after the topic was made anew.
-        damaged: why the commit's metadata is of no use, if it is not.
-        worker: who holds it, as the group names its members; ``None`` where nobody does.
-        oldest_at: when the first unresolved request was written; ``None`` where there is none.
+        checkpoint: the group's checkpoint; if it never committed, one at the start of the log.
+        log: bounds of the log; ``None`` while the partition has no leader.
+        lost: number of offsets that were deleted before they were resolved.
+        past_end: how far the group's offset lies beyond the log's end, as after the topic was recreated.
+        damaged: why the commit's metadata is unusable; ``None`` if it is usable.
+        worker: the worker that owns the partition, by its name in the group; ``None`` if there is none.
+        oldest_at: when the first unresolved request was written; ``None`` if there is none.
     """
 
     number: int
@@ -64,8 +64,10 @@ class Partition:
 
     @property
     def unresolved(self) -> int:
-        """Requests without a terminal event that workers can read. Offsets between them that hold no record
-        (markers of transactions) count until a worker has passed them."""
+        """Number of readable requests without a terminal event.
+
+        Offsets without a record (transaction markers) count until a worker has passed them.
+        """
         if self.oldest_at is None or self.log is None:
             return 0
         held = self.checkpoint
@@ -73,30 +75,30 @@ class Partition:
 
     @property
     def waiting(self) -> int:
-        """Records behind an open transaction."""
+        """Number of records behind an open transaction."""
         return self.transaction.waiting if self.transaction else 0
 
     @property
     def is_remarkable(self) -> bool:
-        """Whether there is anything to say of it."""
+        """Whether there is anything to report about the partition."""
         return bool(
             self.unresolved or self.waiting or self.lost or self.past_end or self.damaged or not self.log
         )
 
     @property
     def started(self) -> int:
-        """Those that are being generated, or were when their worker died."""
+        """Number of requests that are being generated, or were when their worker died."""
         return sum(mark.open for mark in self.checkpoint.marks.values())
 
     @property
     def suspects(self) -> int:
-        """Those that a worker died with; each runs alone."""
+        """Number of requests that were running when a worker died; each is run alone."""
         return sum(mark.suspect for mark in self.checkpoint.marks.values())
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
-    """A worker, as the group knows it."""
+class GroupMember:
+    """A worker as a member of its group."""
 
     name: str
     host: str
@@ -105,39 +107,39 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """The requests topic as a group stands to it. ``state`` is Kafka's word for the group's."""
+    """A group's backlog of the requests topic. ``state`` is Kafka's state of the group."""
 
     state: str
-    members: tuple[Member, ...]
+    members: tuple[GroupMember, ...]
     partitions: tuple[Partition, ...]
 
     @property
     def unresolved(self) -> int:
-        """Requests without a terminal event that workers can read."""
+        """Number of readable requests without a terminal event."""
         return sum(partition.unresolved for partition in self.partitions)
 
     @property
     def waiting(self) -> int:
-        """Records behind open transactions."""
+        """Number of records behind open transactions."""
         return sum(partition.waiting for partition in self.partitions)
 
     @property
     def leaderless(self) -> list[int]:
-        """Partitions of which nobody can say what waits in them."""
+        """Partitions without a leader, whose backlog is unknown."""
         return [partition.number for partition in self.partitions if partition.log is None]
 
     @property
     def oldest_at(self) -> datetime | None:
-        """When the oldest of them was written."""
+        """When the oldest unresolved request was written; ``None`` if there is none."""
         return min((p.oldest_at for p in self.partitions if p.oldest_at is not None), default=None)
 
 
 def read_backlog(settings: Settings) -> Backlog:
-    """Ask the brokers, as somebody who is no member of the group.
+    """Read the backlog from the brokers, without joining the group.
 
     Raises:
         BrokerUnavailableError: no broker answers.
-        TopicMissingError: there is no requests topic.
+        TopicMissingError: the requests topic does not exist.
     """
     trouble = Trouble(settings.kafka)
     state, members, holders = _group(settings, trouble)
@@ -175,12 +177,12 @@ def _open_transactions(settings: Settings, partitions: Sequence[Partition]) -> d
 
 
 def _source_of(record: Record) -> str | None:
-    """Whom a record says that it comes from, as CloudEvents has it; ``None`` where it does not say."""
-    said = [value for name, value in record.headers if name == "ce_source" and value]
-    return said[-1].decode(errors="replace") if said else None
+    """Return the CloudEvents source of a record, or ``None`` if it has none."""
+    sources = [value for name, value in record.headers if name == "ce_source" and value]
+    return sources[-1].decode(errors="replace") if sources else None
 
 
-def _group(settings: Settings, trouble: Trouble) -> tuple[str, tuple[Member, ...], dict[int, str]]:
+def _group(settings: Settings, trouble: Trouble) -> tuple[str, tuple[GroupMember, ...], dict[int, str]]:
     admin = create_admin(settings.kafka, trouble)
     metadata_of(admin, trouble)
     group = settings.worker.group_id
@@ -198,27 +200,27 @@ def _group(settings: Settings, trouble: Trouble) -> tuple[str, tuple[Member, ...
             if each.topic == settings.topics.requests
         ]
         name = slot_of(member.client_id)
-        members.append(Member(name, member.host.removeprefix("/"), len(held)))
+        members.append(GroupMember(name, member.host.removeprefix("/"), len(held)))
         holders.update(dict.fromkeys(held, name))
     state = description.state.name.lower().replace("_", " ")
     return state, tuple(sorted(members, key=lambda member: member.name)), holders
 
 
 def resolved_below(checkpoint: Checkpoint, offset: int) -> int:
-    """How many offsets from the base up to, and without, this one are resolved."""
-    # However far the offset lies, no wider mask than what is there.
+    """Count the resolved offsets from the base up to, but not including, ``offset``."""
+    # However large the offset is, the mask need not be wider than the bitmap.
     width = min(max(0, offset - checkpoint.base), checkpoint.resolved.bit_length())
     return (checkpoint.resolved & ((1 << width) - 1)).bit_count()
 
 
 def partition_of(committed: TopicPartition, log: Log | None) -> Partition:
-    """One partition, from the group's commit and the log's bounds. Pure."""
+    """Describe a partition, from the group's commit and the log's bounds. Pure."""
     number, base = committed.partition, committed.offset
     if base == OFFSET_INVALID:
         return Partition(number, Checkpoint(log.low if log else 0), log)
     checkpoint, damaged = Checkpoint(base), None
     if committed.metadata and committed.metadata.startswith(GONE_BACK):
-        damaged = f"workers stopped it: {committed.metadata.removeprefix(GONE_BACK)}"
+        damaged = f"workers have stopped the partition: {committed.metadata.removeprefix(GONE_BACK)}"
     elif committed.metadata:
         try:
             checkpoint = Checkpoint.decode(committed.metadata, base)

@@ -1,4 +1,4 @@
-"""``zimage status``."""
+"""The command ``zimage status``."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ from zimage_stream.settings import Settings
 RATE_WINDOW = timedelta(seconds=60)
 
 _PHASES = {
-    Phase.WAITING: "waits",
+    Phase.WAITING: "is waiting",
     Phase.RUNNING: "is being generated",
-    Phase.SUSPECT: "waits to run alone, since a worker died with it",
-    Phase.UNCOMMITTED: "waits behind a producer's open transaction",
+    Phase.SUSPECT: "is waiting to run alone, because a worker died while running it",
+    Phase.UNCOMMITTED: "is waiting behind a producer's open transaction",
 }
 
 
 def status(
     context: typer.Context,
     request_id: Annotated[
-        str | None, typer.Argument(metavar="ID", help="A request; absent: all of them.", show_default=False)
+        str | None, typer.Argument(metavar="ID", help="A request; default: all.", show_default=False)
     ] = None,
-    tenant: Annotated[str | None, typer.Option(help="Whose request it is; with an ID.")] = None,
-    all_: Annotated[bool, typer.Option("--all", help="Partitions without work too.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    tenant: Annotated[str | None, typer.Option(help="The request's tenant; with an ID.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Include partitions without work.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
-    """Where things stand: what is unresolved, who works on it, and how long it will take.
+    """Show the unresolved requests, the workers that own them, and how long they will take.
 
-    With an ID: the request's result, or where it waits. Exit code 1: it is
-    not found, or partitions without a leader hide a part of the answer.
+    With an ID: show the request's result, or where it is waiting. Exit code 1:
+    it was not found, or partitions without a leader make the answer incomplete.
 
     Example: zimage status
     """
     if request_id is None and tenant is not None:
-        raise typer.BadParameter("it goes with an ID", param_hint="--tenant")
+        raise typer.BadParameter("it requires an ID", param_hint="--tenant")
     settings = settings_of(context)
     with create_codec(settings.registry) as codec:
         if request_id is not None:
@@ -56,7 +56,7 @@ def status(
 
 
 def _everything(settings: Settings, codec: Codec, all_: bool, json: bool) -> bool:
-    """Show where all requests stand; whether all of that could be seen."""
+    """Show the state of all requests; return whether it is complete."""
     backlog, now = read_backlog(settings), datetime.now(UTC)
     rate = results_since(settings, codec, now - RATE_WINDOW)
     whole = not (backlog.leaderless or rate.leaderless)
@@ -100,26 +100,26 @@ def _summary(settings: Settings, backlog: Backlog, rate: Rate, now: datetime) ->
     yield f"results     {rate.per_s(now):.2f}/s, in the last minute {kinds or 'none'}"
     if backlog.unresolved:
         drain = rate.time_to_drain(backlog.unresolved, now)
-        yield f"drained in  {'unknown: nothing moves' if drain is None else age(drain) + ' at this rate'}"
+        yield f"drained in  {'unknown: no results' if drain is None else age(drain) + ' at this rate'}"
     for topic, numbers in _leaderless(settings, backlog.leaderless, rate.leaderless).items():
         listed = ", ".join(map(str, numbers))
-        yield f"NO LEADER   {topic}: partition {listed}; what is there is not counted, and nobody can read it"
+        yield f"NO LEADER   {topic}: partition {listed}; its records are not counted and cannot be read"
     for each in backlog.partitions:
         if each.transaction:
             yield from _open_transaction(settings, each.number, each.transaction, now)
         if each.past_end and each.log:
             yield (
                 f"PAST END    partition {each.number}: the group's offset is {each.checkpoint.base}, and the "
-                f"log ends at {each.log.high}: the topic was made anew, or its log was cut. Requests below "
-                f"that offset are not served; reset the group's offset for this partition"
+                f"log ends at {each.log.high}: the topic was recreated, or its log was truncated. Requests "
+                f"below that offset are not served; reset the group's offset for this partition"
             )
         if each.lost:
             yield (
                 f"LOST        partition {each.number}: {each.lost:,} requests were deleted from the log "
-                f"before they were served; its worker waits for the group's offset to be reset"
+                f"before they were served; its worker is waiting: reset the group's offset for this partition"
             )
         if each.damaged:
-            yield f"checkpoint  partition {each.number}: its metadata is not used: {shortened(each.damaged)}"
+            yield f"checkpoint  partition {each.number}: its metadata is unusable: {shortened(each.damaged)}"
 
 
 def _open_transaction(
@@ -128,14 +128,14 @@ def _open_transaction(
     topic, servers = settings.topics.requests, settings.kafka.bootstrap_servers
     tool = f"kafka-transactions.sh --bootstrap-server {servers}"
     since = age(now - transaction.since)
-    said = transaction.source
-    source = shortened(said, NAME_CHARACTERS) if said else "somebody who does not say (no header ce_source)"
+    name = transaction.source
+    source = shortened(name, NAME_CHARACTERS) if name else "an unknown producer (no header ce_source)"
     yield (
-        f"OPEN        partition {number}: {transaction.waiting:,} records wait behind a transaction that was "
-        f"begun {since} ago at offset {transaction.offset} by {source}. They are "
-        f"served once its producer ends it, or the broker after that producer's transaction.timeout.ms"
+        f"OPEN        partition {number}: {transaction.waiting:,} records are waiting behind a transaction "
+        f"begun {since} ago at offset {transaction.offset} by {source}. They are served once the producer "
+        f"ends it, or once the broker does so after the producer's transaction.timeout.ms"
     )
-    yield f"            whose: {tool} describe-producers --topic {topic} --partition {number}"
+    yield f"            owner: {tool} describe-producers --topic {topic} --partition {number}"
     yield (
         f"            abort: {tool} abort --topic {topic} --partition {number} "
         f"--start-offset {transaction.offset}"
@@ -157,7 +157,7 @@ def _cells(each: Partition, now: datetime) -> tuple[str, ...]:
         str(each.checkpoint.base),
         str(each.log.high) if each.log else "?",
         age(now - each.oldest_at) if each.oldest_at else "",
-        shortened(each.worker, NAME_CHARACTERS) if each.worker else "nobody",
+        shortened(each.worker, NAME_CHARACTERS) if each.worker else "no worker",
     )
 
 
@@ -195,8 +195,8 @@ def _as_dict(settings: Settings, backlog: Backlog, rate: Rate, now: datetime) ->
 
 
 def _one(settings: Settings, codec: Codec, request_id: str, tenant: str | None, json: bool) -> bool:
-    """Show what is known of a request; whether anything is."""
-    # First where it may wait: what is resolved while we look has its result by the time we look there.
+    """Show what is known about a request; return whether anything is known."""
+    # The backlog first: a request that is resolved meanwhile has its result by the time results are read.
     backlog = read_backlog(settings)
     waiting = list(find_unresolved(settings, backlog, codec, request_id, tenant))
     partitions = Offsets(settings.kafka).partitions(settings.topics.results)
@@ -213,10 +213,10 @@ def _one(settings: Settings, codec: Codec, request_id: str, tenant: str | None, 
         else:
             say(_line(each))
     if not waiting and not results:
-        say(f"no request {request_id} waits, and no result of it is left", err=True)
+        say(f"request {request_id} is not waiting, and no result of it is left", err=True)
     for topic, numbers in unseen.items():
         listed = ", ".join(map(str, numbers))
-        say(f"{topic}: partition {listed} has no leader; what is there could not be looked at", err=True)
+        say(f"{topic}: partition {listed} has no leader; its records could not be read", err=True)
     return bool(waiting or results)
 
 
@@ -226,13 +226,13 @@ def _line(each: Unresolved) -> str:
         f"{shortened(each.request_id, NAME_CHARACTERS)} {_PHASES[each.phase]}",
         f"{waited} old",
         f"partition {each.partition}, offset {each.offset}",
-        f"{each.ahead:,} before it there",
-        f"held by {shortened(each.worker, NAME_CHARACTERS)}"
+        f"{each.ahead:,} unresolved before it",
+        f"owned by {shortened(each.worker, NAME_CHARACTERS)}"
         if each.worker
-        else "held by nobody: no worker runs",
+        else "owned by no worker: none is running",
     ]
     if each.attempts:
-        parts.append(f"{each.attempts} attempt(s) spent")
+        parts.append(f"{each.attempts} attempt(s) used")
     return "; ".join(parts)
 
 

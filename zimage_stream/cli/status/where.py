@@ -1,4 +1,4 @@
-"""Where one request is: what came of it, or where it waits."""
+"""The search for one request: its result, or its position in the backlog."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from zimage_stream.settings import Settings
 
 
 class Phase(StrEnum):
-    """How far an unresolved request has come."""
+    """The state of an unresolved request."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -34,10 +34,10 @@ class Unresolved:
     """A request's record without a terminal event.
 
     Attributes:
-        ahead: unresolved requests before it in its partition. Not its turn: workers choose among all
-            they have fetched, fairly between tenants.
-        attempts: starts that are charged to it.
-        worker: who holds its partition, if anybody does.
+        ahead: number of unresolved requests before it in its partition. They need not run first: workers
+            choose among all fetched requests, fairly between tenants.
+        attempts: number of starts charged to it.
+        worker: the worker that owns its partition; ``None`` if there is none.
     """
 
     request_id: str
@@ -54,7 +54,7 @@ class Unresolved:
 def find_unresolved(
     settings: Settings, backlog: Backlog, codec: Codec, request_id: str, tenant: str | None
 ) -> Iterator[Unresolved]:
-    """Records of this request that the backlog holds. Raises as ``TopicReader``."""
+    """Yield the unresolved records of a request. Raises as ``TopicReader``."""
     partitions = {p.number: p for p in backlog.partitions}
     for record, is_uncommitted in _unresolved(settings, backlog):
         partition = partitions[record.partition]
@@ -80,7 +80,7 @@ def find_unresolved(
 
 
 def _unresolved(settings: Settings, backlog: Backlog) -> Iterator[tuple[Record, bool]]:
-    """Records where something is unresolved, and whether they lie behind an open transaction."""
+    """Yield records of partitions with a backlog, and whether each lies behind an open transaction."""
     topic = settings.topics.requests
     bases = {p.number: p.checkpoint.base for p in backlog.partitions if p.unresolved}
     for record in _read(settings, topic, bases):
@@ -91,7 +91,7 @@ def _unresolved(settings: Settings, backlog: Backlog) -> Iterator[tuple[Record, 
 
 
 def phase_of(checkpoint: Checkpoint, offset: int) -> Phase:
-    """What the checkpoint says of an unresolved offset."""
+    """Return the state of an unresolved offset, according to the checkpoint."""
     mark = checkpoint.marks.get(offset)
     if mark is None or not (mark.open or mark.suspect):
         return Phase.WAITING
@@ -99,14 +99,14 @@ def phase_of(checkpoint: Checkpoint, offset: int) -> Phase:
 
 
 def unresolved_before(checkpoint: Checkpoint, offset: int) -> int:
-    """How many offsets below this one are not resolved."""
+    """Count the unresolved offsets below ``offset``."""
     return max(0, offset - checkpoint.base) - resolved_below(checkpoint, offset)
 
 
 def find_results(
     settings: Settings, partitions: Iterable[int], codec: Codec, request_id: str, tenant: str | None
 ) -> Iterator[ImageResult]:
-    """Results of this request in these partitions, oldest first in each. Raises as ``TopicReader``."""
+    """Yield the results of a request in these partitions, oldest first in each. Raises as ``TopicReader``."""
     for record in _read(settings, settings.topics.results, dict.fromkeys(partitions, OFFSET_BEGINNING)):
         if not _may_hold(record, request_id):
             continue
@@ -119,7 +119,7 @@ def find_results(
 
 
 def _may_hold(record: Record, request_id: str) -> bool:
-    """Whether it is worth decoding; all of a long topic would take longer than the answer is worth."""
+    """Whether a record may belong to a request; a cheap test, since decoding a long topic takes too long."""
     return record.value is not None and request_id.encode() in record.value
 
 

@@ -1,1 +1,1 @@
-"""The packaged checkpoint; README.md is its model card."""
+"""The packaged checkpoint; its model card is README.md."""

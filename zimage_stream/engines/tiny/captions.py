@@ -1,4 +1,4 @@
-"""The words that the packaged checkpoint knows: what it was trained on, and all it can draw."""
+"""The captions that the packaged checkpoint was trained on, which are also all that it can draw."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHAPES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "cross": ("十字形", "十字"),
     }
 )
-"""Every shape by its English name, with its Chinese names."""
+"""Chinese names of each shape, by its English name."""
 
 COLOURS: Mapping[str, str] = MappingProxyType(
     {
@@ -32,7 +32,7 @@ COLOURS: Mapping[str, str] = MappingProxyType(
         "white": "白色",
     }
 )
-"""Every colour by its English name, with its Chinese name."""
+"""Chinese name of each colour, by its English name."""
 
 COMBINATIONS = tuple(
     (shape, colour, background)
@@ -41,7 +41,7 @@ COMBINATIONS = tuple(
     for background in COLOURS
     if colour != background
 )
-"""All 336 pictures that can be asked for: shape, its colour, the background's."""
+"""All 336 supported images: shape, colour of the shape, colour of the background."""
 
 _ENGLISH = (
     "a {colour} {shape} on a {background} background",
@@ -68,18 +68,18 @@ _CHINESE = (
 
 
 def variants(shape: str, language: Language) -> int:
-    """How many captions a combination with this shape has in a language."""
+    """Count the captions in a language of a combination with this shape."""
     return len(_ENGLISH) if language == "en" else len(_CHINESE) * len(SHAPES[shape])
 
 
 def caption(shape: str, colour: str, background: str, language: Language, template_index: int) -> str:
-    """A caption that the checkpoint was trained on.
+    """Build a caption that the checkpoint was trained on.
 
     Args:
         shape: a key of ``SHAPES``.
-        colour, background: keys of ``COLOURS``, not the same.
-        template_index: any number from 0; counts through the templates (and in Chinese through the
-            shape's names) and starts again after :func:`variants` of them.
+        colour, background: two different keys of ``COLOURS``.
+        template_index: any number from 0. It cycles through the templates (and in Chinese through the shape's
+            names), with a period of :func:`variants`.
     """
     if language == "en":
         template = _ENGLISH[template_index % len(_ENGLISH)]

@@ -104,7 +104,7 @@ class TestEncoding:
     def test_a_checkpoint_at_a_different_offset_is_not_trusted(
         self, checkpoint: Checkpoint, moved: int
     ) -> None:
-        with pytest.raises(ValueError, match="stands beside"):
+        with pytest.raises(ValueError, match="but the committed offset is"):
             Checkpoint.decode(checkpoint.encode(), checkpoint.base + moved)
 
     @given(checkpoints(), st.data())

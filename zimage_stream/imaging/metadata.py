@@ -1,4 +1,4 @@
-"""Writing and reading of the metadata embedded in images."""
+"""Metadata in images: written as XMP, read from every format. PNG chunks are written in ``encode``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The bounds of partition logs and the offsets a group has committed, read from outside the group."""
+"""The bounds of partition logs and the offsets a group has committed, read from outside the group.
+
+The metadata of a commit is read by :mod:`zimage_stream.checkpoint`.
+"""
 
 from __future__ import annotations
 

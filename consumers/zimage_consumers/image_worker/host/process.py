@@ -34,7 +34,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt, as in malloc.h."""
 _LARGEST_BUFFER, _KEPT_FREE = 32 << 20, 256 << 20
 """Thresholds in bytes. Buffers above the first, the most glibc allows, go back to the system when freed."""
-PATIENCE_S = 0.05
+REGISTRY_PATIENCE_S = 0.05
 """Time, in seconds, that the Kafka thread waits for the schema registry; most answers take less."""
 LEAVE_S = 5.0
 """Time, in seconds, after the drain time to commit finished work and leave the group."""
@@ -77,7 +77,7 @@ def run_worker(
     tracer = create_tracer(settings.telemetry.traces, slot)
     if store is None:
         store = create_store(settings.store, connections=settings.worker.upload_threads + STORE_REQUESTS)
-    codec = create_codec(settings.registry, PATIENCE_S)
+    codec = create_codec(settings.registry, REGISTRY_PATIENCE_S)
     try:
         if engine is None:
             engine = create_engine(settings.engine)

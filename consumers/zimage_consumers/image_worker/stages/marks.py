@@ -1,4 +1,7 @@
-"""The marks of started jobs: opened in a commit before a job can run, and closed in a later one."""
+"""The marks of started jobs: opened in a commit before a job can run, and closed in a later one.
+
+Who is charged for a death by them is decided in :mod:`~zimage_consumers.image_worker.window.ledger`.
+"""
 
 from __future__ import annotations
 

@@ -82,6 +82,13 @@ def undertaker(settings: Settings) -> Undertaker:
 
 def sent(settings: Settings) -> list[Record]:
     """The values in the requests topic, in the order of their keys."""
+
+    def ends(uncommitted: bool) -> dict[int, int]:
+        with TopicReader(settings.kafka, settings.topics.requests, uncommitted=uncommitted) as reader:
+            return reader.end_offsets()
+
+    # A transaction is committed a moment before its markers are in the log.
+    until(lambda: ends(uncommitted=False) == ends(uncommitted=True), 60, "no transaction is open")
     with TopicReader(settings.kafka, settings.topics.requests) as reader:
         reader.start()
         return sorted(reader.read_to_end(), key=lambda record: str(record.key))

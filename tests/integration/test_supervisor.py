@@ -133,8 +133,10 @@ def test_a_record_that_hangs_every_worker_that_decodes_it_ends_as_a_dead_letter(
         report = arena.wait_answered(180)
         words = running.words()
         # Two before any mark; one alone under its mark; one to answer its author, which is impossible.
-        assert words.count("ignores SIGTERM; killing it") == 4
-        assert len(running.started()) == 5
+        # A worker that an overloaded machine keeps silent for as long is killed as well.
+        kills = words.count("ignores SIGTERM; killing it")
+        assert kills >= 4
+        until(lambda: len(running.started()) == 1 + kills, 60, "each kill is followed by one start")
         assert running.stop() == 0
     ((letter,),) = report.dead.values()
     assert letter["zimage.code"] == "WORKER_CRASHED"

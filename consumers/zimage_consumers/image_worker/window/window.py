@@ -7,8 +7,7 @@ from collections.abc import Collection, Iterator
 from zimage_consumers.image_worker.window.assignment import Assignment
 from zimage_consumers.image_worker.window.jobs import Job, Stage
 
-STARTED = (Stage.MARKED, Stage.GENERATING, Stage.DELIVERING)
-UNDER_WAY = (*STARTED, Stage.ENDED)
+UNDER_WAY = (Stage.MARKED, Stage.GENERATING, Stage.DELIVERING, Stage.ENDED)
 """Stages that end by themselves: a drain waits for them."""
 
 
@@ -94,10 +93,6 @@ class Window:
         """The jobs in these stages, in no particular order."""
         for stage in stages:
             yield from self._jobs[stage]
-
-    def count(self, *stages: Stage) -> int:
-        """The number of jobs in these stages."""
-        return sum(len(self._jobs[stage]) for stage in stages)
 
     @property
     def under_way(self) -> bool:

@@ -98,6 +98,22 @@ def broker_frozen(stage: Stage, scale: float) -> None:
         _freeze(stage, lambda: stage.rng.choice(stage.cluster.brokers), MISSED_S if scale < 2 else 20)
 
 
+def all_brokers_frozen(stage: Stage, scale: float) -> None:
+    """All brokers are frozen until the controller has fenced them. For a moment after they continue, no
+    partition has a leader, among them those in transactions that are being committed."""
+    stage.start_workers()
+    for _ in range(round(scale)):
+        stage.pause(1, 3)
+        for broker in stage.cluster.brokers:
+            broker.pause()
+        stage.pause(MISSED_S)
+        for broker in stage.cluster.brokers:
+            broker.resume()
+        stage.fault()
+        stage.cluster.wait_in_sync()
+        stage.pause(2)
+
+
 def coordinators_lost(stage: Stage, scale: float) -> None:
     """One broker is killed and one frozen: the short form of the three scenarios above."""
     stage.start_workers()
@@ -248,6 +264,7 @@ SCENARIOS = {
         BrokerScenario("group coordinator killed", group_coordinator_killed, short=False),
         BrokerScenario("two of three brokers down", two_of_three_brokers_down, short=False),
         BrokerScenario("broker frozen", broker_frozen, short=False),
+        BrokerScenario("all brokers frozen", all_brokers_frozen, short=False),
         BrokerScenario("coordinators lost", coordinators_lost, short=False),
         BrokerScenario("brokers restarted in turn", brokers_restarted_in_turn, short=False),
         BrokerScenario(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
@@ -104,6 +104,29 @@ def test_the_transaction_coordinator_leads_the_partition_of_its_transactions(
         assert own_cluster.transaction_coordinator(name) is kept_by[name]
 
 
+def test_a_commit_reaches_a_partition_that_has_no_leader_when_it_is_committed(
+    own_cluster: KafkaCluster,
+) -> None:
+    # Kafka 4.3.0, 4.3.1 and 4.4.0 fail this test (KAFKA-20734).
+    name = f"id-{uuid.uuid4().hex}"
+    producer = Producer(transactional_config(own_cluster.settings, name))
+    producer.init_transactions(120)
+    coordinator = own_cluster.transaction_coordinator(name)
+    holder = next(broker for broker in own_cluster.brokers if broker is not coordinator)
+    topic = _topic(own_cluster, [[holder.number]], {"min.insync.replicas": "1"})
+
+    producer.begin_transaction()
+    producer.produce(topic, b"committed")
+    producer.flush(60)
+    holder.kill()
+    until(lambda: own_cluster.leader(topic, 0) is None, ELECTED_WITHIN_S, "the partition has no leader")
+    producer.commit_transaction(120)
+    holder.start()
+    own_cluster.wait_in_sync()
+
+    until(lambda: _values(own_cluster, topic) == [b"committed"], 60, "the record is committed")
+
+
 def test_a_topics_replicas_are_placed_as_requested(own_cluster: KafkaCluster) -> None:
     topic = _topic(own_cluster, [[2, 1], [3, 1]])
 
@@ -114,9 +137,11 @@ def test_a_topics_replicas_are_placed_as_requested(own_cluster: KafkaCluster) ->
         own_cluster.leader(topic, 2)
 
 
-def _topic(cluster: KafkaCluster, copies: Sequence[Sequence[int]]) -> str:
+def _topic(
+    cluster: KafkaCluster, copies: Sequence[Sequence[int]], config: Mapping[str, str] | None = None
+) -> str:
     name = f"topic-{uuid.uuid4().hex[:12]}"
-    cluster.make_topic(name, copies)
+    cluster.make_topic(name, copies, config)
     cluster.wait_in_sync()
     return name
 

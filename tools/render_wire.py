@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.integration.bad_input import CASES
-from zimage_stream.events.schemas import IMAGE_RESULT, PROMPT_REQUEST, current
+from zimage_stream.events.schemas import CANCELLATION, IMAGE_RESULT, PROGRESS, PROMPT_REQUEST, current
 from zimage_stream.kafka.topics import TopicSpec, released_topic, replayed_topic, required_topics
 from zimage_stream.settings import TopicSettings
 
@@ -32,6 +32,8 @@ def rendered(page: str) -> str:
         "topics": topics_table(),
         "request": schema_table(PROMPT_REQUEST),
         "result": schema_table(IMAGE_RESULT),
+        "cancellation": schema_table(CANCELLATION),
+        "progress": schema_table(PROGRESS),
         "bad-input": bad_input_table(),
     }
     return _MARKED.sub(lambda match: f"{match[1]}{tables[match[2]]}{match[3]}", page)
@@ -76,8 +78,14 @@ def topics_table() -> str:
     """Return the table of the topics and their requirements."""
     names = TopicSettings()
     head = "| topic | partitions | key | kept | largest record | |\n|---|---|---|---|---|---|\n"
-    keys = ("`request_id`", "`request_id`", "as sent")
-    notes = ("requests", "results, in transactions", "records that could not be served, as sent")
+    keys = ("`request_id`", "`request_id`", "as sent", "`request_id`", "`request_id`")
+    notes = (
+        "requests",
+        "results, in transactions",
+        "records that could not be served, as sent",
+        "cancellations, each in the partition of its request's record",
+        "progress of requests that run; may be lost",
+    )
     rows = [
         _topic_row(spec, key, note)
         for spec, key, note in zip(required_topics(names), keys, notes, strict=True)
@@ -89,14 +97,14 @@ def topics_table() -> str:
 
 
 def _topic_row(spec: TopicSpec, key: str, note: str) -> str:
-    kept = spec.at_least.get("retention.ms")
+    kept = int(spec.config.get("retention.ms", 0))
     size = spec.at_least.get("max.message.bytes")
     compacted = spec.exactly["cleanup.policy"] == "compact"
     cells = (
         f"`{spec.name}`",
         str(spec.partitions),
         key,
-        "compacted" if compacted or kept is None else f"{kept // _DAY_MS} days",
+        "compacted" if compacted else f"{kept // _DAY_MS} days" if kept >= _DAY_MS else "1 hour",
         f"{size >> 20} MiB" if size else "small",
         note,
     )

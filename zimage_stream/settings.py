@@ -140,6 +140,8 @@ class TopicSettings(Group):
     requests: str = "zimage.requests"
     results: str = "zimage.results"
     dead_letters: str = "zimage.dead-letters"
+    cancellations: str = "zimage.cancellations"
+    progress: str = "zimage.progress"
 
 
 class RegistrySettings(Group):

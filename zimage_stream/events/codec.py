@@ -13,11 +13,20 @@ import fastavro
 from fastavro.read import SchemaResolutionError
 
 from zimage_stream.errors import UnknownSchemaError, WireError
+from zimage_stream.events.cancellation import Cancellation
 from zimage_stream.events.conform import conform
 from zimage_stream.events.image_result import Failure, ImageResult, Source, Status, StoredImage, Timing
+from zimage_stream.events.progress import Progress, ProgressStage
 from zimage_stream.events.prompt_request import PromptRequest
 from zimage_stream.events.registry import Registry
-from zimage_stream.events.schemas import IMAGE_RESULT, PROMPT_REQUEST, by_fingerprint, current
+from zimage_stream.events.schemas import (
+    CANCELLATION,
+    IMAGE_RESULT,
+    PROGRESS,
+    PROMPT_REQUEST,
+    by_fingerprint,
+    current,
+)
 from zimage_stream.events.untrusted import MAX_STEPS, Body, Writer
 from zimage_stream.settings import RegistrySettings
 
@@ -32,7 +41,7 @@ _ID = struct.Struct(">I")
 _FINGERPRINT_BYTES = 8
 _NAMES = {
     kind: tuple(field.name for field in fields(kind))
-    for kind in (PromptRequest, ImageResult, StoredImage, Failure, Timing, Source)
+    for kind in (PromptRequest, ImageResult, StoredImage, Failure, Timing, Source, Cancellation, Progress)
 }
 
 
@@ -102,6 +111,28 @@ class Codec:
             "source": Source(**record["source"]),
         }
         return ImageResult(**record)
+
+    def encode_cancellation(self, cancellation: Cancellation, topic: str) -> bytes:
+        """The cancellation as a record's value. Raises as :meth:`encode_request`."""
+        record = _fields(cancellation)
+        return self._encode(CANCELLATION, record | {"source": _fields(cancellation.source)}, topic)
+
+    def decode_cancellation(self, data: bytes | None) -> Cancellation:
+        """The cancellation in a record's value. Raises as :meth:`decode_request`."""
+        record = self._decode(CANCELLATION, data)
+        return Cancellation(**record | {"source": Source(**record["source"])})
+
+    def encode_progress(self, progress: Progress, topic: str) -> bytes:
+        """The progress as a record's value. Raises as :meth:`encode_request`."""
+        record = _fields(progress)
+        return self._encode(PROGRESS, record | {"source": _fields(progress.source)}, topic)
+
+    def decode_progress(self, data: bytes | None) -> Progress:
+        """The progress in a record's value. Raises as :meth:`decode_request`."""
+        record = self._decode(PROGRESS, data)
+        return Progress(
+            **record | {"source": Source(**record["source"]), "stage": ProgressStage(record["stage"])}
+        )
 
     def _encode(self, name: str, record: Mapping[str, Any], topic: str) -> bytes:
         schema = current(name)

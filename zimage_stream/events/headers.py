@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
+from zimage_stream.events.cancellation import Cancellation
 from zimage_stream.events.image_result import ImageResult
+from zimage_stream.events.progress import Progress
 from zimage_stream.events.prompt_request import PromptRequest
 
 Header = tuple[str, bytes | None]
@@ -14,6 +16,8 @@ Headers = list[Header]
 
 REQUEST_TYPE = "zimage.PromptRequest.v1"
 RESULT_TYPE = "zimage.ImageResult.v1"
+CANCELLATION_TYPE = "zimage.Cancellation.v1"
+PROGRESS_TYPE = "zimage.Progress.v1"
 MAX_HEADER_VALUE_BYTES = 2_000
 """Maximum size of a header value that we write, in bytes; longer ones are truncated."""
 
@@ -79,6 +83,25 @@ def result_headers(result: ImageResult, request: Iterable[Header]) -> Headers:
         *_cloud_event(event_id, f"/zimage/workers/{result.worker}", RESULT_TYPE, result.completed_at),
         *trace_context(request),
     ]
+
+
+def cancellation_headers(cancellation: Cancellation, source: str) -> Headers:
+    """Headers of a cancellation.
+
+    Args:
+        source: URI reference of the client that asks for it.
+    """
+    place = cancellation.source
+    event_id = f"cancel/{place.topic}/{place.partition}/{place.offset}"
+    return _cloud_event(event_id, source, CANCELLATION_TYPE, cancellation.requested_at)
+
+
+def progress_headers(progress: Progress) -> Headers:
+    """Headers of progress. The event's id is different for each report."""
+    place = progress.source
+    moment = f"{progress.stage}/{progress.step}/{progress.at.timestamp():.3f}"
+    event_id = f"{place.topic}/{place.partition}/{place.offset}/{moment}"
+    return _cloud_event(event_id, f"/zimage/workers/{progress.worker}", PROGRESS_TYPE, progress.at)
 
 
 def trace_context(headers: Iterable[Header]) -> Headers:

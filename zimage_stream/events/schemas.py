@@ -16,6 +16,8 @@ from zimage_stream.errors import ZImageError
 
 PROMPT_REQUEST = "zimage.PromptRequest"
 IMAGE_RESULT = "zimage.ImageResult"
+CANCELLATION = "zimage.Cancellation"
+PROGRESS = "zimage.Progress"
 
 _FILE = re.compile(r"(?P<name>zimage\.\w+)\.v(?P<version>\d+)\.avsc")
 
@@ -78,4 +80,13 @@ def _folder() -> Traversable:
     raise ZImageError("the Avro schemas are missing from this installation")
 
 
-__all__ = ["IMAGE_RESULT", "PROMPT_REQUEST", "Schema", "by_fingerprint", "current", "published"]
+__all__ = [
+    "CANCELLATION",
+    "IMAGE_RESULT",
+    "PROGRESS",
+    "PROMPT_REQUEST",
+    "Schema",
+    "by_fingerprint",
+    "current",
+    "published",
+]

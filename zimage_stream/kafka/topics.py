@@ -32,6 +32,7 @@ REQUEST_PARTITIONS = 48
 
 RESULT_PARTITIONS = 12
 DEAD_LETTER_PARTITIONS = 1
+PROGRESS_PARTITIONS = 12
 
 REPLICAS = 3
 MIN_INSYNC = 2
@@ -48,7 +49,8 @@ INTERNAL = ("__consumer_offsets", "__transaction_state")
 
 TIMEOUT_S = 10.0
 
-_DAY_MS = 24 * 3_600 * 1_000
+_HOUR_MS = 3_600 * 1_000
+_DAY_MS = 24 * _HOUR_MS
 _BROKER_DEFAULT = -1
 
 # The broker's value for "no limit".
@@ -77,6 +79,8 @@ class TopicSpec:
     exactly: Mapping[str, str] = field(default_factory=lambda: {"cleanup.policy": "delete"})
     at_most: Mapping[str, int] = field(default_factory=dict)
     advised: Mapping[str, str] = field(default_factory=dict)
+    without: str | None = None
+    """What does not work while the topic is missing; everything else does. ``None``: nothing works."""
 
     @property
     def config(self) -> dict[str, str]:
@@ -121,7 +125,7 @@ class Finding:
 
 
 def required_topics(names: TopicSettings, request_partitions: int = REQUEST_PARTITIONS) -> list[TopicSpec]:
-    """The requirements on the three topics.
+    """The requirements on the topics.
 
     Results and dead letters allow 4 MiB; otherwise one oversized poison record would abort every transaction.
     """
@@ -157,6 +161,20 @@ def required_topics(names: TopicSettings, request_partitions: int = REQUEST_PART
                 "retention.bytes": _UNLIMITED,
             },
         ),
+        TopicSpec(
+            names.cancellations,
+            request_partitions,
+            # A cancellation is kept for as long as the request that it may still find.
+            {"retention.ms": 7 * _DAY_MS, "retention.bytes": _UNLIMITED},
+            without="no request can be cancelled",
+        ),
+        TopicSpec(
+            names.progress,
+            PROGRESS_PARTITIONS,
+            {},
+            advised={"retention.ms": str(_HOUR_MS)},
+            without="no progress is shown",
+        ),
     ]
 
 
@@ -179,7 +197,12 @@ def released_topic(names: TopicSettings) -> TopicSpec:
 def compare(spec: TopicSpec, state: TopicState | None) -> Iterator[Finding]:
     """Compare a topic with its requirements; the worst finding comes first. Pure."""
     if state is None:
-        yield Finding(spec.name, "topic", "missing", "to exist", "Create it: zimage topics create")
+        remedy = "Create it: zimage topics create"
+        if spec.without is None:
+            yield Finding(spec.name, "topic", "missing", "to exist", remedy)
+        else:
+            needs = f"to exist: without it {spec.without}"
+            yield Finding(spec.name, "topic", "missing", needs, remedy, Severity.WARNING)
         return
     if state.partitions < spec.partitions:
         yield Finding(

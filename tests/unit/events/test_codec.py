@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from zimage_stream.errors import UnknownSchemaError, WireError
 from zimage_stream.events import schemas
+from zimage_stream.events.cancellation import Cancellation
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.image_result import (
     Failure,
@@ -25,6 +26,7 @@ from zimage_stream.events.image_result import (
     StoredImage,
     Timing,
 )
+from zimage_stream.events.progress import Progress, ProgressStage
 from zimage_stream.events.prompt_request import PromptRequest
 from zimage_stream.events.schemas import IMAGE_RESULT, PROMPT_REQUEST, current, published
 
@@ -87,6 +89,40 @@ results = st.builds(
     worker=words,
     started_at=st.none() | times,
 )
+sources = st.builds(Source, topic=words, partition=ints, offset=longs)
+cancellations = st.builds(
+    Cancellation,
+    request_id=words,
+    tenant=words,
+    source=sources,
+    reason=st.none() | words,
+    requested_at=times,
+)
+progresses = st.builds(
+    Progress,
+    request_id=words,
+    tenant=words,
+    batch_id=st.none() | words,
+    source=sources,
+    stage=st.sampled_from(ProgressStage),
+    step=ints,
+    steps=ints,
+    worker=words,
+    at=times,
+    preview=st.none() | st.binary(max_size=50),
+)
+
+
+@given(cancellations)
+def test_a_cancellation_is_read_as_it_was_written(cancellation: Cancellation) -> None:
+    value = Codec().encode_cancellation(cancellation, "cancellations")
+    assert Codec().decode_cancellation(value) == cancellation
+
+
+@given(progresses)
+def test_progress_is_read_as_it_was_written(progress: Progress) -> None:
+    assert Codec().decode_progress(Codec().encode_progress(progress, "progress")) == progress
+
 
 codec = Codec()
 

@@ -14,7 +14,7 @@ from zimage_stream.kafka.topics import (
 )
 from zimage_stream.settings import TopicSettings
 
-REQUESTS, RESULTS, DEAD_LETTERS = required_topics(TopicSettings())
+REQUESTS, RESULTS, DEAD_LETTERS, CANCELLATIONS, PROGRESS = required_topics(TopicSettings())
 
 
 def exact(spec: TopicSpec, **differing: str) -> TopicState:
@@ -23,16 +23,36 @@ def exact(spec: TopicSpec, **differing: str) -> TopicState:
 
 
 def test_what_is_made_is_what_is_needed() -> None:
-    for spec in (REQUESTS, RESULTS, DEAD_LETTERS):
+    for spec in required_topics(TopicSettings()):
         assert list(compare(spec, exact(spec))) == []
 
 
 def test_what_every_topic_must_be() -> None:
     assert (REQUESTS.partitions, RESULTS.partitions, DEAD_LETTERS.partitions) == (48, 12, 1)
     day = 86_400_000
+    assert CANCELLATIONS.partitions == REQUESTS.partitions
+    assert CANCELLATIONS.config["retention.ms"] == REQUESTS.config["retention.ms"]
+    assert (PROGRESS.partitions, PROGRESS.config["retention.ms"]) == (12, "3600000")
     assert RESULTS.config["retention.ms"] == str(7 * day)
     assert DEAD_LETTERS.config["retention.ms"] == str(30 * day)
     assert RESULTS.config["max.message.bytes"] == DEAD_LETTERS.config["max.message.bytes"] == str(4 << 20)
+
+
+@pytest.mark.parametrize(
+    ("spec", "consequence"),
+    [(CANCELLATIONS, "no request can be cancelled"), (PROGRESS, "no progress is shown")],
+)
+def test_a_topic_that_an_older_deployment_does_not_have_is_a_warning(
+    spec: TopicSpec, consequence: str
+) -> None:
+    (finding,) = compare(spec, None)
+    assert finding.severity is Severity.WARNING
+    assert consequence in str(finding)
+    assert "zimage topics create" in finding.remedy
+
+
+def test_progress_may_be_kept_for_longer() -> None:
+    assert list(compare(PROGRESS, exact(PROGRESS, retention_ms="86400000"))) == []
 
 
 def test_more_than_needed_is_no_finding() -> None:

@@ -1,0 +1,24 @@
+"""A cancellation: asks that one request be ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from zimage_stream.events.image_result import Source
+
+MAX_REASON_CHARACTERS = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancellation:
+    """Asks that the request in one record be ended. ``schemas/zimage.Cancellation`` documents every field.
+
+    It is addressed to a record and not to an id, so a later request with the same id is never hit.
+    """
+
+    request_id: str
+    source: Source
+    requested_at: datetime
+    tenant: str = "default"
+    reason: str | None = None

@@ -197,12 +197,10 @@ def released_topic(names: TopicSettings) -> TopicSpec:
 def compare(spec: TopicSpec, state: TopicState | None) -> Iterator[Finding]:
     """Compare a topic with its requirements; the worst finding comes first. Pure."""
     if state is None:
+        severity = Severity.ERROR if spec.without is None else Severity.WARNING
+        purpose = f": without it {spec.without}" if spec.without else ""
         remedy = "Create it: zimage topics create"
-        if spec.without is None:
-            yield Finding(spec.name, "topic", "missing", "to exist", remedy)
-        else:
-            needs = f"to exist: without it {spec.without}"
-            yield Finding(spec.name, "topic", "missing", needs, remedy, Severity.WARNING)
+        yield Finding(spec.name, "topic", "missing", f"to exist{purpose}", remedy, severity)
         return
     if state.partitions < spec.partitions:
         yield Finding(

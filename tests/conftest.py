@@ -20,6 +20,7 @@ from confluent_kafka.admin import AdminClient
 from tests.chaos.run import open_services
 from tests.chaos.stage import Services
 from tests.fleet.arena import Arena, open_arena
+from tests.fleet.topics import topics_named
 from tests.services import (
     Kafka,
     KafkaAddress,
@@ -148,9 +149,7 @@ def make_topics() -> Iterator[Callable[..., TopicSettings]]:
 
     def make(on: KafkaAddress | Kafka, partitions: int = REQUEST_PARTITIONS) -> TopicSettings:
         run = uuid.uuid4().hex[:12]
-        topics = TopicSettings(
-            requests=f"requests-{run}", results=f"results-{run}", dead_letters=f"dead-letters-{run}"
-        )
+        topics = topics_named(run)
         wait_until_ready(lambda: _create(on, topics, partitions), SERVED_TIMEOUT_S)
         wait_until_ready(lambda: _probe_partitions(on, topics), SERVED_TIMEOUT_S)
         made.append((on, topics))

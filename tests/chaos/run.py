@@ -15,11 +15,12 @@ from tests.chaos.scenarios import SESSION_S
 from tests.chaos.stage import Row, Services, open_stage
 from tests.chaos.workloads import WORKLOADS
 from tests.fleet.arena import open_arena
+from tests.fleet.topics import topics_named
 from tests.services.native.cluster import COPIES, KafkaCluster
 from tests.services.native.kafka import Kafka
 from tests.services.native.minio import Minio
 from zimage_stream.kafka.topics import create_topics
-from zimage_stream.settings import StoreSettings, TopicSettings
+from zimage_stream.settings import StoreSettings
 
 PARTITIONS = 12
 SCENARIOS = scenarios.SCENARIOS | broker_scenarios.SCENARIOS | hostile.SCENARIOS
@@ -49,7 +50,7 @@ def play(
     """
     folder.mkdir(parents=True, exist_ok=True)
     name = f"chaos-{uuid.uuid4().hex[:8]}"
-    topics = TopicSettings(requests=name, results=f"{name}.results", dead_letters=f"{name}.dead-letters")
+    topics = topics_named(name)
     chosen = SCENARIOS[scenario]
     on_cluster = isinstance(chosen, BrokerScenario)
     broker = services.cluster if on_cluster else services.kafka

@@ -14,9 +14,20 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from tests.fleet.workers import until
 from zimage_stream.kafka.clients import common_config
-from zimage_stream.settings import KafkaSettings
+from zimage_stream.settings import KafkaSettings, TopicSettings
 
 EVER = 2**63 - 1
+
+
+def topics_named(run: str) -> TopicSettings:
+    """Names of topics that no other test has."""
+    return TopicSettings(
+        requests=f"{run}.requests",
+        results=f"{run}.results",
+        dead_letters=f"{run}.dead-letters",
+        cancellations=f"{run}.cancellations",
+        progress=f"{run}.progress",
+    )
 
 
 def take_anything(kafka: KafkaSettings, topic: str, max_bytes: int = 8 << 20) -> None:

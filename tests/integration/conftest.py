@@ -44,6 +44,8 @@ def start(settings: Settings, tmp_path: Path) -> Iterator[Start]:
         "ZIMAGE_TOPICS__REQUESTS": settings.topics.requests,
         "ZIMAGE_TOPICS__RESULTS": settings.topics.results,
         "ZIMAGE_TOPICS__DEAD_LETTERS": settings.topics.dead_letters,
+        "ZIMAGE_TOPICS__CANCELLATIONS": settings.topics.cancellations,
+        "ZIMAGE_TOPICS__PROGRESS": settings.topics.progress,
         "ZIMAGE_STORE__KIND": "directory",
         "ZIMAGE_STORE__PATH": str(settings.store.path),
     }

@@ -15,6 +15,7 @@ from confluent_kafka import Message, Producer
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 
 from tests.fleet.arena import Arena, open_arena
+from tests.fleet.topics import topics_named
 from tests.integration.bad_input import CASES, MAX_PIXELS, Case, written
 from tests.services import KafkaAddress, MinioAddress, RegistryAddress
 from zimage_stream import ImageResult
@@ -25,7 +26,6 @@ from zimage_stream.kafka.clients import producer_config
 from zimage_stream.kafka.reader import TopicReader
 from zimage_stream.kafka.record import Record
 from zimage_stream.kafka.topics import TopicSpec, create_topics, make_topics
-from zimage_stream.settings import TopicSettings
 
 DEADLINE_S = 240.0
 PARTITIONS = 4
@@ -54,7 +54,7 @@ def arena(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Arena]:
     run = uuid.uuid4().hex[:12]
-    topics = TopicSettings(requests=f"requests-{run}", results=f"results-{run}", dead_letters=f"dead-{run}")
+    topics = topics_named(run)
     # Allows larger records than our own topic, so that the worker has to reject those that are too large.
     make_topics(kafka.settings, [TopicSpec(topics.requests, PARTITIONS, {"max.message.bytes": 4 << 20})], 1)
     create_topics(kafka.settings, topics, replication_factor=1)

@@ -101,6 +101,37 @@ def test_many_are_sent_and_each_failure_is_told(client: PromptClient, settings: 
     assert sent == {f"r{number}" for number in range(count)} - set(failures)
 
 
+def test_a_cancellation_goes_to_the_partition_of_its_request(
+    client: PromptClient, settings: Settings
+) -> None:
+    requests = [PromptRequest(prompt="a", tenant="shop") for _ in range(8)]
+    places = {each.request_id: client.submit_nowait(each).result(TIMEOUT_S) for each in requests}
+    for request_id in places:
+        assert client.cancel(request_id, "changed my mind")
+    found = {}
+    with TopicReader(settings.kafka, settings.topics.cancellations) as reader:
+        reader.start()
+        for record in reader.read_to_end():
+            cancellation = Codec().decode_cancellation(record.value)
+            assert record.partition == cancellation.source.partition
+            assert (cancellation.tenant, cancellation.reason) == ("shop", "changed my mind")
+            found[cancellation.request_id] = cancellation.source
+    assert found == places
+
+
+def test_what_cannot_be_cancelled_is_said(
+    client: PromptClient, settings: Settings, writer: ResultWriter
+) -> None:
+    request = PromptRequest(prompt="a")
+    place = client.submit_nowait(request).result(TIMEOUT_S)
+    assert not client.cancel("sent-by-another-client")
+    with pytest.raises(RequestError, match="reason"):
+        client.cancel(request.request_id, "x" * 501)
+    writer.write([failed(request, place)])
+    client.wait(request.request_id, TIMEOUT_S)
+    assert not client.cancel(request.request_id)
+
+
 def test_wait_takes_the_answer_to_its_own_record(
     client: PromptClient, settings: Settings, writer: ResultWriter
 ) -> None:

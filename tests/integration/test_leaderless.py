@@ -9,6 +9,7 @@ import sys
 import uuid
 from typing import Any
 
+from tests.fleet.topics import topics_named
 from tests.fleet.workers import until
 from tests.services.native.cluster import KafkaCluster
 from zimage_stream.kafka.topics import Finding, Severity, TopicError, check_topics, create_topics
@@ -17,7 +18,7 @@ from zimage_stream.settings import TopicSettings
 
 def names() -> TopicSettings:
     run = uuid.uuid4().hex[:8]
-    return TopicSettings(requests=f"r-{run}", results=f"e-{run}", dead_letters=f"d-{run}")
+    return topics_named(run)
 
 
 def errors(cluster: KafkaCluster, topics: TopicSettings, partitions: int) -> list[Finding]:
@@ -40,6 +41,8 @@ def status(cluster: KafkaCluster, topics: TopicSettings) -> tuple[int, dict[str,
         "ZIMAGE_TOPICS__REQUESTS": topics.requests,
         "ZIMAGE_TOPICS__RESULTS": topics.results,
         "ZIMAGE_TOPICS__DEAD_LETTERS": topics.dead_letters,
+        "ZIMAGE_TOPICS__CANCELLATIONS": topics.cancellations,
+        "ZIMAGE_TOPICS__PROGRESS": topics.progress,
     }
     words = [sys.executable, "-m", "zimage_stream", "status", "--json"]
     done = subprocess.run(words, check=False, env=env, capture_output=True, text=True, timeout=120)

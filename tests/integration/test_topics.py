@@ -11,6 +11,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,
 )
 
+from tests.fleet.topics import topics_named
 from tests.fleet.workers import until
 from tests.services import KafkaAddress
 from zimage_stream.kafka.clients import common_config
@@ -20,7 +21,7 @@ from zimage_stream.settings import TopicSettings
 
 def names() -> TopicSettings:
     run = uuid.uuid4().hex[:8]
-    return TopicSettings(requests=f"r-{run}", results=f"e-{run}", dead_letters=f"d-{run}")
+    return topics_named(run)
 
 
 def test_topics_are_made_once_and_pass_their_check(kafka: KafkaAddress) -> None:

@@ -27,6 +27,7 @@ class Submission:
 
     request_id: str
     since: Mapping[int, int]
+    tenant: str = "default"
     source: Source | None = None
     result: ImageResult | None = None
     dropped: bool = False
@@ -60,9 +61,9 @@ class Mailbox:
         """Return the latest submission with this id, unless it has been forgotten."""
         return self._submissions.get(request_id)
 
-    def sending(self, request_id: str, since: Mapping[int, int]) -> Submission:
+    def sending(self, request_id: str, since: Mapping[int, int], tenant: str = "default") -> Submission:
         """Add a request before it is sent, because its result may be read before the acknowledgement."""
-        submission = Submission(request_id, since)
+        submission = Submission(request_id, since, tenant)
         former = self._submissions.pop(request_id, None)
         if former is not None:
             self._forget(former)

@@ -6,17 +6,20 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
+from datetime import UTC, datetime
 
 from zimage_stream import forks
 from zimage_stream.client.mailbox import Mailbox, Submission
 from zimage_stream.client.submitting import Submitted, submit_each
 from zimage_stream.deadline import Deadline
 from zimage_stream.errors import ResultTimeoutError, SubmitError, TopicMissingError, ZImageError
+from zimage_stream.events.cancellation import Cancellation, check_reason
 from zimage_stream.events.codec import create_codec
 from zimage_stream.events.headers import Header, request_headers
 from zimage_stream.events.image_result import ImageResult, Source
 from zimage_stream.events.prompt_request import PromptRequest
 from zimage_stream.events.rules import Limits, check_request
+from zimage_stream.kafka.canceller import Canceller
 from zimage_stream.kafka.reader import POLL_S, ResultReader
 from zimage_stream.kafka.submitter import Submitter
 from zimage_stream.settings import Settings, load_settings
@@ -58,6 +61,9 @@ class PromptClient:
         self._codec = create_codec(self._settings.registry)
         self._limits = Limits(self._settings.engine.max_pixels, self._settings.engine.allow_guidance)
         self._submitter = Submitter(self._settings.kafka, self._settings.topics.requests)
+        self._canceller = Canceller(
+            self._settings.kafka, self._settings.topics.cancellations, self._codec, SOURCE
+        )
         self._starting = threading.Lock()
         self._start: Mapping[int, int] | None = None
         self._unreadable: TopicMissingError | None = None
@@ -84,6 +90,7 @@ class PromptClient:
     def close(self) -> None:
         """Release the connections. Accepted requests are processed without this client."""
         self._submitter.close()
+        self._canceller.close()
         self._codec.close()
         if self._reader is not None:
             self._reader.close()
@@ -123,7 +130,7 @@ class PromptClient:
         extra = [(name, text.encode() if isinstance(text, str) else text) for name, text in more]
         self._note_start()
         with self._news:
-            submission = self._mailbox.sending(request.request_id, self._horizon)
+            submission = self._mailbox.sending(request.request_id, self._horizon, request.tenant)
         future: Future[Source] = Future()
 
         def settled(answer: Source | SubmitError) -> None:
@@ -161,6 +168,46 @@ class PromptClient:
                 remaining requests would fail too.
         """
         return submit_each(self.submit_nowait, requests, on_failure)
+
+    # -- cancelling
+
+    def cancel(self, request_id: str, reason: str | None = None) -> bool:
+        """Ask that a request which this client sent be ended, and return once the brokers have that safely.
+
+        The request still has exactly one result. It is CANCELLED unless the request ended before, or its
+        image was being stored already.
+
+        Args:
+            reason: why, for people; the result's error message repeats it. At most 500 characters.
+
+        Returns:
+            whether it was asked for: not where this client did not send the request, or knows its result.
+
+        Raises:
+            RequestError: the reason is too long.
+            BrokerUnavailableError, SubmitError: the brokers did not take the cancellation.
+            TopicMissingError: the deployment has no cancellations topic.
+            RegistryUnavailableError, SchemaMissingError: the schema's id is unavailable.
+        """
+        check_reason(reason)
+        with self._news:
+            submission = self._mailbox.get(request_id)
+            if submission is None or submission.result is not None or submission.source is None:
+                return False
+            source = submission.source
+        at = datetime.now(UTC)
+        self._canceller.send(
+            [
+                Cancellation(
+                    request_id=request_id,
+                    tenant=submission.tenant,
+                    source=source,
+                    reason=reason,
+                    requested_at=at,
+                )
+            ]
+        )
+        return True
 
     # -- reading
 

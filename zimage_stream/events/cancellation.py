@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from zimage_stream.errors import RequestError
 from zimage_stream.events.image_result import Source
 
 MAX_REASON_CHARACTERS = 500
@@ -22,3 +23,11 @@ class Cancellation:
     requested_at: datetime
     tenant: str = "default"
     reason: str | None = None
+
+
+def check_reason(reason: str | None) -> None:
+    """Raise RequestError where a reason is too long. Pure."""
+    if reason is not None and len(reason) > MAX_REASON_CHARACTERS:
+        raise RequestError(
+            "reason", f"at most {MAX_REASON_CHARACTERS} characters", f"{len(reason)} characters"
+        )

@@ -46,7 +46,11 @@ from zimage_stream.settings import Settings, TopicSettings, environment_of, load
 from zimage_stream.stores import create_store
 
 TOPICS = TopicSettings(
-    requests="zimage-demo.requests", results="zimage-demo.results", dead_letters="zimage-demo.dead-letters"
+    requests="zimage-demo.requests",
+    results="zimage-demo.results",
+    dead_letters="zimage-demo.dead-letters",
+    cancellations="zimage-demo.cancellations",
+    progress="zimage-demo.progress",
 )
 STARTUP_S = 600.0
 TIMEOUT_S = 120.0

@@ -20,7 +20,7 @@ from confluent_kafka.admin import AdminClient
 from tests.chaos.run import open_services
 from tests.chaos.stage import Services
 from tests.fleet.arena import Arena, open_arena
-from tests.fleet.topics import topics_named
+from tests.fleet.topics import names_of, topics_named
 from tests.services import (
     Kafka,
     KafkaAddress,
@@ -229,9 +229,10 @@ def _probe_partitions(kafka: KafkaAddress | Kafka, topics: TopicSettings) -> Non
     consumer = Consumer(reader_config(kafka.settings))
     try:
         described = consumer.list_topics(timeout=120).topics
-        names = (topics.requests, topics.results, topics.dead_letters)
         partitions = [
-            TopicPartition(name, number, 0) for name in names for number in described[name].partitions
+            TopicPartition(name, number, 0)
+            for name in names_of(topics)
+            for number in described[name].partitions
         ]
         refusals = [
             asked.error for asked in consumer.offsets_for_times(partitions, timeout=120) if asked.error
@@ -246,6 +247,6 @@ def _probe_partitions(kafka: KafkaAddress | Kafka, topics: TopicSettings) -> Non
 
 def _delete_topics(kafka: KafkaAddress, topics: TopicSettings) -> None:
     admin = AdminClient(common_config(kafka.settings))
-    for answer in admin.delete_topics([topics.requests, topics.results, topics.dead_letters]).values():
+    for answer in admin.delete_topics(names_of(topics)).values():
         with suppress(KafkaException):  # the test has deleted it
             answer.result(120)

@@ -19,7 +19,7 @@ from zimage_stream.settings import TopicSettings
 PAGE = Path(__file__).parents[1] / "docs" / "wire.md"
 
 _MARKED = re.compile(r"(<!-- begin (\S+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
-_DAY_MS = 24 * 3_600 * 1_000
+_HOUR_MS = 3_600 * 1_000
 
 
 def rendered(page: str) -> str:
@@ -83,8 +83,8 @@ def topics_table() -> str:
         "requests",
         "results, in transactions",
         "records that could not be served, as sent",
-        "cancellations, each in the partition of its request's record",
-        "progress of requests that run; may be lost",
+        "cancellations, each in the partition of the same number as its request's",
+        "progress of requests; may be lost",
     )
     rows = [
         _topic_row(spec, key, note)
@@ -97,18 +97,24 @@ def topics_table() -> str:
 
 
 def _topic_row(spec: TopicSpec, key: str, note: str) -> str:
-    kept = int(spec.config.get("retention.ms", 0))
     size = spec.at_least.get("max.message.bytes")
     compacted = spec.exactly["cleanup.policy"] == "compact"
     cells = (
         f"`{spec.name}`",
         str(spec.partitions),
         key,
-        "compacted" if compacted else f"{kept // _DAY_MS} days" if kept >= _DAY_MS else "1 hour",
+        "compacted" if compacted else _span(int(spec.config["retention.ms"])),
         f"{size >> 20} MiB" if size else "small",
         note,
     )
     return f"| {' | '.join(cells)} |\n"
+
+
+def _span(milliseconds: int) -> str:
+    hours = milliseconds // _HOUR_MS
+    if hours == 1:
+        return "1 hour"
+    return f"{hours} hours" if hours < 48 else f"{hours // 24} days"
 
 
 def bad_input_table() -> str:

@@ -22,7 +22,7 @@
     │   └── StoreUnavailableError
     ├── TopicMissingError          a topic does not exist, or these credentials may not see it
     ├── SchemaMissingError         a schema of ours is not registered, and ``registry.auto_register`` is off
-    ├── SubmitError                the brokers did not accept a request
+    ├── SubmitError                the brokers did not accept a request, or its cancellation
     └── ResultTimeoutError         no terminal event within the requested time
 
 Modules define further subclasses of :class:`ZImageError`, such as for a file that cannot be read or a replay
@@ -124,15 +124,15 @@ class StoreUnavailableError(UnavailableError):
 
 
 class SubmitError(ZImageError):
-    """The brokers did not accept a request.
+    """The brokers did not accept a request, or its cancellation.
 
     Attributes:
-        request_id: the request that was not accepted.
+        request_id: the request that was not accepted, or not cancelled.
     """
 
-    def __init__(self, request_id: str, reason: str) -> None:
+    def __init__(self, request_id: str, reason: str, what: str = "request") -> None:
         self.request_id = request_id
-        super().__init__(f"request {request_id} was not accepted: {reason}")
+        super().__init__(f"{what} {request_id} was not accepted: {reason}")
 
 
 class TopicMissingError(ZImageError):

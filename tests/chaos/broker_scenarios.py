@@ -44,7 +44,7 @@ class BrokerScenario(Scenario):
 
 
 def leader_killed(stage: Stage, scale: float) -> None:
-    """The leader of a partition of any of the three topics."""
+    """The leader of a partition of requests, results or dead letters."""
     topics = stage.arena.settings.topics
     partitions = {
         topics.requests: stage.partitions,

@@ -14,13 +14,14 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from tests.fleet.workers import until
 from zimage_stream.kafka.clients import common_config
+from zimage_stream.kafka.topics import required_topics
 from zimage_stream.settings import KafkaSettings, TopicSettings
 
 EVER = 2**63 - 1
 
 
 def topics_named(run: str) -> TopicSettings:
-    """Names of topics that no other test has."""
+    """Topic names for one run; they begin with its name."""
     return TopicSettings(
         requests=f"{run}.requests",
         results=f"{run}.results",
@@ -28,6 +29,11 @@ def topics_named(run: str) -> TopicSettings:
         cancellations=f"{run}.cancellations",
         progress=f"{run}.progress",
     )
+
+
+def names_of(topics: TopicSettings) -> list[str]:
+    """The names of all topics that ``zimage topics create`` makes."""
+    return [spec.name for spec in required_topics(topics)]
 
 
 def take_anything(kafka: KafkaSettings, topic: str, max_bytes: int = 8 << 20) -> None:

@@ -17,8 +17,7 @@ from zimage_stream.settings import TopicSettings
 
 
 def names() -> TopicSettings:
-    run = uuid.uuid4().hex[:8]
-    return topics_named(run)
+    return topics_named(uuid.uuid4().hex[:8])
 
 
 def errors(cluster: KafkaCluster, topics: TopicSettings, partitions: int) -> list[Finding]:

@@ -15,24 +15,47 @@ from tests.fleet.topics import topics_named
 from tests.fleet.workers import until
 from tests.services import KafkaAddress
 from zimage_stream.kafka.clients import common_config
-from zimage_stream.kafka.topics import Finding, Severity, TopicError, check_topics, create_topics
+from zimage_stream.kafka.topics import (
+    Finding,
+    Severity,
+    TopicError,
+    check_topics,
+    create_topics,
+    make_topics,
+    required_topics,
+)
 from zimage_stream.settings import TopicSettings
 
 
 def names() -> TopicSettings:
-    run = uuid.uuid4().hex[:8]
-    return topics_named(run)
+    return topics_named(uuid.uuid4().hex[:8])
 
 
 def test_topics_are_made_once_and_pass_their_check(kafka: KafkaAddress) -> None:
     topics = names()
-    assert [finding.setting for finding in findings(kafka, topics)] == ["topic"] * 3
+    found = check_topics(kafka.settings, topics)
+    missing = {finding.topic: finding.severity for finding in found if finding.setting == "topic"}
+    needed = (topics.requests, topics.results, topics.dead_letters)
+    assert missing == {
+        **dict.fromkeys(needed, Severity.ERROR),
+        **dict.fromkeys((topics.cancellations, topics.progress), Severity.WARNING),
+    }
     made = create_topics(kafka.settings, topics, request_partitions=6)
-    assert made == dict.fromkeys((topics.requests, topics.results, topics.dead_letters), True)
+    assert made == dict.fromkeys(missing, True)
     assert findings(kafka, topics, 6) == []
     assert set(create_topics(kafka.settings, topics, request_partitions=6).values()) == {False}
-    (finding,) = findings(kafka, topics)
-    assert (finding.topic, finding.got, finding.needs) == (topics.requests, "6", "at least 48")
+    assert [(finding.topic, finding.got, finding.needs) for finding in findings(kafka, topics)] == [
+        (name, "6", "at least 48") for name in (topics.requests, topics.cancellations)
+    ]
+
+
+def test_a_deployment_from_before_cancellations_and_progress_passes_its_check(kafka: KafkaAddress) -> None:
+    topics = names()
+    older = [spec for spec in required_topics(topics, 1) if spec.without is None]
+    make_topics(kafka.settings, older, replication_factor=1)
+    found = check_topics(kafka.settings, topics, request_partitions=1)
+    assert {finding.severity for finding in found} == {Severity.WARNING}
+    assert {finding.topic for finding in found} == {"the cluster", topics.cancellations, topics.progress}
 
 
 def findings(kafka: KafkaAddress, topics: TopicSettings, partitions: int = 48) -> list[Finding]:

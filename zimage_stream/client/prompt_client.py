@@ -21,7 +21,7 @@ from zimage_stream.events.prompt_request import PromptRequest
 from zimage_stream.events.rules import Limits, check_request
 from zimage_stream.kafka.canceller import Canceller
 from zimage_stream.kafka.reader import POLL_S, ResultReader
-from zimage_stream.kafka.submitter import Submitter
+from zimage_stream.kafka.submitter import ACCEPT_TIMEOUT_S, Submitter
 from zimage_stream.settings import Settings, load_settings
 
 log = logging.getLogger(__name__)
@@ -172,41 +172,37 @@ class PromptClient:
     # -- cancelling
 
     def cancel(self, request_id: str, reason: str | None = None) -> bool:
-        """Ask that a request which this client sent be ended, and return once the brokers have that safely.
+        """Ask that a request of this client be ended; return once the brokers have acknowledged that.
 
-        The request still has exactly one result. It is CANCELLED unless the request ended before, or its
-        image was being stored already.
+        The request still gets exactly one result. It is CANCELLED, unless the request has ended already or
+        its image is being stored.
 
         Args:
             reason: why, for people; the result's error message repeats it. At most 500 characters.
 
         Returns:
-            whether it was asked for: not where this client did not send the request, or knows its result.
+            Whether the cancellation was sent. It was not if the request was not sent by this client or not
+            acknowledged, if it was followed by 65,536 others, or if its result has been read.
 
         Raises:
             RequestError: the reason is too long.
-            BrokerUnavailableError, SubmitError: the brokers did not take the cancellation.
-            TopicMissingError: the deployment has no cancellations topic.
+            BrokerUnavailableError, TopicMissingError: no broker answers, or the cancellations topic does not
+                exist.
+            SubmitError: the brokers did not acknowledge the cancellation.
             RegistryUnavailableError, SchemaMissingError: the schema's id is unavailable.
         """
         check_reason(reason)
-        with self._news:
-            submission = self._mailbox.get(request_id)
-            if submission is None or submission.result is not None or submission.source is None:
-                return False
-            source = submission.source
-        at = datetime.now(UTC)
-        self._canceller.send(
-            [
-                Cancellation(
-                    request_id=request_id,
-                    tenant=submission.tenant,
-                    source=source,
-                    reason=reason,
-                    requested_at=at,
-                )
-            ]
+        source, tenant = self._location(request_id)
+        if source is None:
+            return False
+        cancellation = Cancellation(
+            request_id=request_id,
+            tenant=tenant,
+            source=source,
+            reason=reason,
+            requested_at=datetime.now(UTC),
         )
+        self._canceller.send([cancellation])
         return True
 
     # -- reading
@@ -322,6 +318,20 @@ class PromptClient:
                     # A client that only submits needs neither the topic nor permission to read it.
                     log.info("this client cannot read results: %s", error)
                     self._unreadable = error
+
+    def _location(self, request_id: str) -> tuple[Source | None, str]:
+        """Return the location of a pending request's record, and its tenant.
+
+        A request that has just been sent is waited for until the brokers have acknowledged it, or will not.
+        """
+        deadline = Deadline(ACCEPT_TIMEOUT_S)
+        with self._news:
+            submission = self._mailbox.get(request_id)
+            while submission is not None and submission.pending and not deadline.passed:
+                if submission.source is not None:
+                    return submission.source, submission.tenant
+                self._news.wait(deadline.within(POLL_S))
+        return None, ""
 
     def _read_for(self, submission: Submission, deadline: Deadline) -> None:
         """Read results for all waiting threads until this submission has its own.

@@ -1,4 +1,4 @@
-"""A cancellation: asks that one request be ended."""
+"""Cancellations, each of which asks that one request be ended."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_REASON_CHARACTERS = 500
 class Cancellation:
     """Asks that the request in one record be ended. ``schemas/zimage.Cancellation`` documents every field.
 
-    It is addressed to a record and not to an id, so a later request with the same id is never hit.
+    It names a record, not an id, so it never ends a later request with the same id.
     """
 
     request_id: str
@@ -26,7 +26,7 @@ class Cancellation:
 
 
 def check_reason(reason: str | None) -> None:
-    """Raise RequestError where a reason is too long. Pure."""
+    """Raise RequestError if a reason is too long. Pure."""
     if reason is not None and len(reason) > MAX_REASON_CHARACTERS:
         raise RequestError(
             "reason", f"at most {MAX_REASON_CHARACTERS} characters", f"{len(reason)} characters"

@@ -113,22 +113,22 @@ class Codec:
         return ImageResult(**record)
 
     def encode_cancellation(self, cancellation: Cancellation, topic: str) -> bytes:
-        """The cancellation as a record's value. Raises as :meth:`encode_request`."""
+        """Encode a cancellation as a record's value. Raises as :meth:`encode_request`."""
         record = _fields(cancellation)
         return self._encode(CANCELLATION, record | {"source": _fields(cancellation.source)}, topic)
 
     def decode_cancellation(self, data: bytes | None) -> Cancellation:
-        """The cancellation in a record's value. Raises as :meth:`decode_request`."""
+        """Decode a cancellation from a record's value. Raises as :meth:`decode_request`."""
         record = self._decode(CANCELLATION, data)
         return Cancellation(**record | {"source": Source(**record["source"])})
 
     def encode_progress(self, progress: Progress, topic: str) -> bytes:
-        """The progress as a record's value. Raises as :meth:`encode_request`."""
+        """Encode progress as a record's value. Raises as :meth:`encode_request`."""
         record = _fields(progress)
         return self._encode(PROGRESS, record | {"source": _fields(progress.source)}, topic)
 
     def decode_progress(self, data: bytes | None) -> Progress:
-        """The progress in a record's value. Raises as :meth:`decode_request`."""
+        """Decode progress from a record's value. Raises as :meth:`decode_request`."""
         record = self._decode(PROGRESS, data)
         return Progress(
             **record | {"source": Source(**record["source"]), "stage": ProgressStage(record["stage"])}

@@ -86,10 +86,10 @@ def result_headers(result: ImageResult, request: Iterable[Header]) -> Headers:
 
 
 def cancellation_headers(cancellation: Cancellation, source: str) -> Headers:
-    """Headers of a cancellation.
+    """Build the headers of a cancellation.
 
     Args:
-        source: URI reference of the client that asks for it.
+        source: URI reference of the sender.
     """
     place = cancellation.source
     event_id = f"cancel/{place.topic}/{place.partition}/{place.offset}"
@@ -97,7 +97,7 @@ def cancellation_headers(cancellation: Cancellation, source: str) -> Headers:
 
 
 def progress_headers(progress: Progress) -> Headers:
-    """Headers of progress. The event's id is different for each report."""
+    """Build the headers of progress; each event has an id of its own."""
     place = progress.source
     moment = f"{progress.stage}/{progress.step}/{progress.at.timestamp():.3f}"
     event_id = f"{place.topic}/{place.partition}/{place.offset}/{moment}"

@@ -1,4 +1,4 @@
-"""Progress: what a worker reports about a request before its terminal event."""
+"""Progress: how far a request has come before its terminal event, as its worker reports it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from zimage_stream.events.image_result import Source
 
 MAX_PREVIEW_BYTES = 32 << 10
 MAX_PREVIEW_SIDE = 256
-"""Pixels."""
+"""Maximum width and height of a preview, in pixels."""
 
 
 class ProgressStage(StrEnum):
-    """How far a request has come. UNKNOWN stands for a stage newer than this reader."""
+    """A step on a request's way. UNKNOWN stands for one that is newer than this reader."""
 
     STARTED = "STARTED"
     STEP = "STEP"
@@ -27,7 +27,7 @@ class ProgressStage(StrEnum):
 class Progress:
     """How far a request has come. ``schemas/zimage.Progress`` documents every field.
 
-    Progress may be lost, repeated or late. Only the result says how the request ended.
+    Progress may be lost, repeated or late; only the result tells how the request ended.
     """
 
     request_id: str

@@ -1,4 +1,4 @@
-"""Publishing cancellations: each goes to the partition of the same number as its request's record."""
+"""Publishing of cancellations, each to the partition of the same number as its request's."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ from collections.abc import Sequence
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from zimage_stream import forks
-from zimage_stream.errors import BrokerUnavailableError, SubmitError, TopicMissingError
+from zimage_stream.errors import BrokerUnavailableError, SubmitError
 from zimage_stream.events.cancellation import Cancellation
 from zimage_stream.events.codec import Codec
-from zimage_stream.events.headers import cancellation_headers
+from zimage_stream.events.headers import Headers, cancellation_headers
 from zimage_stream.kafka.clients import Trouble, create_producer, partitions_of
 from zimage_stream.settings import KafkaSettings
 
 ACCEPT_TIMEOUT_S = 30.0
-AT_ONCE = 1_000
-"""Cancellations in flight; librdkafka's queue holds more."""
+_AT_ONCE = 1_000
+"""Maximum number of cancellations in flight."""
+_POLL_S = 0.1
+
+_Refusal = tuple[Cancellation, KafkaError]
 
 
 class Canceller:
-    """Sends cancellations. Thread-safe; connects at the first call.
+    """Sends cancellations to one topic. Thread-safe; connects at the first call.
 
     Args:
-        topic: of cancellations.
-        source: ``ce_source`` of what it sends.
+        source: value of the header ``ce_source`` of the cancellations.
     """
 
     def __init__(self, settings: KafkaSettings, topic: str, codec: Codec, source: str) -> None:
@@ -36,70 +38,103 @@ class Canceller:
         self._trouble = Trouble(settings)
         self._lock = threading.Lock()
         self._producer: Producer | None = None
+        self._partitions = 0
         forks.follow(self)
 
     def after_fork(self) -> None:
-        """A child sends with a producer of its own."""
+        """Start afresh with the child's own producer."""
         self._lock = threading.Lock()
         forks.leave(self._producer)
         self._producer = None
 
     def send(self, cancellations: Sequence[Cancellation]) -> None:
-        """Publish these, and return once the brokers have them safely.
+        """Send cancellations, and return once the brokers have acknowledged all of them.
+
+        A request may be cancelled repeatedly, so a call that failed can be repeated as a whole.
 
         Raises:
-            BrokerUnavailableError: no broker answers, or acknowledged all of them in time.
-            TopicMissingError: there is no cancellations topic, or it has too few partitions.
-            SubmitError: the brokers refuse one of them.
+            BrokerUnavailableError: no broker answers, or none acknowledged all of them in time.
+            TopicMissingError: the cancellations topic does not exist; nothing was sent.
+            SubmitError: a cancellation was not accepted; it is the first such one.
             RegistryUnavailableError, SchemaMissingError: the schema's id is unavailable.
         """
         with self._lock:
-            producer = self._connected(max((each.source.partition for each in cancellations), default=0))
-            for start in range(0, len(cancellations), AT_ONCE):
-                self._send(producer, cancellations[start : start + AT_ONCE])
+            for start in range(0, len(cancellations), _AT_ONCE):
+                self._send(cancellations[start : start + _AT_ONCE])
 
     def close(self) -> None:
         """Release the connections."""
         with self._lock:
             self._producer = None
 
-    def _connected(self, highest_partition: int) -> Producer:
-        producer = self._producer
-        if producer is None:
-            producer = create_producer(self._settings, self._trouble, delivery_timeout_s=ACCEPT_TIMEOUT_S)
-        count = len(partitions_of(producer, self._trouble, self._topic))
-        if highest_partition >= count:
-            reason = f"it has {count} partitions, and a request lies in partition {highest_partition}"
-            raise TopicMissingError(self._topic, reason)
-        self._producer = producer
-        return producer
+    def _send(self, cancellations: Sequence[Cancellation]) -> None:
+        # Before the first is sent, so that a registry that does not answer leaves none in the queue.
+        values = [self._codec.encode_cancellation(each, self._topic) for each in cancellations]
+        producer = self._connected()
+        self._check_partitions(producer, cancellations)
+        refused: list[_Refusal] = []
+        for each, value in zip(cancellations, values, strict=True):
+            self._produce(producer, each, value, refused)
+        left = producer.flush(ACCEPT_TIMEOUT_S + 1.0)
+        if refused or left:
+            # After some errors an idempotent producer cannot send again; the next call creates a new one.
+            self._producer = None
+        if left or any(error.code() == KafkaError._MSG_TIMED_OUT for _, error in refused):
+            silence = BrokerUnavailableError("no broker acknowledged the cancellation in time")
+            raise self._trouble.error or silence
+        if refused:
+            cancellation, error = refused[0]
+            raise _not_accepted(cancellation, error.str())
+        self._trouble.clear()
 
-    def _send(self, producer: Producer, cancellations: Sequence[Cancellation]) -> None:
-        refused: list[tuple[Cancellation, KafkaError]] = []
-        for each in cancellations:
+    def _connected(self) -> Producer:
+        if self._producer is None:
+            self._producer = create_producer(
+                self._settings, self._trouble, delivery_timeout_s=ACCEPT_TIMEOUT_S
+            )
+            self._partitions = 0
+        return self._producer
 
-            def delivered(error: KafkaError | None, _: Message, each: Cancellation = each) -> None:
-                if error is not None:
-                    refused.append((each, error))
+    def _check_partitions(self, producer: Producer, cancellations: Sequence[Cancellation]) -> None:
+        """Check that the topic has the partitions of these requests. Raises as :meth:`send`."""
+        last = max(cancellations, key=lambda each: each.source.partition)
+        if last.source.partition >= self._partitions:
+            self._partitions = len(partitions_of(producer, self._trouble, self._topic))
+        if last.source.partition >= self._partitions:
+            reason = (
+                f"topic {self._topic} has {self._partitions} partition(s), fewer than the requests topic. "
+                f"For the remedy: zimage topics check"
+            )
+            raise _not_accepted(last, reason)
 
+    def _produce(
+        self, producer: Producer, cancellation: Cancellation, value: bytes, refused: list[_Refusal]
+    ) -> None:
+        def delivered(error: KafkaError | None, _: Message) -> None:
+            if error is not None:
+                refused.append((cancellation, error))
+
+        headers: Headers = cancellation_headers(cancellation, self._source)
+        while True:
             try:
                 producer.produce(
                     self._topic,
-                    key=each.request_id.encode(),
-                    value=self._codec.encode_cancellation(each, self._topic),
-                    headers=list(cancellation_headers(each, self._source)),
-                    partition=each.source.partition,
+                    key=cancellation.request_id.encode(),
+                    value=value,
+                    headers=list(headers),
+                    partition=cancellation.source.partition,
                     on_delivery=delivered,
                 )
+            except BufferError:
+                # ``kafka.extra`` can make the queue smaller than what is in flight here. It empties within
+                # the delivery timeout.
+                producer.poll(_POLL_S)
             except KafkaException as error:
-                refused.append((each, error.args[0]))
-        left = producer.flush(ACCEPT_TIMEOUT_S + 1.0)
-        if refused or left:
-            # An idempotent producer that lost count is of no more use; the next call makes a new one.
-            self._producer = None
-        if left or any(problem.code() == KafkaError._MSG_TIMED_OUT for _, problem in refused):
-            silence = BrokerUnavailableError("no broker acknowledged the cancellation in time")
-            raise self._trouble.error or silence
-        for cancellation, problem in refused[:1]:
-            raise SubmitError(cancellation.request_id, f"its cancellation was refused: {problem.str()}")
-        self._trouble.clear()
+                refused.append((cancellation, error.args[0]))
+                return
+            else:
+                return
+
+
+def _not_accepted(cancellation: Cancellation, reason: str) -> SubmitError:
+    return SubmitError(cancellation.request_id, reason, "the cancellation of request")

@@ -71,6 +71,7 @@ class TopicSpec:
         exactly: configuration values that are required as they are.
         at_most: upper bounds, in the same units.
         advised: values that a topic is created with but that are not required.
+        without: what does not work while the topic is missing, as a phrase; ``None`` if nothing works.
     """
 
     name: str
@@ -80,7 +81,6 @@ class TopicSpec:
     at_most: Mapping[str, int] = field(default_factory=dict)
     advised: Mapping[str, str] = field(default_factory=dict)
     without: str | None = None
-    """What does not work while the topic is missing; everything else does. ``None``: nothing works."""
 
     @property
     def config(self) -> dict[str, str]:
@@ -164,7 +164,7 @@ def required_topics(names: TopicSettings, request_partitions: int = REQUEST_PART
         TopicSpec(
             names.cancellations,
             request_partitions,
-            # A cancellation is kept for as long as the request that it may still find.
+            # Kept as long as the requests that they name.
             {"retention.ms": 7 * _DAY_MS, "retention.bytes": _UNLIMITED},
             without="no request can be cancelled",
         ),

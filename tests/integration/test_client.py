@@ -119,14 +119,27 @@ def test_a_cancellation_goes_to_the_partition_of_its_request(
     assert found == places
 
 
+def test_a_request_that_is_not_acknowledged_yet_can_be_cancelled(
+    client: PromptClient, settings: Settings
+) -> None:
+    request = PromptRequest(prompt="a")
+    place = client.submit_nowait(request)
+    assert client.cancel(request.request_id)
+    with TopicReader(settings.kafka, settings.topics.cancellations) as reader:
+        reader.start()
+        (record,) = reader.read_to_end()
+    assert Codec().decode_cancellation(record.value).source == place.result(TIMEOUT_S)
+
+
 def test_what_cannot_be_cancelled_is_said(
     client: PromptClient, settings: Settings, writer: ResultWriter
 ) -> None:
     request = PromptRequest(prompt="a")
     place = client.submit_nowait(request).result(TIMEOUT_S)
     assert not client.cancel("sent-by-another-client")
-    with pytest.raises(RequestError, match="reason"):
-        client.cancel(request.request_id, "x" * 501)
+    for reason in ("x" * 501, "\x1b", "\ud800"):
+        with pytest.raises(RequestError, match="reason"):
+            client.cancel(request.request_id, reason)
     writer.write([failed(request, place)])
     client.wait(request.request_id, TIMEOUT_S)
     assert not client.cancel(request.request_id)

@@ -185,7 +185,7 @@ class PromptClient:
             acknowledged, if it was followed by 65,536 others, or if its result has been read.
 
         Raises:
-            RequestError: the reason is too long.
+            RequestError: the reason is too long, or has control characters.
             BrokerUnavailableError, TopicMissingError: no broker answers, or the cancellations topic does not
                 exist.
             SubmitError: the brokers did not acknowledge the cancellation.

@@ -7,6 +7,7 @@ from datetime import datetime
 
 from zimage_stream.errors import RequestError
 from zimage_stream.events.image_result import Source
+from zimage_stream.events.rules import check_text
 
 MAX_REASON_CHARACTERS = 500
 
@@ -25,9 +26,10 @@ class Cancellation:
     reason: str | None = None
 
 
-def check_reason(reason: str | None) -> None:
-    """Raise RequestError if a reason is too long. Pure."""
-    if reason is not None and len(reason) > MAX_REASON_CHARACTERS:
-        raise RequestError(
-            "reason", f"at most {MAX_REASON_CHARACTERS} characters", f"{len(reason)} characters"
-        )
+def check_reason(reason: object) -> None:
+    """Raise RequestError if a value is neither ``None`` nor valid as a ``reason``. Pure."""
+    if reason is None:
+        return
+    if not isinstance(reason, str) or len(reason) > MAX_REASON_CHARACTERS:
+        raise RequestError("reason", f"text of at most {MAX_REASON_CHARACTERS} characters", reason)
+    check_text("reason", reason)

@@ -24,6 +24,8 @@ MAX_RECORD_BYTES = 1 << 20
 MAX_ATTRIBUTES = 32
 MAX_ATTRIBUTE_BYTES = 8 << 10
 MAX_BATCH_ID_CHARACTERS = 128
+MAX_NAME_CHARACTERS = 128
+"""Maximum length of a ``request_id`` or ``tenant``, as in ``NAME``."""
 SIDE_STEP, MIN_SIDE, MAX_SIDE = 16, 64, 2048
 MAX_STEPS = 50
 MAX_SEED = 2**63 - 1
@@ -70,8 +72,8 @@ def check_request(
         RequestError: a field breaks a rule; the error states the first such field, the rule and the value.
         UnsupportedSizeError: the size is valid but exceeds ``limits.max_pixels``.
     """
-    _check_name("request_id", request.request_id)
-    _check_name("tenant", request.tenant)
+    check_name("request_id", request.request_id)
+    check_name("tenant", request.tenant)
     prompt = _check_prompt(request.prompt)
     _check_size(request, limits)
     _check_int("steps", request.steps, 1, MAX_STEPS)
@@ -85,7 +87,7 @@ def check_request(
     _check_int("priority", request.priority, *PRIORITIES)
     _check_time("expires_at", request.expires_at)
     _check_time("created_at", request.created_at)
-    _check_batch_id(request.batch_id)
+    check_batch_id(request.batch_id)
     _check_attributes(request)
     if count_tokens is not None:
         tokens = count_tokens(prompt)
@@ -94,7 +96,8 @@ def check_request(
     return request if prompt == request.prompt else replace(request, prompt=prompt)
 
 
-def _check_name(field: str, value: object) -> None:
+def check_name(field: str, value: object) -> None:
+    """Raise RequestError if a value is not valid as a ``request_id`` or ``tenant``."""
     if not isinstance(value, str) or not NAME.fullmatch(value):
         raise RequestError(field, NAME_RULE, value)
 
@@ -102,7 +105,7 @@ def _check_name(field: str, value: object) -> None:
 def _check_prompt(prompt: object) -> str:
     if not isinstance(prompt, str):
         raise RequestError("prompt", "text", prompt)
-    _check_text("prompt", prompt)
+    check_text("prompt", prompt)
     normal = unicodedata.normalize("NFC", prompt)
     if len(normal) > MAX_PROMPT_CHARACTERS or not any(map(_is_visible, normal)):
         rule = f"1 to {MAX_PROMPT_CHARACTERS:,} characters, at least one of them visible"
@@ -114,7 +117,7 @@ def _is_visible(character: str) -> bool:
     return unicodedata.category(character) not in _INVISIBLE_CATEGORIES and not _INVISIBLE.match(character)
 
 
-def _check_text(field: str, text: str) -> None:
+def check_text(field: str, text: str) -> None:
     """Reject control characters and lone surrogates. Right-to-left marks and joiners are allowed."""
     for character in text:
         category = unicodedata.category(character)
@@ -146,12 +149,13 @@ def _check_guidance(scale: object, limits: Limits) -> None:
         raise RequestError("guidance_scale", "0 to 20", scale)
 
 
-def _check_batch_id(batch_id: object) -> None:
+def check_batch_id(batch_id: object) -> None:
+    """Raise RequestError if a value is neither ``None`` nor valid as a ``batch_id``."""
     if batch_id is None:
         return
     if not isinstance(batch_id, str) or not 1 <= len(batch_id) <= MAX_BATCH_ID_CHARACTERS:
         raise RequestError("batch_id", f"1 to {MAX_BATCH_ID_CHARACTERS} characters", batch_id)
-    _check_text("batch_id", batch_id)
+    check_text("batch_id", batch_id)
 
 
 def _check_attributes(request: PromptRequest) -> None:

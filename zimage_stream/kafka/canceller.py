@@ -74,7 +74,8 @@ class Canceller:
         self._check_partitions(producer, cancellations)
         refused: list[_Refusal] = []
         for each, value in zip(cancellations, values, strict=True):
-            self._produce(producer, each, value, refused)
+            if not refused:
+                self._produce(producer, each, value, refused)
         left = producer.flush(ACCEPT_TIMEOUT_S + 1.0)
         if refused or left:
             # After some errors an idempotent producer cannot send again; the next call creates a new one.
@@ -115,7 +116,7 @@ class Canceller:
                 refused.append((cancellation, error))
 
         headers: Headers = cancellation_headers(cancellation, self._source)
-        while True:
+        while not refused:
             try:
                 producer.produce(
                     self._topic,

@@ -43,6 +43,9 @@ _COMMANDS = {
     "status": _CommandSpec(
         "zimage_stream.cli.status.command:status", "Show the backlog, or where one request is."
     ),
+    "cancel": _CommandSpec(
+        "zimage_stream.cli.cancel:cancel", "Ask that requests be ended: some, or a batch of them."
+    ),
     "dead-letters": _CommandSpec(
         "zimage_consumers.dead_letters.command:app", "Inspect and replay requests that failed."
     ),

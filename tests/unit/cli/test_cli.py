@@ -85,7 +85,16 @@ def test_the_version_is_the_packages(zimage: Run) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [(), ("topics",), ("topics", "create"), ("topics", "check"), ("produce",), ("results",), ("worker",)],
+    [
+        (),
+        ("topics",),
+        ("topics", "create"),
+        ("topics", "check"),
+        ("produce",),
+        ("results",),
+        ("cancel",),
+        ("worker",),
+    ],
 )
 def test_help_fits_a_terminal(zimage: Run, words: tuple[str, ...]) -> None:
     done = zimage(*words, "--help")
@@ -109,6 +118,17 @@ def test_help_fits_a_terminal(zimage: Run, words: tuple[str, ...]) -> None:
         (("produce", "a", "--width", "1000"), "width: got 1000, takes a multiple of 16"),
         (("produce", "a", "--expires-at", "soon"), "expires_at"),
         (("results", "--status", "nosuch"), "nosuch"),
+        (("cancel",), "either IDs, --batch or --file"),
+        (("cancel", "a", "--batch", "b"), "either IDs, --batch or --file"),
+        (("cancel", "a", "b c"), "request_id: got 'b c', takes 1 to 128 of"),
+        (("cancel", "a", "--tenant", ""), "tenant: got '', takes 1 to 128 of"),
+        (("cancel", "--batch", "b" * 129), "batch_id: got"),
+        (("cancel", "a", "--reason", "b" * 501), "takes text of at most 500 characters"),
+        (("cancel", "a", "--reason", "b\x1b"), "reason: got 'b\\x1b', takes text without control characters"),
+        (("cancel", "a", "--timeout", "-1"), "--timeout"),
+        (("cancel", "a", "--timeout", "nan"), "--timeout"),
+        (("cancel", "--file", "nosuch.txt"), "nosuch.txt: No such file"),
+        (("cancel", "--file", "/dev/null"), "/dev/null: it is empty, takes one id per line"),
         (("--config", "nosuch.toml", "results"), "does not exist"),
     ],
 )

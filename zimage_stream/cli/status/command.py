@@ -13,7 +13,7 @@ from zimage_stream.cli.context import settings_of
 from zimage_stream.cli.printing import age, plain_fields, print_table, say_json, say_result, table
 from zimage_stream.cli.status.backlog import Backlog, OpenTransaction, Partition, read_backlog
 from zimage_stream.cli.status.rate import Rate, results_since
-from zimage_stream.cli.status.where import Phase, Unresolved, find_results, find_unresolved
+from zimage_stream.cli.status.where import Phase, Unresolved, Wanted, find_results, find_unresolved
 from zimage_stream.cli.terminal import say
 from zimage_stream.escaping import NAME_CHARACTERS, shortened
 from zimage_stream.events.codec import Codec, create_codec
@@ -197,11 +197,11 @@ def _as_dict(settings: Settings, backlog: Backlog, rate: Rate, now: datetime) ->
 def _one(settings: Settings, codec: Codec, request_id: str, tenant: str | None, json: bool) -> bool:
     """Show what is known about a request; return whether anything is known."""
     # The backlog first: a request that is resolved meanwhile has its result by the time results are read.
-    backlog = read_backlog(settings)
-    waiting = list(find_unresolved(settings, backlog, codec, request_id, tenant))
+    backlog, wanted = read_backlog(settings), Wanted(frozenset((request_id,)), tenant=tenant)
+    waiting = list(find_unresolved(settings, backlog, codec, wanted))
     partitions = Offsets(settings.kafka).partitions(settings.topics.results)
     led = [number for number, has_leader in partitions.items() if has_leader]
-    results = list(find_results(settings, led, codec, request_id, tenant))
+    results = list(find_results(settings, led, codec, wanted))
     unseen = _leaderless(settings, backlog.leaderless, sorted(partitions.keys() - led))
     answered = {(result.source.partition, result.source.offset) for result in results}
     waiting = [each for each in waiting if (each.partition, each.offset) not in answered]

@@ -1,8 +1,8 @@
-"""The search for one request: its result, or its position in the backlog."""
+"""The search for requests: their results, or their positions in the backlog."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -11,13 +11,50 @@ from confluent_kafka import OFFSET_BEGINNING
 
 from zimage_stream.checkpoint import Checkpoint, Mark
 from zimage_stream.cli.status.backlog import Backlog, resolved_below
-from zimage_stream.errors import RegistryUnavailableError, WireError
+from zimage_stream.errors import WireError
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.image_result import ImageResult
+from zimage_stream.events.prompt_request import PromptRequest
 from zimage_stream.events.registry import SchemaUnavailableError
 from zimage_stream.kafka.reader import TopicReader
 from zimage_stream.kafka.record import Record
 from zimage_stream.settings import Settings
+
+_FEW = 8
+"""Up to so many ids it is faster to search a record for each of them than to decode it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The requests to find: those with these ids, or those of a batch.
+
+    Attributes:
+        ids: ids of requests; ``None`` means any.
+        batch: only requests of this batch; ``None`` means of any batch or none.
+        tenant: only requests of this tenant; ``None`` means any.
+    """
+
+    ids: frozenset[str] | None = None
+    batch: str | None = None
+    tenant: str | None = None
+
+    def includes(self, event: PromptRequest | ImageResult) -> bool:
+        """Whether a request is wanted, or the request of a result."""
+        return (
+            (self.ids is None or event.request_id in self.ids)
+            and self.batch in (None, event.batch_id)
+            and self.tenant in (None, event.tenant)
+        )
+
+    def cheap_test(self) -> Callable[[bytes], bool]:
+        """Return a test of whether an undecoded event may be wanted; decoding a long topic takes long."""
+        if self.batch is not None:
+            words = [self.batch.encode()]
+        elif self.ids is not None and len(self.ids) <= _FEW:
+            words = [each.encode() for each in self.ids]
+        else:
+            return lambda _: True
+        return lambda value: any(word in value for word in words)
 
 
 class Phase(StrEnum):
@@ -52,22 +89,28 @@ class Unresolved:
 
 
 def find_unresolved(
-    settings: Settings, backlog: Backlog, codec: Codec, request_id: str, tenant: str | None
+    settings: Settings, backlog: Backlog, codec: Codec, wanted: Wanted
 ) -> Iterator[Unresolved]:
-    """Yield the unresolved records of a request. Raises as ``TopicReader``."""
+    """Yield the unresolved records of requests.
+
+    Raises:
+        BrokerUnavailableError, TopicMissingError: the requests topic cannot be read.
+        RegistryUnavailableError: the registry does not answer, so that it is unknown what a record asks for.
+    """
     partitions = {p.number: p for p in backlog.partitions}
+    may_include = wanted.cheap_test()
     for record, is_uncommitted in _unresolved(settings, backlog):
         partition = partitions[record.partition]
         held, offset = partition.checkpoint, record.offset
-        if held.is_resolved(offset) or not _may_hold(record, request_id):
+        if record.value is None or held.is_resolved(offset) or not may_include(record.value):
             continue
         try:
             request = codec.decode_request(record.value)
-        except (WireError, RegistryUnavailableError):
+        except (WireError, SchemaUnavailableError):
             continue
-        if request.request_id == request_id and tenant in (None, request.tenant):
+        if wanted.includes(request):
             yield Unresolved(
-                request_id,
+                request.request_id,
                 request.tenant,
                 record.partition,
                 offset,
@@ -104,23 +147,30 @@ def unresolved_before(checkpoint: Checkpoint, offset: int) -> int:
 
 
 def find_results(
-    settings: Settings, partitions: Iterable[int], codec: Codec, request_id: str, tenant: str | None
+    settings: Settings, partitions: Iterable[int], codec: Codec, wanted: Wanted
 ) -> Iterator[ImageResult]:
-    """Yield the results of a request in these partitions, oldest first in each. Raises as ``TopicReader``."""
-    for record in _read(settings, settings.topics.results, dict.fromkeys(partitions, OFFSET_BEGINNING)):
-        if not _may_hold(record, request_id):
+    """Yield the results of requests in these partitions, oldest first in each.
+
+    Raises:
+        BrokerUnavailableError, TopicMissingError: the results topic cannot be read.
+        RegistryUnavailableError: the registry does not answer.
+    """
+    records = _read(settings, settings.topics.results, dict.fromkeys(partitions, OFFSET_BEGINNING))
+    return results_in(records, codec, wanted)
+
+
+def results_in(records: Iterable[Record], codec: Codec, wanted: Wanted) -> Iterator[ImageResult]:
+    """Yield the wanted results among records. Raises RegistryUnavailableError as :func:`find_results`."""
+    may_include = wanted.cheap_test()
+    for record in records:
+        if record.value is None or not may_include(record.value):
             continue
         try:
             result = codec.decode_result(record.value)
         except (WireError, SchemaUnavailableError):
             continue
-        if result.request_id == request_id and tenant in (None, result.tenant):
+        if wanted.includes(result):
             yield result
-
-
-def _may_hold(record: Record, request_id: str) -> bool:
-    """Whether a record may belong to a request; a cheap test, since decoding a long topic takes too long."""
-    return record.value is not None and request_id.encode() in record.value
 
 
 def _read(

@@ -33,7 +33,7 @@ def found_errors(cluster: KafkaCluster, topics: TopicSettings) -> list[Finding] 
         return None
 
 
-def status(cluster: KafkaCluster, topics: TopicSettings) -> tuple[int, dict[str, Any], str]:
+def zimage(cluster: KafkaCluster, topics: TopicSettings, *words: str) -> subprocess.CompletedProcess[str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("ZIMAGE_")}
     env |= {
         "ZIMAGE_KAFKA__BOOTSTRAP_SERVERS": cluster.bootstrap_servers,
@@ -43,8 +43,12 @@ def status(cluster: KafkaCluster, topics: TopicSettings) -> tuple[int, dict[str,
         "ZIMAGE_TOPICS__CANCELLATIONS": topics.cancellations,
         "ZIMAGE_TOPICS__PROGRESS": topics.progress,
     }
-    words = [sys.executable, "-m", "zimage_stream", "status", "--json"]
-    done = subprocess.run(words, check=False, env=env, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-m", "zimage_stream", *words]
+    return subprocess.run(command, check=False, env=env, capture_output=True, text=True, timeout=120)
+
+
+def status(cluster: KafkaCluster, topics: TopicSettings) -> tuple[int, dict[str, Any], str]:
+    done = zimage(cluster, topics, "status", "--json")
     return done.returncode, json.loads(done.stdout or "{}"), done.stderr
 
 
@@ -75,6 +79,9 @@ def test_a_partition_without_a_leader_is_reported_and_the_others_are_shown(own_c
     assert code == 1, said
     assert found["leaderless"] == {topics.requests: [1], topics.results: [0]}
     assert [one["unresolved"] for one in found["partitions"]] == [0, None]
+    done = zimage(own_cluster, topics, "cancel", "r")
+    assert (done.returncode, done.stdout) == (1, "r: not found\n")
+    assert f"{topics.requests}: partition 1 has no leader" in done.stderr
     settings = [
         finding.setting for finding in errors(own_cluster, topics, 2) if finding.topic == topics.requests
     ]

@@ -95,6 +95,12 @@ class Metrics:
             "Requests whose image was already in the store, so that none was generated.",
             registry=registry,
         )
+        self.cancelled = Counter(
+            "zimage_cancelled_total",
+            "Requests that ended because they were cancelled, by how far they had got.",
+            ["stage"],
+            registry=registry,
+        )
         self.transactions = Counter(
             "zimage_transactions_total",
             "Publications, by outcome: committed, aborted, lost.",

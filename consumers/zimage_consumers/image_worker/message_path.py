@@ -41,6 +41,7 @@ from zimage_consumers.image_worker.window.jobs import (
     LookedUp,
     MemoryLeaked,
     Outcome,
+    RequestCancelledError,
     Resolution,
     Stage,
     Stored,
@@ -185,6 +186,7 @@ class MessagePath:
             raise EngineHungError("a batch takes far longer than its shape explains")
         try:
             session.claim()
+            self._cancel(session)
             self._admit()
             # With work under way this is where a turn waits, so that finished work is published at once.
             self._outcomes.collect(BUSY_POLL_S if waits and self._under_way else 0.0)
@@ -249,9 +251,18 @@ class MessagePath:
         )
         size = job.size
         self.window.enter(job)
+        if record.offset in assignment.cancelled:
+            self._outcomes.cancel(job, assignment.cancelled[record.offset])
         self._metrics.requests_taken.inc()
         self._outcomes.enqueue(job)
         return size
+
+    def _cancel(self, session: Session) -> None:
+        """End the requests that were cancelled, as far as they are in the window."""
+        for assignment, offset in session.cancellations():
+            job = self.window.find(assignment.number, offset)
+            if job is not None:
+                self._outcomes.cancel(job, assignment.cancelled[offset])
 
     def _admit(self) -> None:
         """Decode and schedule fetched records, but not next to a suspect, or a death would be
@@ -261,8 +272,11 @@ class MessagePath:
         for admitted in self._admission.admit(self._outbox.waits_for_schema):
             if isinstance(admitted, Failed):
                 self._outcomes.fail(admitted)
+                continue
+            self._outcomes.retry(self._held_back.record_decoded())
+            if admitted.cancelled is not None:
+                self._outcomes.fail(Failed(admitted, admitted.cancelled))
             else:
-                self._outcomes.retry(self._held_back.record_decoded())
                 self._dispatcher.add(admitted)
 
     def _plan(self, session: Session) -> None:
@@ -280,6 +294,7 @@ class MessagePath:
         published = self._outbox.publish(session)
         for job in published.out:
             self._dispatcher.resolved(job)
+            job.assignment.cancelled.pop(job.record.offset, None)
             self.window.exit(job)
         for job in published.withheld:
             self._dispatcher.withhold(job)
@@ -380,9 +395,26 @@ class Outcomes:
         else:
             self._admission.add(job)
 
+    def cancel(self, job: Job, reason: str | None) -> None:
+        """End a job that was cancelled, at once or as soon as its stage allows."""
+        if job.cancelled is not None or job.stage is None or job.stage is Stage.ENDED:
+            return
+        job.cancelled = RequestCancelledError(reason, job.stage)
+        if job.request is None:
+            # Without its request a result cannot name it. It ends once it is decoded.
+            return
+        if job.stage is Stage.HELD_BACK:
+            self._held_back.remove(job)
+            self.fail(Failed(job, job.cancelled))
+        elif self._dispatcher.call_off(job):
+            self.fail(Failed(job, job.cancelled))
+
     def fail(self, failed: Failed) -> None:
         """Retry the job, hold it back, or end it, according to the verdict on its error."""
         job, error = failed.job, failed.error
+        if job.cancelled is not None and job.request is not None:
+            # Whoever cancelled it does not wait for another attempt.
+            error = job.cancelled
         verdict = judge(error, job.attempts, self._max_attempts)
         if verdict.action is Action.RETRY:
             log.warning("the attempt failed and will be retried: %s", error, extra=job.log)
@@ -428,6 +460,8 @@ class Outcomes:
                 self._metrics.store_reused.inc(reused)
                 self.retry(self._held_back.succeeded(job))
                 self._end(Resolution(job, image=image))
+            case Failed(job, RequestCancelledError()) if not job.gone:
+                self.fail(outcome)
             case Failed(job, _, timings) if not job.gone:
                 self._record_attempt(job, timings)
                 self.fail(outcome)
@@ -445,5 +479,7 @@ class Outcomes:
 
     def _end(self, resolution: Resolution) -> None:
         """Queue the job's terminal event for publication."""
+        if isinstance(resolution.cause, RequestCancelledError):
+            self._metrics.cancelled.labels(resolution.cause.met.name.lower()).inc()
         self._window.move(resolution.job, Stage.ENDED)
         self._outbox.add(resolution)

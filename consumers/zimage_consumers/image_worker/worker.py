@@ -52,6 +52,7 @@ class Worker:
         tracer: Tracer,
     ) -> None:
         self._settings = settings
+        self._codec = codec
         self._slot = slot
         self._health = health
         self._metrics = metrics
@@ -151,6 +152,7 @@ class Worker:
             self._settings,
             self._admin,
             self._path.window,
+            self._codec,
             slot=self._slot,
             owner=self._owner,
             give_up=self._stop.is_set,

@@ -197,14 +197,17 @@ class EngineThread(threading.Thread):
         # The batch may have been put on deck before another one showed what fits.
         size = self._limits.largest(first.width, first.height)
         while waiting:
-            part, waiting = waiting[:size], waiting[size:]
+            part, waiting = self._still_wanted(waiting[:size]), waiting[size:]
+            if not part:
+                continue
             timings = self._begin(part)
             try:
                 images, elapsed = self._generate(part)
             except ContextLostError:
                 raise
             except GenerationCancelledError:
-                log.info("a batch of %d was cut short: its partitions belong to other workers now", len(part))
+                log.info("a batch of %d was cut short: nobody wants its images any more", len(part))
+                waiting = self._still_wanted(part) + waiting
                 continue
             except Exception as error:
                 if isinstance(error, OutOfMemoryError):
@@ -226,6 +229,18 @@ class EngineThread(threading.Thread):
                 made = replace(began.after("generate", elapsed), generate_ms=elapsed * 1e3)
                 self._deliver(job, image, made)
 
+    def _still_wanted(self, jobs: Sequence[Job]) -> list[Job]:
+        """The jobs whose images are wanted; ends those that were cancelled."""
+        wanted = []
+        for job in jobs:
+            # Read once: the Kafka thread may set it at any moment.
+            cancelled = job.cancelled
+            if cancelled is not None:
+                self._report(Failed(job, cancelled))
+            elif not job.gone:
+                wanted.append(job)
+        return wanted
+
     def _begin(self, jobs: Sequence[Job]) -> list[Timings]:
         """Timings of attempts that begin now."""
         started_at = now()
@@ -240,7 +255,7 @@ class EngineThread(threading.Thread):
         failpoint("generating")
         try:
             specs = [job.spec for job in jobs]
-            images = self._engine.generate(specs, lambda: all(job.gone for job in jobs))
+            images = self._engine.generate(specs, lambda: all(job.unwanted for job in jobs))
         finally:
             elapsed = time.monotonic() - started
             self._metrics.engine_busy_seconds.inc(elapsed)

@@ -15,6 +15,7 @@ from dataclasses import replace
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from zimage_consumers.image_worker.group.cancellations import Cancellations
 from zimage_consumers.image_worker.group.stalls import Stalls
 from zimage_consumers.image_worker.group.takeover import ArrivingPartitions
 from zimage_consumers.image_worker.window.assignment import Assignment
@@ -40,6 +41,7 @@ class Partitions:
     Args:
         consumer: the session's consumer; partitions are assigned, paused and resumed through it.
         arriving: reads the checkpoints of partitions that the group has assigned.
+        cancellations: reads which requests of the partitions held were cancelled.
         window: told which partitions come and go.
         admin: used to ask the leaders of stalled partitions.
     """
@@ -49,6 +51,7 @@ class Partitions:
         consumer: Consumer,
         topic: str,
         arriving: ArrivingPartitions,
+        cancellations: Cancellations,
         window: Window,
         admin: AdminClient,
         health: Health,
@@ -59,6 +62,7 @@ class Partitions:
         self._health = health
         self._paused: set[int] = set()
         self.arriving = arriving
+        self._cancellations = cancellations
         self._stalls = Stalls(admin, topic, health)
 
     @property
@@ -96,6 +100,10 @@ class Partitions:
         # pause meets it.
         self._consumer.resume(starts)
         self._consumer.incremental_assign(starts)
+        # Nothing is fetched before the cancellations are known.
+        self._consumer.pause(starts)
+        self._paused |= ready.keys()
+        self._cancellations.begin([self.held[number] for number in ready])
         log.info("took over partitions %s", sorted(ready))
 
     def drop(self, numbers: Collection[int]) -> set[int]:
@@ -104,6 +112,7 @@ class Partitions:
         self._paused -= left
         self._health.release_partitions(left)
         self._stalls.drop(left)
+        self._cancellations.leave(left)
         self.arriving.drop(numbers)
         return left
 
@@ -226,6 +235,7 @@ class Partitions:
         records now. The next commit tells the partition's next owner."""
         after = replace(before, count=0, size=0, claimed=False, gone_back=why)
         self._window.leave([before.number])
+        self._cancellations.leave([before.number])
         self._window.begin(after)
         self._stop(after, why)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from zimage_consumers.image_worker.group.cancellations import Cancellations
 from zimage_consumers.image_worker.group.partitions import Partitions
 from zimage_consumers.image_worker.group.publish import (
     ClientsLostError,
@@ -30,6 +31,7 @@ from zimage_consumers.image_worker.window.ledger import release
 from zimage_consumers.image_worker.window.window import Window
 from zimage_stream.checkpoint import Checkpoint, Mark
 from zimage_stream.errors import ZImageError
+from zimage_stream.events.codec import Codec
 from zimage_stream.kafka.clients import worker_consumer_config
 from zimage_stream.kafka.members import member_name
 from zimage_stream.kafka.record import Record, record_of
@@ -61,6 +63,7 @@ class Session:
         settings: Settings,
         admin: AdminClient,
         window: Window,
+        codec: Codec,
         *,
         slot: str,
         owner: int,
@@ -92,7 +95,10 @@ class Session:
             }
         )
         arriving = ArrivingPartitions(admin, group_id, self._topic, owner, health)
-        self._partitions = Partitions(self._consumer, self._topic, arriving, window, admin, health)
+        self._cancellations = Cancellations(settings, admin, codec, health)
+        self._partitions = Partitions(
+            self._consumer, self._topic, arriving, self._cancellations, window, admin, health
+        )
         self._publisher = create_publisher(settings, slot, self._consumer, give_up, health)
 
     @property
@@ -130,6 +136,7 @@ class Session:
         if not self._closed:
             self._closed = True
             self._consumer.close()
+            self._cancellations.close()
             self._publisher.close()
 
     # -- polling
@@ -168,6 +175,11 @@ class Session:
                 return None
             self._partitions.reach_end(message)
             timeout_s = 0.0
+
+    def cancellations(self) -> Iterable[tuple[Assignment, int]]:
+        """The requests held here, by offset, that were cancelled since the last call, as far as it is known.
+        Does not wait."""
+        return self._cancellations.read()
 
     def pause_only(self, to_pause: set[int]) -> None:
         """Pause fetching from exactly these partitions and resume all others."""

@@ -150,6 +150,7 @@ class Delivery:
             self._report(Failed(job, error, timings))
 
     def _encode(self, job: Job, image: Image, timings: Timings) -> None:
+        _check_wanted(job)
         request = job.decoded
         started = time.monotonic()
         encoded = encode(image, request.format, request.quality, self._text(request))
@@ -160,6 +161,7 @@ class Delivery:
         self._uploaders.submit(self._guard, job, timings, lambda: self._upload(job, encoded, size, timings))
 
     def _upload(self, job: Job, encoded: Encoded, size: tuple[int, int], timings: Timings) -> None:
+        _check_wanted(job)
         request = job.decoded
         started = time.monotonic()
         metadata = {
@@ -253,3 +255,9 @@ class Delivery:
             "model": self._model,
             "software": "zimage_stream",
         }
+
+
+def _check_wanted(job: Job) -> None:
+    """Raise the error that ends a job, if it was cancelled."""
+    if job.cancelled is not None:
+        raise job.cancelled

@@ -160,14 +160,32 @@ class Dispatcher:
         the deck every batch that contains some of theirs. Jobs the store had an image for end as usual."""
         self._scheduler.sweep()
         for batch in list(self._batches.values()):
-            any_leaving = any(job.leaving for job in batch.jobs)
-            if any_leaving and (batch.id in self._asked or self._engine.withdraw(batch.id)):
-                del self._batches[batch.id]
-                self._asked.pop(batch.id, None)
-                for job in batch.jobs:
-                    if job.open and not job.gone:
-                        self._marks.close(job, Mark(job.attempts, job.suspect))
-                        self.add(job)
+            if any(job.leaving for job in batch.jobs):
+                self._withdraw(batch)
+
+    def call_off(self, job: Job) -> bool:
+        """Stop a cancelled job that does not run yet.
+
+        Returns:
+            whether it can end now; otherwise it ends between two steps of its generation, or before its image
+            is encoded or uploaded.
+        """
+        if job.stage is Stage.MARKED:
+            for batch in [each for each in self._batches.values() if job in each.jobs]:
+                self._withdraw(batch)
+        return job.stage is Stage.WAITING and self._scheduler.remove(job)
+
+    def _withdraw(self, batch: Batch) -> bool:
+        """Take a batch off deck; its jobs wait again. Returns whether it had not started."""
+        if batch.id not in self._asked and not self._engine.withdraw(batch.id):
+            return False
+        del self._batches[batch.id]
+        self._asked.pop(batch.id, None)
+        for job in batch.jobs:
+            if job.open and not job.gone:
+                self._marks.close(job, Mark(job.attempts, job.suspect))
+                self.add(job)
+        return True
 
     def drop_engine_work(self) -> None:
         """Drop what was on the engine or on deck: it will never end. Images already generated may."""
@@ -194,6 +212,8 @@ class Dispatcher:
         self._open_marks(session, [job])
         try:
             self._decode_quarantined(job, None if ever_started else at)
+            if job.cancelled is not None:
+                raise job.cancelled
         except RegistryUnavailableError as error:
             log.warning("a request that must run alone waits for its schema: %s", error, extra=job.log)
             job.ever_started = ever_started

@@ -115,6 +115,11 @@ class HeldBack:
             jobs += self._resume(self._breaker.release(code))
         return jobs
 
+    def remove(self, job: Job) -> None:
+        """Stop holding back a job that ends."""
+        self._breaker.discard(lambda each: each is job)
+        self._report()
+
     def sweep(self) -> None:
         """Drop the jobs whose partitions are gone."""
         self._breaker.discard(lambda job: job.gone)

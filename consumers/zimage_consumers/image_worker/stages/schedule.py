@@ -89,6 +89,12 @@ class Scheduler:
         self._waiting = {job for job in self._waiting if not job.leaving}
         self._tidy()
 
+    def remove(self, job: Job) -> bool:
+        """Remove a job. Returns whether it was waiting."""
+        waited = job in self._waiting
+        self._waiting.discard(job)
+        return waited
+
     def pop_expired(self, at: datetime) -> list[Job]:
         """Remove and return the jobs whose ``expires_at`` passed before they were ever started."""
         expired = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from zimage_consumers.image_worker.window.jobs import RequestCancelledError
 from zimage_stream.errors import (
     IdConflictError,
     OutOfMemoryError,
@@ -68,6 +69,7 @@ _PERMANENT: tuple[tuple[type[Exception], Verdict], ...] = (
     (WorkerCrashedError, Verdict(Action.DEAD_LETTER, Code.WORKER_CRASHED)),
     (IntakeError, Verdict(Action.DEAD_LETTER, Code.GENERATION_FAILED, deployment_fault=True, retriable=True)),
     (ExpiredError, Verdict(Action.END, Code.EXPIRED)),
+    (RequestCancelledError, Verdict(Action.END, Code.CANCELLED)),
 )
 
 

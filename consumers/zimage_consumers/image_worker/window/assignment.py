@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from zimage_consumers.image_worker.window.ledger import Ledger
 
@@ -28,6 +28,9 @@ class Assignment:
         stopped: not served, because its log no longer has the next offset; an operator has to decide.
         leader_epoch: epoch of the last record delivered.
         gone_back: why its offsets have become meaningless, if they have.
+        informed: the cancellations that were there when it was taken over have been read. Nothing of it is
+            fetched before.
+        cancelled: the offsets that were cancelled and are not resolved, each with the reason given.
     """
 
     number: int
@@ -43,6 +46,8 @@ class Assignment:
     stopped: bool = False
     leader_epoch: int = UNKNOWN_EPOCH
     gone_back: str | None = None
+    informed: bool = False
+    cancelled: dict[int, str | None] = field(default_factory=dict)
 
     def fill(self, filled: float) -> None:
         """Record how full its share of the window is. Once full, it has room again when half is free."""
@@ -51,7 +56,7 @@ class Assignment:
     @property
     def fetchable(self) -> bool:
         """Whether more of its records may be fetched."""
-        return self.roomy and not (self.leaving or self.stopped or self.ledger.full)
+        return self.roomy and self.informed and not (self.leaving or self.stopped or self.ledger.full)
 
     def enters_window(self, size: int) -> None:
         """Count a request of this many bytes."""

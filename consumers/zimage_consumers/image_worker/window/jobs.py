@@ -11,6 +11,7 @@ from enum import Enum, auto
 
 from zimage_consumers.image_worker.window.assignment import Assignment
 from zimage_stream.engines.base import ImageSpec
+from zimage_stream.errors import ZImageError
 from zimage_stream.events.image_result import Code, StoredImage
 from zimage_stream.events.prompt_request import PromptRequest
 from zimage_stream.kafka.record import Record
@@ -74,10 +75,23 @@ class Stage(Enum):
     """Held back: it failed for a reason that may be the deployment's. Takes no room in the window."""
 
 
+class RequestCancelledError(ZImageError):
+    """The request was cancelled.
+
+    Args:
+        reason: the reason given with the cancellation.
+        met: how far the request had got.
+    """
+
+    def __init__(self, reason: str | None, met: Stage) -> None:
+        super().__init__(f"it was cancelled: {reason}" if reason else "it was cancelled")
+        self.met = met
+
+
 @dataclass(eq=False, slots=True)
 class Job:
-    """A request on its way. The Kafka thread writes it; other threads read only whether it is gone, and what
-    does not change once it is started.
+    """A request on its way. The Kafka thread writes it; other threads read only whether it is still wanted,
+    and what does not change once it is started.
 
     Attributes:
         assignment: the assignment of its partition; once that is gone, nothing about the job counts.
@@ -93,6 +107,7 @@ class Job:
         ever_started: it was started before, by this process or a predecessor; its expiry was judged then.
         not_before: monotonic time before which a retry does not start.
         timings: timings of the latest attempt.
+        cancelled: how it ends, since it was cancelled; ``None`` if it was not.
         stage: its stage in the window, which alone writes this; ``None`` outside the window.
         open: its mark in the checkpoint says that it is running.
     """
@@ -110,6 +125,7 @@ class Job:
     arrival: int | None = None
     cut: bool = False
     timings: Timings = Timings()
+    cancelled: RequestCancelledError | None = None
     stage: Stage | None = None
     open: bool = False
 
@@ -131,6 +147,11 @@ class Job:
     def gone(self) -> bool:
         """Whether its partition was given up. Any thread may read it."""
         return self.assignment.gone
+
+    @property
+    def unwanted(self) -> bool:
+        """Whether its image would be discarded. Any thread may read it."""
+        return self.gone or self.cancelled is not None
 
     @property
     def leaving(self) -> bool:

@@ -27,6 +27,7 @@ class Window:
         self._size = size
         self.assignments: dict[int, Assignment] = {}
         self._jobs: dict[Stage, set[Job]] = {stage: set() for stage in Stage}
+        self._by_offset: dict[tuple[int, int], Job] = {}
         self.held_back_size = 0
         """Bytes of the jobs held back. They take no room from the others."""
         self.swept = True
@@ -45,6 +46,7 @@ class Window:
             self.assignments.pop(number).gone = True
         for jobs in self._jobs.values():
             jobs.difference_update([job for job in jobs if job.gone])
+        self._by_offset = {at: job for at, job in self._by_offset.items() if not job.gone}
         self.held_back_size = sum(job.size for job in self._jobs[Stage.HELD_BACK])
         self.swept &= not mine
         return mine
@@ -62,6 +64,7 @@ class Window:
     def enter(self, job: Job) -> None:
         """Add a job that was fetched."""
         self._put(job, Stage.FETCHED)
+        self._by_offset[job.record.partition, job.record.offset] = job
         job.assignment.enters_window(job.size)
 
     def move(self, job: Job, stage: Stage) -> None:
@@ -83,11 +86,16 @@ class Window:
         if job.gone or job.stage is None:
             return
         self._jobs[job.stage].discard(job)
+        del self._by_offset[job.record.partition, job.record.offset]
         if job.stage is Stage.HELD_BACK:
             self.held_back_size -= job.size
         else:
             job.assignment.leaves_window(job.size)
         job.stage = None
+
+    def find(self, number: int, offset: int) -> Job | None:
+        """The job of this record, if it is in the window."""
+        return self._by_offset.get((number, offset))
 
     def jobs(self, *stages: Stage) -> Iterator[Job]:
         """The jobs in these stages, in no particular order."""

@@ -37,7 +37,7 @@ it."""
 _SEGMENTS = 2
 SEGMENT_BITS = 72
 """Maximum overhead of a segment, in bits: two numbers, the rest of its last byte, and the longer distance to
-the next mark. A resolved run longer than this is worth a segment of its own."""
+the next mark. A run longer than this, resolved or not, is worth a segment of its own."""
 _HEADER = struct.Struct(">BQIBB")  # version, base, owner, deaths, encoding of the resolved set
 _MAX_BYTES = MAX_METADATA_CHARACTERS * 3 // 4 - 4  # base64, and a checksum
 
@@ -94,7 +94,7 @@ class Checkpoint:
         version, encoding, body = _VERSION, *_shortest(self.resolved)
         raw = self._packed(version, encoding, body)
         if len(raw) > _MAX_BYTES:
-            raw = self._packed(_VERSION_OF_SEGMENTS, _SEGMENTS, _segments(self.resolved))
+            raw = self._packed(_VERSION_OF_SEGMENTS, _SEGMENTS, segments(self.resolved))
         text = base64.b64encode(raw + struct.pack(">I", zlib.crc32(raw))).decode().rstrip("=")
         if len(text) > MAX_METADATA_CHARACTERS:
             raise CheckpointOverflowError(f"a checkpoint of {len(text)} characters does not fit")
@@ -160,17 +160,18 @@ def _shortest(bits: int) -> tuple[int, bytes]:
     return (_BITMAP, bitmap) if len(bitmap) <= len(runs) else (_RUNS, runs)
 
 
-def _segments(bits: int) -> bytes:
-    """Encode a bitmap without its long resolved runs: for each, the bytes before it and its length."""
+def segments(bits: int) -> bytes:
+    """Encode a bitmap without its long runs: for each, the bytes before it, its length and its value."""
     out = bytearray()
-    position = 0
-    for start, end in resolved_runs(bits):
-        if end - start <= SEGMENT_BITS:
+    position = end = 0
+    for number, run in enumerate(_runs(bits)):
+        start, end = end, end + run
+        if run <= SEGMENT_BITS:
             continue
-        length = max(0, start - position + 7) // 8
+        length = (start - position + 7) // 8
         out += _varint(length) + (bits >> position & (1 << 8 * length) - 1).to_bytes(length, "little")
         position += 8 * length
-        out += _varint(end - position)
+        out += _varint((end - position) << 1 | number & 1)
         position = end
     rest = bits >> position
     length = (rest.bit_length() + 7) // 8
@@ -186,10 +187,11 @@ def _from_segments(body: bytes) -> int:
         position += 8 * len(chunk)
         if reader.done:
             return bits
-        length = reader.varint()
+        length, resolved = divmod(reader.varint(), 2)
         if position + length > _MAX_GAP:
             raise ValueError("its runs are longer than any we write")
-        bits |= ((1 << length) - 1) << position
+        if resolved:
+            bits |= ((1 << length) - 1) << position
         position += length
 
 
@@ -204,14 +206,15 @@ def resolved_runs(bits: int) -> Iterator[tuple[int, int]]:
 
 def _runs(bits: int) -> list[int]:
     """Return the lengths of alternating runs, unresolved first, without trailing unresolved offsets."""
+    # As text, lowest first: a search in it takes no longer for many runs than for one.
+    text = bin(bits)[:1:-1] if bits else ""
     runs: list[int] = []
-    value = 0
-    while bits:
-        same = bits if value == 0 else ~bits
-        length = (same & -same).bit_length() - 1
-        runs.append(length)
-        bits >>= length
-        value ^= 1
+    position = 0
+    while position < len(text):
+        end = text.find("01"[len(runs) % 2 ^ 1], position)
+        end = len(text) if end < 0 else end
+        runs.append(end - position)
+        position = end
     return runs
 
 

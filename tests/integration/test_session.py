@@ -24,12 +24,14 @@ from zimage_consumers.image_worker.window.jobs import Job
 from zimage_consumers.image_worker.window.ledger import OffsetStatus
 from zimage_consumers.image_worker.window.window import Window
 from zimage_stream.checkpoint import Checkpoint, Mark
+from zimage_stream.events.codec import Codec
 from zimage_stream.kafka.clients import (
     common_config,
     producer_config,
     transactional_config,
     worker_consumer_config,
 )
+from zimage_stream.kafka.record import Record
 from zimage_stream.settings import KafkaSettings, Settings, TopicSettings
 from zimage_stream.telemetry.health import Health
 from zimage_stream.telemetry.metrics import Metrics
@@ -50,6 +52,7 @@ def make_session(kafka: KafkaAddress, topics: TopicSettings) -> Callable[..., Se
             ),
             AdminClient(common_config(address)),
             Window(16_384, 64 << 20),
+            Codec(),
             slot=slot,
             owner=owner,
             give_up=lambda: False,
@@ -61,8 +64,15 @@ def make_session(kafka: KafkaAddress, topics: TopicSettings) -> Callable[..., Se
     return make
 
 
+def poll(session: Session, timeout_s: float = 0.1) -> Record | None:
+    """Poll as the message path does, which fetches no partition before its cancellations are known."""
+    list(session.cancellations())
+    session.pause_only(session.window.to_pause())
+    return session.poll(timeout_s)
+
+
 def polled(session: Session) -> set[int]:
-    session.poll(0.1)
+    poll(session)
     return set(session.window.assignments)
 
 
@@ -148,7 +158,7 @@ def test_partitions_that_left_while_paused_deliver_when_they_return(
     delivered = set()
 
     def all_delivered() -> bool:
-        record = session.poll(0.1)
+        record = poll(session)
         if record is not None:
             delivered.add(record.partition)
         return delivered == ALL
@@ -187,7 +197,7 @@ def leave_marks_open(session: Session, kafka: KafkaAddress, topics: TopicSetting
     produce(kafka, topics, ALL)
     jobs: list[Job] = []
     while len(jobs) < len(ALL):
-        record = session.poll(1.0)
+        record = poll(session, 1.0)
         if record is not None:
             assignment = session.window.assignments[record.partition]
             assert assignment.ledger.observe(0) is OffsetStatus.NEW
@@ -273,7 +283,7 @@ def test_a_marker_at_the_end_of_the_log_is_committed_as_passed(
     delivered: list[int] = []
 
     def served() -> bool:
-        record = session.poll(0.1)
+        record = poll(session)
         session.claim()
         if record is not None:
             assignment = session.window.assignments[record.partition]
@@ -352,7 +362,7 @@ class TestALogThatWentBack:
 
 def take(session: Session) -> int | None:
     """Observe records as a worker does, without serving them. Returns the offset observed."""
-    record = session.poll(0.1)
+    record = poll(session)
     session.claim()
     if record is None:
         return None

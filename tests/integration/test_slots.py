@@ -15,6 +15,7 @@ from tests.services.addresses import KafkaAddress
 from zimage_consumers.dead_letters.replay import Replayer
 from zimage_consumers.image_worker.group.session import Session
 from zimage_consumers.image_worker.window.window import Window
+from zimage_stream.events.codec import Codec
 from zimage_stream.kafka.clients import common_config, transactional_config, worker_consumer_config
 from zimage_stream.settings import Settings, TopicSettings, WorkerSettings
 from zimage_stream.telemetry.health import Health
@@ -43,6 +44,7 @@ def join(settings_of: Callable[[str], Settings]) -> Iterator[Callable[[str, str]
             settings,
             AdminClient(common_config(settings.kafka)),
             Window(16_384, 64 << 20),
+            Codec(),
             slot=slot,
             owner=1,
             give_up=lambda: False,

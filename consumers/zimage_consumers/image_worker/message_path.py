@@ -26,7 +26,7 @@ from zimage_consumers.image_worker.stages.dispatch import Dispatcher
 from zimage_consumers.image_worker.stages.gauges import Gauges
 from zimage_consumers.image_worker.stages.held_back import HeldBack, Releases
 from zimage_consumers.image_worker.stages.intake import Intake
-from zimage_consumers.image_worker.stages.outbox import Outbox
+from zimage_consumers.image_worker.stages.outbox import MAX_RESOLUTIONS, Outbox
 from zimage_consumers.image_worker.stages.schedule import Scheduler
 from zimage_consumers.image_worker.stages.terminal import Identity
 from zimage_consumers.image_worker.stages.verdict import Action, backoff_s, judge
@@ -258,11 +258,14 @@ class MessagePath:
         return size
 
     def _cancel(self, session: Session) -> None:
-        """End the requests that were cancelled, as far as they are in the window."""
+        """End the requests that were cancelled. Those that wait further back in the log are fetched now."""
         for assignment, offset in session.cancellations():
             job = self.window.find(assignment.number, offset)
             if job is not None:
                 self._outcomes.cancel(job, assignment.cancelled[offset])
+        if self._accepting and len(self._outbox) < MAX_RESOLUTIONS:
+            for record in session.cancelled_records():
+                self._enter(self.window.assignments[record.partition], record)
 
     def _admit(self) -> None:
         """Decode and schedule fetched records, but not next to a suspect, or a death would be

@@ -25,6 +25,7 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
+from zimage_consumers.image_worker.group.ahead import RecordsAhead
 from zimage_consumers.image_worker.window.assignment import Assignment
 from zimage_stream.errors import RegistryUnavailableError, WireError
 from zimage_stream.events.codec import Codec
@@ -85,6 +86,7 @@ class Cancellations:
         self._admin = admin
         self._codec = codec
         self._health = health
+        self.ahead = RecordsAhead(settings.kafka, settings.topics.requests)
         self._held: dict[int, _Partition] = {}
         self._partitions: int | None = None
         """Number of partitions of the topic; 0 if it does not exist, ``None`` while it is unknown."""
@@ -111,19 +113,21 @@ class Cancellations:
     def leave(self, numbers: Collection[int]) -> None:
         """Stop reading those of these partitions."""
         left = [self._held.pop(number) for number in self._held.keys() & set(numbers)]
-        self._consumer.incremental_unassign(
-            [self._place(each.assignment.number) for each in left if each.reading]
-        )
+        if read := [self._place(each.assignment.number) for each in left if each.reading]:
+            self._consumer.incremental_unassign(read)
+        self.ahead.leave(numbers)
         for each in left:
             self._health.release(_key(each.assignment.number))
 
     def close(self) -> None:
         """Release the connections."""
+        self._held.clear()
         self._consumer.close()
+        self.ahead.close()
 
     def read(self) -> list[tuple[Assignment, int]]:
-        """Read on, and return the requests that are newly known to be cancelled: each offset is then in
-        ``cancelled`` of its assignment."""
+        """Read on, and return the requests that are newly known to be cancelled. The offset of each is then
+        in ``cancelled`` of its assignment."""
         if not self._held:
             return []
         self._describe()
@@ -209,6 +213,8 @@ class Cancellations:
         if offset in held.assignment.cancelled:
             return []
         held.assignment.cancelled[offset] = reason
+        if offset >= held.assignment.ledger.next:
+            self.ahead.want(held.assignment, offset)
         return [(held.assignment, offset)]
 
     def _settle(self, held: _Partition) -> list[tuple[Assignment, int]]:

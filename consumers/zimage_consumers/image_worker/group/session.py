@@ -177,9 +177,12 @@ class Session:
             timeout_s = 0.0
 
     def cancellations(self) -> Iterable[tuple[Assignment, int]]:
-        """The requests held here, by offset, that were cancelled since the last call, as far as it is known.
-        Does not wait."""
+        """The requests, by offset, that are newly known to be cancelled. Does not wait."""
         return self._cancellations.read()
+
+    def cancelled_records(self) -> Iterable[Record]:
+        """Records of cancelled requests, fetched ahead of their turn. Does not wait."""
+        return self._cancellations.ahead.fetch()
 
     def pause_only(self, to_pause: set[int]) -> None:
         """Pause fetching from exactly these partitions and resume all others."""

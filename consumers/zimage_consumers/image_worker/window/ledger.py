@@ -14,11 +14,18 @@ from zimage_stream.checkpoint import (
     Checkpoint,
     Mark,
     resolved_runs,
+    segments,
 )
 
 MAX_SPAN = 16_384
-"""Largest distance between base and next offset, long gaps in the log not counted. A bitmap of this many bits
-always fits next to MAX_MARKS marks."""
+"""Largest distance between base and next offset, long gaps in the log not counted, together with the bits
+that resolved offsets beyond take. A bitmap of this many bits always fits next to MAX_MARKS marks."""
+MAX_AHEAD_BITS = MAX_SPAN // 4
+"""Bits of a checkpoint for offsets that are resolved ahead of their turn; room for 60 to 100 runs."""
+MAX_AHEAD = 1 << 20
+"""Largest distance from the base to an offset resolved ahead of its turn, so that encoding takes no longer
+than a few milliseconds."""
+_SLACK_BITS = 64
 UNMARKED_DEATHS_LIMIT = 2
 RECORDS_PER_TURN = 256
 """Records that a worker fetches and decodes before it marks anything. Where two owners died before marking
@@ -81,6 +88,12 @@ class Ledger:
             if end - start > SEGMENT_BITS
         ]
         """Start and end of each run of resolved offsets above the base that is long enough for a segment."""
+        self._ahead: set[int] = set()
+        """Offsets delivered ahead of their turn and not resolved yet."""
+        self._beyond = self._bits_beyond()
+        """Upper bound on the bits that a checkpoint needs for resolved offsets from ``next`` on."""
+        # The previous owner may have filled it to the limit.
+        self._limit = max(MAX_SPAN, self._beyond + _SLACK_BITS)
         self._in_doubt = checkpoint.deaths >= UNMARKED_DEATHS_LIMIT
         self._new = 0
 
@@ -93,11 +106,44 @@ class Ledger:
     def full(self) -> bool:
         """Whether fetching must stop until the oldest requests are resolved."""
         base = self.checkpoint.base
-        span = self.next - base
-        if span < MAX_SPAN:
+        if self.next - base + self._beyond < self._limit or self.next == base:
             return False
         self._gaps = [(start, end) for start, end in self._gaps if start >= base]
-        return span - sum(end - start - SEGMENT_BITS for start, end in self._gaps) >= MAX_SPAN
+        # Some of them have been delivered in their turn since.
+        self._beyond = self._bits_beyond()
+        return self._bits_delivered() + self._beyond >= self._limit
+
+    def room_ahead(self, offset: int) -> bool:
+        """Whether the checkpoint has room to resolve this offset ahead of its turn."""
+        if self._in_doubt or offset - self.checkpoint.base > MAX_AHEAD:
+            return False
+        bits = self._bits_beyond(offset)
+        return bits <= MAX_AHEAD_BITS and self._bits_delivered() + bits < MAX_SPAN
+
+    def take_ahead(self, offset: int) -> bool:
+        """Record that an offset was delivered ahead of its turn.
+
+        Returns:
+            ``False`` where it does not count: it was delivered before, it is resolved, or there is no room.
+        """
+        seen = offset < self.next or offset in self._ahead or self.checkpoint.is_resolved(offset)
+        if seen or not self.room_ahead(offset):
+            return False
+        self._ahead.add(offset)
+        self._beyond = self._bits_beyond()
+        return True
+
+    def _bits_delivered(self) -> int:
+        """Bits that a checkpoint may need for the offsets from the base to ``next``."""
+        past = [(start, end) for start, end in self._gaps if end <= self.next]
+        return self.next - self.checkpoint.base - sum(end - start - SEGMENT_BITS for start, end in past)
+
+    def _bits_beyond(self, *more: int) -> int:
+        """Bits that a checkpoint needs for resolved offsets from ``next`` on, and for these."""
+        bits = self.checkpoint.resolved >> (self.next - self.checkpoint.base)
+        for offset in (*self._ahead, *more):
+            bits |= 1 << (offset - self.next)
+        return 8 * len(segments(bits)) if bits else 0
 
     def mark(self, offset: int) -> Mark:
         """The mark of a request; a blank one where there is none."""
@@ -114,8 +160,12 @@ class Ledger:
         if offset > self.next:
             self._pass_over(self.next, offset)
         self.next = offset + 1
+        ahead = offset in self._ahead
+        self._ahead.discard(offset)
         if self.checkpoint.is_resolved(offset):
             return OffsetStatus.RESOLVED
+        if ahead:
+            return OffsetStatus.SEEN
         self._new += 1
         return OffsetStatus.NEW
 
@@ -152,6 +202,8 @@ class Ledger:
     def adopt(self, committed: Checkpoint) -> None:
         """Replace the checkpoint by one that the broker has committed."""
         self.checkpoint = committed
+        if self._ahead:
+            self._ahead = {offset for offset in self._ahead if not committed.is_resolved(offset)}
 
     def _pass_over(self, start: int, end: int) -> None:
         held = self.checkpoint
@@ -160,6 +212,7 @@ class Ledger:
         self.checkpoint = replace(held, resolved=held.resolved | gap, marks=marks)
         if end - start > SEGMENT_BITS:
             self._gaps.append((start, end))
+        self._ahead.difference_update([offset for offset in self._ahead if offset < end])
         # A gap at the base moves it at once, or a long gap would make the bitmap just as long.
         self.next = end
         self.checkpoint = self.after()

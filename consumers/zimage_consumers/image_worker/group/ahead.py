@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from confluent_kafka import Consumer, TopicPartition
 
 from zimage_consumers.image_worker.window.assignment import Assignment
+from zimage_stream.checkpoint import Checkpoint
 from zimage_stream.kafka.clients import reader_config
 from zimage_stream.kafka.record import Record, record_of
 from zimage_stream.settings import KafkaSettings
@@ -30,11 +31,13 @@ class _Partition:
     Attributes:
         wanted: their offsets, as a heap.
         position: offset that the consumer delivers next; ``None`` where it is not assigned.
+        full: the checkpoint that had no room for the next of them.
     """
 
     assignment: Assignment
     wanted: list[int] = field(default_factory=list)
     position: int | None = None
+    full: Checkpoint | None = None
 
 
 class RecordsAhead:
@@ -77,7 +80,7 @@ class RecordsAhead:
             held.position = offset + 1
             if not held.wanted or offset < held.wanted[0]:
                 continue
-            if not held.assignment.ledger.room_ahead(offset):
+            if not self._has_room(held):
                 self._stop(held)
                 continue
             # Where offset is larger, the wanted record does not exist; its turn will show that.
@@ -90,7 +93,7 @@ class RecordsAhead:
         ledger = held.assignment.ledger
         while held.wanted and (held.wanted[0] < ledger.next or ledger.checkpoint.is_resolved(held.wanted[0])):
             heapq.heappop(held.wanted)
-        if not held.wanted or not ledger.room_ahead(held.wanted[0]):
+        if not held.wanted or not self._has_room(held):
             self._stop(held)
             return
         due = held.wanted[0]
@@ -99,6 +102,15 @@ class RecordsAhead:
         self._stop(held)
         held.position = due
         self._connected().incremental_assign([TopicPartition(self._topic, held.assignment.number, due)])
+
+    def _has_room(self, held: _Partition) -> bool:
+        """Whether the checkpoint has room for the next wanted record."""
+        ledger = held.assignment.ledger
+        if held.full is ledger.checkpoint:
+            return False
+        room = ledger.room_ahead(held.wanted[0])
+        held.full = None if room else ledger.checkpoint
+        return room
 
     def _stop(self, held: _Partition) -> None:
         if held.position is not None:

@@ -91,7 +91,7 @@ class Ledger:
         self._ahead: set[int] = set()
         """Offsets delivered ahead of their turn and not resolved yet."""
         self._beyond = self._bits_beyond()
-        """Upper bound on the bits that a checkpoint needs for resolved offsets from ``next`` on."""
+        """Upper bound on :meth:`_bits_beyond`."""
         # The previous owner may have filled it to the limit.
         self._limit = max(MAX_SPAN, self._beyond + _SLACK_BITS)
         self._in_doubt = checkpoint.deaths >= UNMARKED_DEATHS_LIMIT
@@ -117,8 +117,10 @@ class Ledger:
         """Whether the checkpoint has room to resolve this offset ahead of its turn."""
         if self._in_doubt or offset - self.checkpoint.base > MAX_AHEAD:
             return False
-        bits = self._bits_beyond(offset)
-        return bits <= MAX_AHEAD_BITS and self._bits_delivered() + bits < MAX_SPAN
+        room = min(MAX_AHEAD_BITS, MAX_SPAN - self._bits_delivered()) - self._bits_more(offset)
+        if self._beyond > room:
+            self._beyond = self._bits_beyond()
+        return self._beyond <= room
 
     def take_ahead(self, offset: int) -> bool:
         """Record that an offset was delivered ahead of its turn.
@@ -129,19 +131,26 @@ class Ledger:
         seen = offset < self.next or offset in self._ahead or self.checkpoint.is_resolved(offset)
         if seen or not self.room_ahead(offset):
             return False
+        self._beyond += self._bits_more(offset)
         self._ahead.add(offset)
-        self._beyond = self._bits_beyond()
         return True
+
+    def _bits_more(self, offset: int) -> int:
+        """Most bits that one more offset takes: none if it lengthens a run."""
+        for each in (offset - 1, offset + 1):
+            if each >= self.next and (each in self._ahead or self.checkpoint.is_resolved(each)):
+                return 0
+        return SEGMENT_BITS
 
     def _bits_delivered(self) -> int:
         """Bits that a checkpoint may need for the offsets from the base to ``next``."""
         past = [(start, end) for start, end in self._gaps if end <= self.next]
         return self.next - self.checkpoint.base - sum(end - start - SEGMENT_BITS for start, end in past)
 
-    def _bits_beyond(self, *more: int) -> int:
-        """Bits that a checkpoint needs for resolved offsets from ``next`` on, and for these."""
+    def _bits_beyond(self) -> int:
+        """Bits that a checkpoint needs for offsets resolved or delivered from ``next`` on."""
         bits = self.checkpoint.resolved >> (self.next - self.checkpoint.base)
-        for offset in (*self._ahead, *more):
+        for offset in self._ahead:
             bits |= 1 << (offset - self.next)
         return 8 * len(segments(bits)) if bits else 0
 

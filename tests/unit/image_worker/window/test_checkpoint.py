@@ -87,6 +87,35 @@ class TestEncoding:
         # The next owner stops at the same point.
         assert Ledger(after).full or Checkpoint.decode(Ledger(after).checkpoint.encode(), after.base) == after
 
+    @given(
+        st.integers(0, MAX_SPAN),
+        st.lists(st.integers(0, 50_000) | st.integers(0, 3), max_size=400),
+        st.integers(0, 2**32),
+    )
+    @settings(max_examples=30)
+    def test_a_checkpoint_fits_whatever_is_resolved_ahead_of_its_turn(
+        self, delivered: int, distances: list[int], seed: int
+    ) -> None:
+        random = Random(seed)
+        ledger = Ledger(Checkpoint(0, owner=2**32 - 1))
+        half = delivered // 2
+        for offset in range(half):
+            ledger.observe(offset)
+        ahead, offset = [], ledger.next + MAX_SPAN
+        for distance in distances:
+            offset += 1 + distance
+            if ledger.take_ahead(offset):
+                ahead.append(offset)
+        for offset in range(half, delivered):
+            if not ledger.full:
+                ledger.observe(offset)
+        resolved = [offset for offset in range(1, ledger.next) if random.random() < 0.5]
+        unresolved = sorted(set(range(ledger.next)) - set(resolved))
+        noted = random.sample(unresolved, min(MAX_MARKS, len(unresolved)))
+        marked = {offset: Mark(3, suspect=True, open=True) for offset in noted}
+        after = ledger.after([*resolved, *ahead], marked)
+        assert Checkpoint.decode(after.encode(), after.base) == after
+
     def test_a_gap_above_many_single_requests_fits(self) -> None:
         ledger = Ledger(Checkpoint(0))
         for offset in range(3_500):
@@ -202,9 +231,24 @@ class LedgerMachine(RuleBasedStateMachine):
         offset = self.log[self.position]
         self.position += 1
         taken = self.ledger.observe(offset)
-        assert taken is (OffsetStatus.RESOLVED if offset in self.published else OffsetStatus.NEW)
-        if taken is OffsetStatus.NEW:
+        if offset in self.published:
+            assert taken is OffsetStatus.RESOLVED
+        elif offset in self.running:
+            assert taken is OffsetStatus.SEEN
+        else:
+            assert taken is OffsetStatus.NEW
             self.running.add(offset)
+
+    @precondition(lambda self: self.position < len(self.log))
+    @rule(data=st.data())
+    def deliver_ahead(self, data: st.DataObject) -> None:
+        offset = data.draw(st.sampled_from(self.log[self.position :]))
+        known = offset in self.published | self.running
+        if self.ledger.take_ahead(offset):
+            assert not known
+            self.running.add(offset)
+        else:
+            assert known or self.ledger.checkpoint.deaths >= UNMARKED_DEATHS_LIMIT
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
@@ -285,6 +329,43 @@ class TestLedgerEdges:
         assert not ledger.full
         ledger.observe(MAX_SPAN - 1)
         assert ledger.full
+
+    def test_an_offset_delivered_ahead_is_not_delivered_again(self) -> None:
+        ledger = Ledger(Checkpoint(0))
+        assert ledger.take_ahead(100)
+        assert not ledger.take_ahead(100)
+        for offset in range(100):
+            assert ledger.observe(offset) is OffsetStatus.NEW
+        assert ledger.observe(100) is OffsetStatus.SEEN
+        assert not ledger.take_ahead(100)
+
+    def test_neighbours_resolved_ahead_take_no_more_room_than_one(self) -> None:
+        ledger = Ledger(Checkpoint(0))
+        for offset in range(100_000, 110_000, 500):
+            for each in range(offset, offset + 500):
+                assert ledger.take_ahead(each)
+            ledger.adopt(ledger.after(range(offset, offset + 500)))
+        assert len(ledger.checkpoint.encode()) < 60
+
+    def test_room_ahead_ends_before_the_checkpoint_does_and_comes_back(self) -> None:
+        ledger = Ledger(Checkpoint(0))
+        scattered = range(100_000, 200_000, 200)
+        taken = [offset for offset in scattered if ledger.take_ahead(offset)]
+        assert 50 < len(taken) < len(scattered)
+        ledger.adopt(ledger.after(taken))
+        ledger.reach(taken[-1] + 1)
+        assert ledger.take_ahead(scattered[-1])
+
+    def test_a_full_one_is_not_full_for_its_next_owner_before_it_has_any_work(self) -> None:
+        ledger = Ledger(Checkpoint(0))
+        while not ledger.full:
+            ledger.observe(ledger.next)
+        ledger.adopt(ledger.after(range(1, ledger.next, 2)))
+        following = Ledger(ledger.checkpoint)
+        delivered = [
+            offset for offset in range(ledger.next) if not following.full and following.observe(offset)
+        ]
+        assert len(delivered) > MAX_SPAN - 100
 
     def test_marks_of_waiting_requests_are_dropped_before_the_checkpoint_overflows(self) -> None:
         ledger = Ledger(Checkpoint(0))

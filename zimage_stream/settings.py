@@ -37,8 +37,8 @@ from pydantic_settings import (
 )
 
 from zimage_stream.errors import SettingsError
-from zimage_stream.faults import Fault
 from zimage_stream.masking import is_secret, masked, without_credentials
+from zimage_stream.simulated_faults import Fault
 
 ENV_PREFIX = "ZIMAGE_"
 CONFIG_VARIABLE = "ZIMAGE_CONFIG"

@@ -19,8 +19,8 @@ from zimage_stream.errors import (
     OutOfMemoryError,
     RequestError,
 )
-from zimage_stream.faults import Fault
 from zimage_stream.imaging import encode
+from zimage_stream.simulated_faults import Fault
 
 
 def spec(
@@ -173,7 +173,7 @@ def test_a_generation_is_cancelled_on_its_way() -> None:
 def test_kill_ends_the_process_at_once() -> None:
     program = (
         "from zimage_stream.engines import ImageSpec\n"
-        "from zimage_stream.faults import Fault\n"
+        "from zimage_stream.simulated_faults import Fault\n"
         "from zimage_stream.engines.simulated import SimulatedEngine\n"
         "engine = SimulatedEngine(0, {'poison': Fault.parse('kill')})\n"
         "engine.generate([ImageSpec('fine', 64, 64, 8, 0.0, 1)])\n"

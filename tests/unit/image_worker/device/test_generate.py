@@ -28,8 +28,8 @@ from zimage_consumers.image_worker.window.jobs import (
 from zimage_stream.engines.base import ImageSpec
 from zimage_stream.engines.simulated import SimulatedEngine, draw
 from zimage_stream.errors import EngineError
-from zimage_stream.faults import Fault
 from zimage_stream.settings import EngineSettings
+from zimage_stream.simulated_faults import Fault
 from zimage_stream.telemetry.metrics import Metrics
 
 MIB = 1 << 20

@@ -64,7 +64,7 @@ class Sender:
         found: dict[int, DeadLetter] = {}
         for message in read(self._arena, self._arena.settings.topics.dead_letters):
             letter = decoder.letter_of(record_of(message))
-            found[int(letter.said("__connect.errors.offset") or "")] = letter
+            found[int(letter.header("__connect.errors.offset") or "")] = letter
         return found
 
 

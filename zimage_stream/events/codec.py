@@ -18,7 +18,7 @@ from zimage_stream.events.image_result import Failure, ImageResult, Source, Stat
 from zimage_stream.events.prompt_request import PromptRequest
 from zimage_stream.events.registry import Registry
 from zimage_stream.events.schemas import IMAGE_RESULT, PROMPT_REQUEST, by_fingerprint, current
-from zimage_stream.events.untrusted import MAX_STEPS, Body, Writer
+from zimage_stream.events.untrusted import MAX_STEPS, ExactReader, WriterSchema
 from zimage_stream.settings import RegistrySettings
 
 CONFLUENT_V0 = b"\x00"
@@ -128,7 +128,7 @@ class Codec:
                 f"decoding {len(body):,} bytes with its schema could take "
                 f"{writer.cost.steps(len(body)):,} steps; at most {MAX_STEPS:,} are allowed"
             )
-        reader = io.BytesIO(body) if writer.cost is None else Body(body)
+        reader = io.BytesIO(body) if writer.cost is None else ExactReader(body)
         today = current(name).parsed
         try:
             decoded = fastavro.schemaless_reader(reader, schema, None if schema is today else today)
@@ -146,7 +146,7 @@ class Codec:
         event: dict[str, Any] = decoded if schema is today else conform(decoded, today)
         return event
 
-    def _writer_schema(self, data: bytes) -> tuple[Writer, bytes]:
+    def _writer_schema(self, data: bytes) -> tuple[WriterSchema, bytes]:
         if data.startswith(SINGLE_OBJECT):
             body = len(SINGLE_OBJECT) + _FINGERPRINT_BYTES
             if len(data) < body:
@@ -158,7 +158,7 @@ class Codec:
                     f"no published schema has the fingerprint {mark.hex()}; if a newer producer wrote the "
                     f"record, upgrade this reader"
                 )
-            return Writer(schema.parsed), data[body:]
+            return WriterSchema(schema.parsed), data[body:]
         if data.startswith(CONFLUENT_V0):
             body = len(CONFLUENT_V0) + _ID.size
             if len(data) < body:

@@ -27,12 +27,12 @@ class LoopThread:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        forks.follow(self)
+        forks.register(self)
 
     def after_fork(self) -> None:
         """Forget the parent's thread; the child starts its own when it needs one."""
         self._lock = threading.Lock()
-        forks.leave(self._loop)
+        forks.leak(self._loop)
         self._loop = self._thread = None
 
     def begin(self, call: Callable[[], Awaitable[_T]]) -> Future[_T]:

@@ -36,7 +36,7 @@ def worker(
     Example: zimage worker --devices 0,1
     """
     # Until a worker runs there is nothing to finish, and an import of torch does not take interrupts well.
-    interrupt.ends_at_once()
+    interrupt.exit_at_once()
     from zimage_consumers.image_worker.host.process import StopSignals, run_worker
     from zimage_consumers.image_worker.host.report import Reporter
     from zimage_consumers.image_worker.host.supervisor import Supervisor, count_gpus, devices_of, die_with

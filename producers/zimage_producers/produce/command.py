@@ -20,8 +20,8 @@ from zimage_producers.produce.row_ids import RowIds
 from zimage_producers.produce.run import InvalidLine, Run
 from zimage_producers.produce.tally import Tally
 from zimage_stream.cli.context import settings_of
-from zimage_stream.cli.printing import say_json, say_result
-from zimage_stream.cli.terminal import say
+from zimage_stream.cli.printing import print_json, print_result
+from zimage_stream.cli.terminal import print_line
 from zimage_stream.client.prompt_client import PromptClient
 from zimage_stream.client.saving import Saver
 from zimage_stream.errors import RequestError, ZImageError
@@ -120,17 +120,17 @@ class _Job:
             client.submit(request)
             if not self.wait:
                 if self.json:
-                    say_json({"request_id": request.request_id})
+                    print_json({"request_id": request.request_id})
                 else:
-                    say(request.request_id)
+                    print_line(request.request_id)
                 return True
             try:
                 result = client.wait(request.request_id, self.timeout)
             except KeyboardInterrupt:
-                say(err=True)
-                say(f"to get its result: zimage results --follow --id {request.request_id}", err=True)
+                print_line(err=True)
+                print_line(f"to get its result: zimage results --follow --id {request.request_id}", err=True)
                 raise
-            say_result(result, json=self.json)
+            print_result(result, json=self.json)
             if saver is not None:
                 saver.save(result, prompt=request.prompt)
         return result.succeeded and not _report(saver)
@@ -153,11 +153,11 @@ class _Job:
 
     def many(self, path: Path | None, reading: Reading, batch: str, name_by: str | None) -> bool:
         """Send an opened input; return whether all requests were accepted and, if awaited, succeeded."""
-        say(f"batch {batch}, read as {reading.described}", err=True)
+        print_line(f"batch {batch}, read as {reading.described}", err=True)
         if reading.attributes:
             # Printed because a misspelt field would be among them.
             names = ", ".join(reading.attributes)
-            say(f"columns that are not fields are returned as attributes: {names}", err=True)
+            print_line(f"columns that are not fields are returned as attributes: {names}", err=True)
         with PromptClient(self.settings) as client, ExitStack() as stack:
             saving = stack.enter_context(ExitStack())
             saver = self._saver(saving, batch)
@@ -171,14 +171,14 @@ class _Job:
                 saving.close()
             except (KeyboardInterrupt, ZImageError):
                 for line in ("", tally.summary(), f"to resume: {_resume_command(batch, path)}"):
-                    say(line, err=True)
+                    print_line(line, err=True)
                 raise
         _report(saver)
-        say(tally.summary(), err=self.json)
+        print_line(tally.summary(), err=self.json)
         for error in stopped:
-            say(f"{path or 'the input'}: {error}; the rest was not read", err=True)
-            say(f"fix it; then, to resume: {_resume_command(batch, path)}", err=True)
-        return tally.all_well and not stopped
+            print_line(f"{path or 'the input'}: {error}; the rest was not read", err=True)
+            print_line(f"fix it; then, to resume: {_resume_command(batch, path)}", err=True)
+        return tally.all_succeeded and not stopped
 
     def _saver(self, stack: ExitStack, title: str) -> Saver | None:
         if self.out is None:
@@ -237,8 +237,8 @@ def _report(saver: Saver | None) -> bool:
     if saver is None:
         return False
     for problem in saver.problems:
-        say(f"not saved: {problem}", err=True)
-    say(f"{saver.saved:,} image(s) saved; to view them, open {saver.page}", err=True)
+        print_line(f"not saved: {problem}", err=True)
+    print_line(f"{saver.saved:,} image(s) saved; to view them, open {saver.page}", err=True)
     return bool(saver.failed)
 
 

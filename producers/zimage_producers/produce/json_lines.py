@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from zimage_producers.produce.columns import alike, misnamed, no_such
+from zimage_producers.produce.columns import misnaming, no_such_column, similar_name
 from zimage_producers.produce.rows import InputError, Row
 from zimage_stream.errors import shorten
 from zimage_stream.events import strict_json
@@ -29,13 +29,13 @@ def read_json_lines(lines: Iterable[str], name_by: str | None = None) -> Iterato
             raise InputError(f"line {line}: {_no_object(content.strip())}")
         values, problem = _object(content)
         if values is not None and problem is None:
-            problem = misnamed(values)
+            problem = misnaming(values)
         if values is not None and problem is None and name_by is not None and name_by not in values:
             if number == 1:
-                raise InputError(no_such(name_by, values, f"line {line}"))
+                raise InputError(no_such_column(name_by, values, f"line {line}"))
             # Later rows may lack the key, but must not spell it differently.
-            if alike(name_by, values):
-                problem = no_such(name_by, values, "it")
+            if similar_name(name_by, values):
+                problem = no_such_column(name_by, values, "it")
         if problem or values is None:
             yield Row(line, number, {}, problem)
         else:
@@ -60,7 +60,7 @@ def _object(text: str) -> tuple[dict[str, Any] | None, str | None]:
     """Return the object in a line, or what is wrong with it."""
     try:
         values = strict_json.loads(text)
-    except strict_json.UnfitError as error:
+    except strict_json.InvalidJsonError as error:
         return None, str(error)
     if not isinstance(values, dict):
         return None, f"it is not a JSON object: {shorten(values)}"

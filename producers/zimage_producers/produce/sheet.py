@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from zimage_producers.produce.columns import check_columns, meant
+from zimage_producers.produce.columns import check_columns, field_resembled_by
 from zimage_producers.produce.rows import InputError, Row
 from zimage_stream.errors import shorten
 
@@ -101,7 +101,7 @@ def _header(sheet: Any) -> tuple[int, list[str]]:
 
 
 def _has_prompt(names: Sequence[str]) -> bool:
-    return any(name == "prompt" or meant(name) == "prompt" for name in names)
+    return any(name == "prompt" or field_resembled_by(name) == "prompt" for name in names)
 
 
 def _rows(path: Path, shown: Any, written: Any, header_line: int, header: Sequence[str]) -> Iterator[Row]:

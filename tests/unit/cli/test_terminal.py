@@ -14,13 +14,13 @@ import pytest
 from tests.hostile import HOSTILE, assert_harmless
 from zimage_stream.cli.printing import (
     console,
+    print_json,
     print_table,
     result_as_dict,
     result_as_line,
-    say_json,
     table,
 )
-from zimage_stream.cli.terminal import complain, prepare_streams, say
+from zimage_stream.cli.terminal import prepare_streams, print_error, print_line
 from zimage_stream.events.image_result import Failure, ImageResult, Source, Status
 
 ROOT = Path(__file__).parents[2]
@@ -49,9 +49,9 @@ def test_only_one_place_prints() -> None:
 
 
 def test_lines_errors_and_tables_are_escaped(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    say(HOSTILE)
-    say(HOSTILE, err=True)
-    complain(f"first\n{HOSTILE}")
+    print_line(HOSTILE)
+    print_line(HOSTILE, err=True)
+    print_error(f"first\n{HOSTILE}")
     rows = table("NAME", ">COUNT")
     rows.add_row(HOSTILE, "[link=http://x]1[/link]")
     print_table(rows)
@@ -63,9 +63,9 @@ def test_lines_errors_and_tables_are_escaped(capfdbinary: pytest.CaptureFixture[
 
 def test_errors_are_bounded_and_json_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
     much = "x" * (4 << 20)
-    say(much, err=True)
-    complain(f"first\n{much}" + "\n" * (1 << 20))
-    say_json({"id": much})
+    print_line(much, err=True)
+    print_error(f"first\n{much}" + "\n" * (1 << 20))
+    print_json({"id": much})
     out, err = capsys.readouterr()
     assert json.loads(out) == {"id": much}
     assert "(4194304 characters)" in err
@@ -99,8 +99,8 @@ def test_any_encoding_can_be_printed_to(monkeypatch: pytest.MonkeyPatch, encodin
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
     prepare_streams()
     record = {"prompt": "é狐😀"}
-    say_json(record)
-    say("é狐😀")
+    print_json(record)
+    print_line("é狐😀")
     rows = table("NAME")
     rows.add_row("é狐😀")
     print_table(rows)

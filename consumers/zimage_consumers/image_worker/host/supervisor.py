@@ -118,7 +118,7 @@ class _Child:
     died: deque[float] = field(default_factory=lambda: deque(maxlen=LOOP_DEATHS))
     lines: deque[bytes] = field(default_factory=lambda: deque(maxlen=LAST_LINES))
     listener: threading.Thread | None = None
-    trouble: str | None = None
+    problem: str | None = None
     due: float = 0.0
     done: bool = False
     silent: int = 0
@@ -184,7 +184,7 @@ class Supervisor:
 
     def _members(self) -> list[Member]:
         return [
-            Member(f"{child.device.kind}:{child.device.index}", child.port, child.trouble)
+            Member(f"{child.device.kind}:{child.device.index}", child.port, child.problem)
             for child in self._children
         ]
 
@@ -224,7 +224,7 @@ class Supervisor:
             if child.listener is not None:
                 child.listener.join(1.0)
             last = b"".join(child.lines).decode(errors="replace")
-            child.trouble = (
+            child.problem = (
                 f"it died {LOOP_DEATHS} times within {LOOP_S:.0f} s, the last time by {describe(code)}"
             )
             log.error(

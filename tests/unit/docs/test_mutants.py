@@ -1,4 +1,4 @@
-"""The mutants of the fault suite are patches; one that does not apply any more breaks nothing."""
+"""The mutants of the fault suite are patches. One that no longer applies breaks nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Contact sheets: every picture is there, at its place, with its number below."""
+"""Contact sheets: every picture is at its place, with its number below."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CELL = 40
 
 
 def places(sheet: Image.Image, colour: str) -> tuple[int, int, int, int]:
-    """Bounding box of a colour."""
+    """The bounding box of a colour."""
     rgb = ImageColor.getrgb(colour)
     xy = [(x, y) for x in range(sheet.width) for y in range(sheet.height) if sheet.getpixel((x, y)) == rgb]
     xs, ys = [x for x, _ in xy], [y for _, y in xy]
@@ -40,6 +40,6 @@ def test_a_picture_keeps_its_proportions(size: tuple[int, int]) -> None:
     assert (right - left, bottom - top) == (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
 
 
-def test_a_picture_of_another_mode_is_shown() -> None:
+def test_a_picture_in_another_mode_is_shown() -> None:
     sheet = contact_sheet([Image.new("L", (8, 8), 128)], columns=1, cell=CELL)
     assert sheet.getpixel((20, 20)) == (128, 128, 128)

@@ -1,4 +1,4 @@
-"""No record, whatever it holds, stops a worker, a command, or another request."""
+"""No record, whatever it contains, stops a worker, a command or another request."""
 
 from __future__ import annotations
 

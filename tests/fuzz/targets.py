@@ -19,7 +19,7 @@ from PIL import Image
 from zimage_consumers.dead_letters.letter import LetterPosition
 from zimage_consumers.image_worker.window.ledger import take_over
 from zimage_producers.produce import rows
-from zimage_producers.produce.encoding import detected, text_lines
+from zimage_producers.produce.encoding import detect, text_lines
 from zimage_producers.produce.json_lines import read_json_lines
 from zimage_producers.produce.table import read_table
 from zimage_stream.checkpoint import Checkpoint
@@ -93,7 +93,7 @@ def table(data: bytes) -> None:
     for codec in ("utf-8", "gb18030", "utf-16-le"):
         _read(lambda lines: read_table(lines).rows, data, codec)
     with contextlib.suppress(rows.InputError):
-        detected(lambda: [data])
+        detect(lambda: [data])
 
 
 def lines(data: bytes) -> None:

@@ -15,7 +15,7 @@ from tests.commands import Start
 from tests.services import MinioAddress, RegistryAddress
 from zimage_stream.errors import RegistryUnavailableError
 from zimage_stream.events.registry import Registry
-from zimage_stream.proxies import leave_out_this_machine, through_proxy
+from zimage_stream.proxies import exclude_this_machine, proxy_note
 from zimage_stream.settings import RegistrySettings
 from zimage_stream.stores import create_store
 
@@ -96,18 +96,18 @@ def test_this_machine_is_added_to_no_proxy(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch, left_out: str
 ) -> None:
     environment = {"HTTP_PROXY": proxy.url, "NO_PROXY": left_out}
-    leave_out_this_machine(environment)
+    exclude_this_machine(environment)
     assert environment["NO_PROXY"] == environment["no_proxy"]
     monkeypatch.setenv("NO_PROXY", environment["NO_PROXY"])
     monkeypatch.setenv("no_proxy", environment["no_proxy"])
     assert all(proxy_bypass(host) for host in ("localhost", "127.0.0.1", "::1"))
     assert bool(proxy_bypass("example.org")) == bool(left_out)
-    assert through_proxy("http://127.0.0.1:8081") == ""
-    assert through_proxy("https://elsewhere:8081").startswith(" (through the proxy http://********@")
+    assert proxy_note("http://127.0.0.1:8081") == ""
+    assert proxy_note("https://elsewhere:8081").startswith(" (through the proxy http://********@")
 
 
 @pytest.mark.parametrize("environment", [{}, {"NO_PROXY": "a"}, {"HTTP_PROXY": "http://p", "NO_PROXY": "*"}])
 def test_without_a_proxy_nothing_is_changed(environment: dict[str, str]) -> None:
     before = dict(environment)
-    leave_out_this_machine(environment)
+    exclude_this_machine(environment)
     assert environment == before

@@ -20,7 +20,7 @@ from zimage_stream.cli import interrupt
 from zimage_stream.cli.terminal import prepare_streams, print_error, print_line
 from zimage_stream.errors import RequestError, SettingsError, ZImageError
 from zimage_stream.escaping import LineFormatter, escaped
-from zimage_stream.proxies import leave_out_this_machine
+from zimage_stream.proxies import exclude_this_machine
 
 DONE, FAILED_WORK, WRONG_USE = 0, 1, 2
 
@@ -200,7 +200,7 @@ def _settings(context: typer.Context) -> Any:
 def main() -> None:
     """Run the command line; our own errors are printed as one line, others with their traceback."""
     prepare_streams()
-    leave_out_this_machine(os.environ)
+    exclude_this_machine(os.environ)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LineFormatter("%(levelname)s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

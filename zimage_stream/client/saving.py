@@ -83,7 +83,7 @@ def safe_name(text: str) -> str:
     return f"_{name}" if not name or _RESERVED.fullmatch(name) else name
 
 
-def candidates(stem: str, extension: str) -> Iterator[str]:
+def candidate_names(stem: str, extension: str) -> Iterator[str]:
     """Yield ``stem.ext``, then ``stem-2.ext`` and so on, indefinitely."""
     yield stem + extension
     number = 2
@@ -223,7 +223,7 @@ class Saver:
         unfinished = self._folder / f".{secrets.token_hex(8)}.part"
         try:
             unfinished.write_bytes(data)
-            for name in candidates(stem, extension):
+            for name in candidate_names(stem, extension):
                 try:
                     # Unlike a rename, a link never replaces an existing file.
                     os.link(unfinished, self._folder / name)

@@ -27,7 +27,7 @@ from zimage_stream.escaping import NAME_CHARACTERS, shortened
 from zimage_stream.events.loop import LoopThread
 from zimage_stream.events.schemas import Schema, published
 from zimage_stream.events.untrusted import RefusedSchemaError, WriterSchema, admit
-from zimage_stream.proxies import through_proxy
+from zimage_stream.proxies import proxy_note
 from zimage_stream.settings import RegistrySettings
 
 TIMEOUT_S = 3.0
@@ -120,11 +120,11 @@ class Registry:
             config["basic.auth.user.info"] = f"{settings.username}:{password}"
         if settings.ssl_ca_location is not None:
             config["ssl.ca.location"] = str(settings.ssl_ca_location)
-        self._url = settings.url + through_proxy(settings.url)
+        self._url = settings.url + proxy_note(settings.url)
         self._auto_register = settings.auto_register
         self._config = config
         self._client = AsyncSchemaRegistryClient(config)
-        self._loop = LoopThread("zimage-registry", self._hang_up)
+        self._loop = LoopThread("zimage-registry", self._close_connections)
         self._clock = clock
         self._patience_s = patience_s
         self._lock = threading.Lock()
@@ -166,7 +166,7 @@ class Registry:
         with self._lock:
             if self._queries.get(schema_id) is query:
                 del self._queries[schema_id]
-                return self._learn(schema_id, query, answer)
+                return self._process_answer(schema_id, query, answer)
         # Another thread has processed the response meanwhile.
         return self.schema(schema_id)
 
@@ -180,7 +180,7 @@ class Registry:
         subject = f"{topic}-value"
         key = (subject, schema.fingerprint)
         if key not in self._ids:
-            self._ids[key] = self._loop.begin(lambda: self._look_up(subject, schema)).result()
+            self._ids[key] = self._loop.submit(lambda: self._look_up(subject, schema)).result()
         return self._ids[key]
 
     def close(self) -> None:
@@ -195,16 +195,16 @@ class Registry:
         known = self._queries.get(schema_id)
         at = self._clock()
         if known is None:
-            self._raise_known(schema_id, at)
+            self._raise_recent_error(schema_id, at)
         others = sum(not query.answer.done() for query in self._queries.values())
         if known is None and others >= MAX_ASKED:
             raise SchemaPendingError(f"schema id {schema_id} waits for {others} other queries to finish")
-        query = known or _Query(at, self._loop.begin(lambda: self._fetch(schema_id)))
+        query = known or _Query(at, self._loop.submit(lambda: self._fetch(schema_id)))
         _cache(self._queries, schema_id, query)
         waits = math.isinf(self._patience_s) or (known is None and not others)
         return query, self._patience_s if waits else 0.0
 
-    def _raise_known(self, schema_id: int, at: float) -> None:
+    def _raise_recent_error(self, schema_id: int, at: float) -> None:
         until, error = self._unknown.get(schema_id, (float("-inf"), WireError()))
         if at < until:
             raise type(error)(*error.args)
@@ -214,7 +214,7 @@ class Registry:
         if failing is not None and at < failing.ask_at:
             raise SchemaUnavailableError(failing.reason)
 
-    def _learn(
+    def _process_answer(
         self, schema_id: int, query: _Query, answer: _RegisteredSchema | WireError | _NoResponse
     ) -> WriterSchema:
         """Cache a response, then return its schema or raise its error.
@@ -223,7 +223,7 @@ class Registry:
         attributed to the record that names the schema.
         """
         if isinstance(answer, _NoResponse):
-            raise self._unanswered(schema_id, answer, query.at) from answer.error
+            raise self._error_without_answer(schema_id, answer, query.at) from answer.error
         try:
             if isinstance(answer, WireError):
                 raise answer
@@ -235,7 +235,7 @@ class Registry:
         _cache(self._schemas, schema_id, writer)
         return writer
 
-    def _unanswered(self, schema_id: int, silent: _NoResponse, asked_at: float) -> ZImageError:
+    def _error_without_answer(self, schema_id: int, silent: _NoResponse, asked_at: float) -> ZImageError:
         """Decide which error to raise for an unanswered query: one for this id, or for the whole registry."""
         at = self._clock()
         if not silent.others:
@@ -259,7 +259,7 @@ class Registry:
 
     # -- on the loop's thread: queries only, no shared state
 
-    async def _hang_up(self) -> None:
+    async def _close_connections(self) -> None:
         async with self._client:  # leaving the context closes its connections
             pass
 
@@ -273,9 +273,9 @@ class Registry:
         except WireError as error:
             return error
         except RegistryUnavailableError as error:
-            return _NoResponse(error, await self._answers())
+            return _NoResponse(error, await self._is_answering())
         except TimeoutError:
-            return _NoResponse(self._too_slow(), await self._answers())
+            return _NoResponse(self._too_slow(), await self._is_answering())
         except Exception as error:
             # A malformed response. It must end the query, otherwise the id could never be queried again.
             what = f"{type(error).__name__}: {error}"[:300]
@@ -309,7 +309,7 @@ class Registry:
                 raise UnknownSchemaError(f"{what} is unavailable: {error}") from error
             raise
 
-    async def _answers(self) -> bool:
+    async def _is_answering(self) -> bool:
         """Whether the registry answers a query that is independent of any schema."""
         try:
             async with asyncio.timeout(ANSWERED_WITHIN_S):

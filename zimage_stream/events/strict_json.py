@@ -6,7 +6,7 @@ import json
 from decimal import Decimal
 from typing import Any, NoReturn
 
-from zimage_stream.errors import shorten
+from zimage_stream.errors import short_repr
 
 _MAX_DIGITS = 100
 
@@ -48,7 +48,7 @@ def _parse_decimal(text: str) -> Decimal:
         # The exponent is beyond the range of Decimal.
         number = None
     if number is None or len(text) > _MAX_DIGITS or abs(number.adjusted()) > _MAX_DIGITS:
-        raise InvalidJsonError(f"the number {shorten(text)} is out of range")
+        raise InvalidJsonError(f"the number {short_repr(text)} is out of range")
     return number
 
 
@@ -57,7 +57,7 @@ def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise InvalidJsonError(f"the key {shorten(twice)} occurs twice: keep one")
+        raise InvalidJsonError(f"the key {short_repr(twice)} occurs twice: keep one")
     return values
 
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from functools import lru_cache
 
 from zimage_producers.produce.rows import InputError
-from zimage_stream.errors import shorten
+from zimage_stream.errors import short_repr
 from zimage_stream.events.texts import FIELDS
 
 
@@ -35,7 +35,7 @@ def misnaming(names: Collection[str]) -> str | None:
     """Describe the problem with the first name that resembles a field's; ``None`` if there is none."""
     for name in names:
         if field := field_resembled_by(name):
-            return f"{shorten(name)} is not a field: write {field}, or rename it if it is an attribute"
+            return f"{short_repr(name)} is not a field: write {field}, or rename it if it is an attribute"
     return None
 
 
@@ -55,12 +55,12 @@ def check_columns(names: Sequence[str], line: int, name_by: str | None) -> None:
     if "prompt" not in names:
         hint = ". For JSON Lines, use --input-format jsonl" if "".join(names[:1])[:1] == "{" else ""
         raise InputError(
-            f"line {line} must name the columns, including prompt; it is {shorten([*names])}{hint}"
+            f"line {line} must name the columns, including prompt; it is {short_repr([*names])}{hint}"
         )
     seen: set[str] = set()
     for name in names:
         if name and name in seen:
-            raise InputError(f"line {line}: the column {shorten(name)} occurs twice")
+            raise InputError(f"line {line}: the column {short_repr(name)} occurs twice")
         seen.add(name)
     if name_by is not None and name_by not in seen - {""}:
         raise InputError(no_such_column(name_by, [name for name in names if name], f"line {line}"))
@@ -69,5 +69,5 @@ def check_columns(names: Sequence[str], line: int, name_by: str | None) -> None:
 def no_such_column(name_by: str, names: Collection[str], where: str) -> str:
     """Build the message that the column of ``--name-by`` is not among these names."""
     close = similar_name(name_by, names)
-    hint = f"did you mean {shorten(close)}?" if close else f"the columns are {shorten([*names], 200)}"
-    return f"--name-by: {where} has no column {shorten(name_by)}; {hint}"
+    hint = f"did you mean {short_repr(close)}?" if close else f"the columns are {short_repr([*names], 200)}"
+    return f"--name-by: {where} has no column {short_repr(name_by)}; {hint}"

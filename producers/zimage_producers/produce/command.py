@@ -70,7 +70,7 @@ def produce(
     """
     if (prompt is None) == (file is None):
         raise typer.BadParameter("give either a prompt or --file", param_hint="PROMPT")
-    fields = _given(
+    fields = _without_none(
         tenant=tenant,
         width=width,
         height=height,
@@ -89,16 +89,16 @@ def produce(
         if input_format or encoding or name_by:
             hint = "--input-format, --encoding, --name-by"
             raise typer.BadParameter("these require --file", param_hint=hint)
-        done = job.one(prompt, _given(request_id=request_id, batch_id=batch))
+        done = job.send_one(prompt, _without_none(request_id=request_id, batch_id=batch))
     else:
         if request_id is not None:
             raise typer.BadParameter("rows of a file have their own ids", param_hint="--request-id")
         path = None if file in (None, "-") else Path(str(file))
-        done = job.file(path, input_format, encoding, batch, name_by)
+        done = job.send_file(path, input_format, encoding, batch, name_by)
     raise typer.Exit(0 if done else 1)
 
 
-def _given(**options: Any) -> dict[str, Any]:
+def _without_none(**options: Any) -> dict[str, Any]:
     """Return the options that were given."""
     return {name: value for name, value in options.items() if value is not None}
 
@@ -112,7 +112,7 @@ class _Job:
     timeout: float | None
     json: bool
 
-    def one(self, prompt: str, more: Mapping[str, Any]) -> bool:
+    def send_one(self, prompt: str, more: Mapping[str, Any]) -> bool:
         """Send one request; return whether it was accepted and, if awaited, succeeded."""
         request = PromptRequest(**{**self.fields, **more, "prompt": prompt})
         with PromptClient(self.settings) as client, ExitStack() as stack:
@@ -135,7 +135,7 @@ class _Job:
                 saver.save(result, prompt=request.prompt)
         return result.succeeded and not _report(saver)
 
-    def file(
+    def send_file(
         self,
         path: Path | None,
         input_format: Literal["csv", "jsonl", "xlsx"] | None,
@@ -147,11 +147,13 @@ class _Job:
         try:
             with ExitStack() as stack:
                 reading = open_rows(stack, path, input_format, encoding, name_by)
-                return self.many(path, reading, batch or rows.batch_name(path, datetime.now(UTC)), name_by)
+                return self.send_many(
+                    path, reading, batch or rows.batch_name(path, datetime.now(UTC)), name_by
+                )
         except rows.InputError as error:
             raise typer.BadParameter(str(error), param_hint="--file") from error
 
-    def many(self, path: Path | None, reading: Reading, batch: str, name_by: str | None) -> bool:
+    def send_many(self, path: Path | None, reading: Reading, batch: str, name_by: str | None) -> bool:
         """Send an opened input; return whether all requests were accepted and, if awaited, succeeded."""
         print_line(f"batch {batch}, read as {reading.described}", err=True)
         if reading.attributes:
@@ -165,7 +167,7 @@ class _Job:
             run = Run(client, tally, self.timeout)
             stopped: list[rows.InputError] = []
             try:
-                items = _items(_counted(reading, tally, stopped), batch, self.fields, name_by)
+                items = _items(_counting(reading, tally, stopped), batch, self.fields, name_by)
                 (run.gather if self.wait else run.submit)(items)
                 # Waits for the images that are still being downloaded.
                 saving.close()
@@ -188,7 +190,7 @@ class _Job:
         return stack.enter_context(Saver(store, self.out, title))
 
 
-def _counted(reading: Reading, tally: Tally, stopped: list[rows.InputError]) -> Iterator[rows.Row]:
+def _counting(reading: Reading, tally: Tally, stopped: list[rows.InputError]) -> Iterator[rows.Row]:
     """Yield the rows, and keep the tally's estimate of their number up to date.
 
     Args:

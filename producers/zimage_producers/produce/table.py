@@ -10,7 +10,7 @@ from itertools import chain
 
 from zimage_producers.produce.columns import check_columns, field_resembled_by
 from zimage_producers.produce.rows import InputError, Row
-from zimage_stream.errors import RequestError, shorten
+from zimage_stream.errors import RequestError, short_repr
 from zimage_stream.events.texts import FIELDS, field_from_text, is_text
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
@@ -41,7 +41,7 @@ def delimiter_of(header: str) -> str:
     found = [each for each in DELIMITERS if any(_is_prompt(name) for name in _cells(header, each))]
     if len(found) > 1 and any(each in header for each in found):
         raise InputError(
-            f"the columns of {shorten(header.strip())} can be separated by "
+            f"the columns of {short_repr(header.strip())} can be separated by "
             f"{' or '.join(DELIMITERS[each] for each in found)}: insert a line sep=; or sep=, before it"
         )
     return found[0] if found else ","
@@ -169,7 +169,7 @@ def _stray_cell(cells: Sequence[str], header: Sequence[str]) -> str | None:
     for column, cell in enumerate(cells):
         if cell.strip() and not (column < len(header) and header[column]):
             if column < len(header):
-                return f"column {column + 1} has no name, but contains {shorten(cell)}"
+                return f"column {column + 1} has no name, but contains {short_repr(cell)}"
             counts = f"it has {len(cells)} cells, but there are {len(header)} columns"
             return f"{counts}; a cell that contains the separator must be in quotes"
     return None
@@ -185,8 +185,8 @@ def _swallowed_rows(cells: Sequence[str], header: Sequence[str], delimiter: str,
             _looks_like_row(begun, header, column + 1) or any(_looks_like_row(each, header) for each in whole)
         ):
             return (
-                f"column {shorten(name)} contains {shorten(cell)}, which looks like several rows: is there "
-                f"an unclosed quote in line {line:,}? If it really is one cell, use XLSX or JSON Lines"
+                f"column {short_repr(name)} contains {short_repr(cell)}, which looks like several rows: is "
+                f"there an unclosed quote in line {line:,}? If it really is one cell, use XLSX or JSON Lines"
             )
     return None
 

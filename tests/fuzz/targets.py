@@ -134,7 +134,7 @@ def headers(data: bytes) -> None:
 
 
 def picture(data: bytes) -> None:
-    """The metadata in a picture."""
+    """The metadata in an image."""
     try:
         read_text(data)
     except ValueError:

@@ -68,7 +68,7 @@ def pictures(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".png"}
 
 
-def test_pictures_are_saved_with_a_table(store: ImageStore, tmp_path: Path) -> None:
+def test_images_are_saved_with_a_table(store: ImageStore, tmp_path: Path) -> None:
     out = tmp_path / "out" / "deep"
     failed = replace(
         stored(store, "c", b"-"),
@@ -90,7 +90,7 @@ def test_pictures_are_saved_with_a_table(store: ImageStore, tmp_path: Path) -> N
     assert "上海" in rows["c"]["attributes"]
 
 
-def test_two_pictures_with_one_name_are_both_saved(store: ImageStore, tmp_path: Path) -> None:
+def test_two_images_with_one_name_are_both_saved(store: ImageStore, tmp_path: Path) -> None:
     with Saver(store, tmp_path / "out") as saver:
         for number in range(20):
             saver.save(stored(store, f"r{number}", b"%d" % number), "same")
@@ -150,7 +150,7 @@ def test_long_names_are_cut_to_a_number_of_bytes_and_stay_distinct() -> None:
     assert names[0].startswith("千里江山图")
 
 
-def test_a_picture_whose_name_is_84_chinese_characters_is_saved(store: ImageStore, tmp_path: Path) -> None:
+def test_an_image_whose_name_is_84_chinese_characters_is_saved(store: ImageStore, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with Saver(store, out) as saver:
         saver.save(stored(store, "a", b"no picture at all"), name="千" * 84, prompt="x")

@@ -1,4 +1,4 @@
-"""The judge of pictures in other tests recognizes what was drawn, and nothing else."""
+"""The judge of images in other tests recognizes what was drawn, and nothing else."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ def test_all_combinations_are_distinguished() -> None:
         assert seen.overlap > 0.85
 
 
-def test_an_empty_picture_shows_no_shape() -> None:
+def test_an_empty_image_shows_no_shape() -> None:
     seen = judge(Image.new("RGB", (64, 64), (220, 40, 40)))
     assert (seen.shape, seen.colour, seen.background) == (None, None, "red")

@@ -1,4 +1,4 @@
-"""The simulated engine: its timing, its pictures, and every fault it injects."""
+"""The simulated engine: its timing, its images, and every fault it injects."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_larger_batch_takes_longer_in_total_but_not_per_image(count: int, side
     assert large / (count + 1) <= small / count * (1 + 1e-9)
 
 
-def test_equal_specs_give_equal_pictures_and_different_ones_do_not() -> None:
+def test_equal_specs_give_equal_images_and_different_ones_do_not() -> None:
     simulated, _ = engine()
     others = [
         spec(),
@@ -148,7 +148,7 @@ def test_hang_sleeps_beyond_any_patience() -> None:
     assert slept[0] >= 3600
 
 
-def test_corrupt_returns_half_a_picture_for_matching_prompts() -> None:
+def test_corrupt_returns_half_an_image_for_matching_prompts() -> None:
     simulated, _ = engine({"poison": "corrupt"})
     images = simulated.generate([spec("poison"), spec()])
     assert [image.size for image in images] == [(64, 32), (64, 64)]

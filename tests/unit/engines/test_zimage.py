@@ -91,7 +91,7 @@ def furthest(one: Image.Image, other: Image.Image) -> int:
     return max(high for _, high in ImageChops.difference(one, other).getextrema())  # type: ignore[misc]
 
 
-def test_a_mixed_batch_gives_the_same_pictures_as_each_spec_alone(engine: ZImageEngine) -> None:
+def test_a_mixed_batch_gives_the_same_images_as_each_spec_alone(engine: ZImageEngine) -> None:
     batch = specs(PROMPTS)
     together = engine.generate(batch)
     assert len(together) == len(batch)
@@ -110,7 +110,7 @@ SIZES = st.sampled_from([(64, 64), (96, 64), (64, 128)])
 
 @hyp_settings(max_examples=4, deadline=None)
 @given(BATCHES, SIZES)
-def test_any_batch_gives_the_same_pictures_as_each_spec_alone(
+def test_any_batch_gives_the_same_images_as_each_spec_alone(
     engine: ZImageEngine, asked: list[tuple[str, int]], size: tuple[int, int]
 ) -> None:
     assert_same_as_alone(engine, asked, size)
@@ -119,7 +119,7 @@ def test_any_batch_gives_the_same_pictures_as_each_spec_alone(
 @pytest.mark.slow
 @hyp_settings(max_examples=30, deadline=None)
 @given(BATCHES, SIZES)
-def test_many_batches_give_the_same_pictures_as_each_spec_alone(
+def test_many_batches_give_the_same_images_as_each_spec_alone(
     engine: ZImageEngine, asked: list[tuple[str, int]], size: tuple[int, int]
 ) -> None:
     assert_same_as_alone(engine, asked, size)
@@ -187,7 +187,7 @@ def test_a_generation_is_cancelled_between_steps_and_the_next_one_is_correct(
     assert engine.generate(specs(PROMPTS[:1]))[0].tobytes() == before.tobytes()
 
 
-def test_nan_is_an_error_and_not_a_black_picture(tmp_path: Path) -> None:
+def test_nan_is_an_error_and_not_a_black_image(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(CHECKPOINT, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     (weights,) = (folder / "transformer").glob("*.safetensors")
@@ -200,7 +200,7 @@ def test_nan_is_an_error_and_not_a_black_picture(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_nan_or_infinity_from_the_decoder_is_an_error_that_names_the_pictures(
+def test_nan_or_infinity_from_the_decoder_is_an_error_that_names_the_images(
     watched: tuple[ZImageEngine, Memory, Clock], value: float
 ) -> None:
     engine, _, _ = watched
@@ -217,7 +217,7 @@ def test_nan_or_infinity_from_the_decoder_is_an_error_that_names_the_pictures(
     assert len(engine.generate(asked)) == 2
 
 
-def test_a_picture_that_does_not_fit_is_out_of_memory_and_frees_the_cache(
+def test_an_image_that_does_not_fit_is_out_of_memory_and_frees_the_cache(
     watched: tuple[ZImageEngine, Memory, Clock],
 ) -> None:
     engine, memory, _ = watched
@@ -329,7 +329,7 @@ def test_an_attention_backend_that_is_not_installed_is_a_settings_error(backend:
         ZImageEngine(settings(attention=backend)).load()
 
 
-def test_torchs_own_attention_gives_the_same_picture(engine: ZImageEngine) -> None:
+def test_torchs_own_attention_gives_the_same_image(engine: ZImageEngine) -> None:
     native = ZImageEngine(settings(attention="native"))
     native.load()
     pictures = [e.generate(specs(PROMPTS[:1]))[0] for e in (engine, native)]

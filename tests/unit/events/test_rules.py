@@ -142,7 +142,7 @@ class TestDerivedValues:
         assert 0 <= seed < 2**53
         assert replace(request, prompt="q").chosen_seed == seed
 
-    def test_the_digest_covers_exactly_what_determines_the_picture(self) -> None:
+    def test_the_digest_covers_exactly_what_determines_the_image(self) -> None:
         digest = GOOD.parameter_digest
         for same in ({"priority": 3}, {"attributes": {"a": "b"}}, {"batch_id": "b"}):
             assert replace(GOOD, **same).parameter_digest == digest

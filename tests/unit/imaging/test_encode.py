@@ -1,4 +1,4 @@
-"""Encoded pictures: the pixels and fields that went in come out again."""
+"""Encoded images: the pixels and fields that went in come out again."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ prompts = st.text(
 
 
 def picture(size: tuple[int, int] = (64, 48)) -> Image.Image:
-    """A smooth picture, which lossy formats hardly change."""
+    """A smooth image, which lossy formats hardly change."""
     red = Image.linear_gradient("L").resize(size)
     return Image.merge("RGB", (red, red.rotate(180), Image.radial_gradient("L").resize(size)))
 
@@ -122,7 +122,7 @@ def test_jpeg_quality_is_95_by_default() -> None:
 
 @pytest.mark.parametrize("format_", FORMATS)
 @pytest.mark.parametrize("fields", [FIELDS, {}])
-def test_a_picture_contains_the_fields_needed_to_reproduce_it(format_: str, fields: dict[str, str]) -> None:
+def test_an_image_contains_the_fields_needed_to_reproduce_it(format_: str, fields: dict[str, str]) -> None:
     assert read_text(encode(picture(), format_, None, fields).data) == fields
 
 
@@ -143,7 +143,7 @@ def test_the_longest_prompt_fits(format_: str) -> None:
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-def test_a_foreign_picture_has_no_fields(format_: str) -> None:
+def test_a_foreign_image_has_no_fields(format_: str) -> None:
     out = io.BytesIO()
     picture().save(out, format_)
     assert read_text(out.getvalue()) == {}

@@ -59,7 +59,7 @@ def test_stages_are_children_of_the_producers_span(
         assert (span.start_time, span.end_time) == (start * 1e9, end * 1e9)
 
 
-def test_a_request_without_a_picture_is_an_error(
+def test_a_request_without_an_image_is_an_error(
     tracer: OpenTelemetryTracer, exporter: InMemorySpanExporter
 ) -> None:
     tracer.record([], STAGES, {}, "OUT_OF_MEMORY")

@@ -245,7 +245,7 @@ class TestReferences:
         decoded = Codec(registry).decode_request(b"\x00\x00\x00\x00\x07" + out.getvalue())
         assert decoded == PromptRequest(prompt="a star", request_id="r")
 
-    def test_that_lead_nowhere_are_named(self, server: AnyRegistry, registry: Registry) -> None:
+    def test_missing_ones_are_named(self, server: AnyRegistry, registry: Registry) -> None:
         self.put(server)
         del server.answers["/subjects/era/versions/2"]
         with pytest.raises(UnknownSchemaError, match="version 2 of subject era, to which schema id 7 refers"):
@@ -266,7 +266,7 @@ class TestReferences:
         clock[0] += 60.0
         assert registry.schema(7).parsed["name"] == PROMPT_REQUEST
 
-    def test_in_a_circle_end(self, server: AnyRegistry, registry: Registry) -> None:
+    def test_cycles_end(self, server: AnyRegistry, registry: Registry) -> None:
         circle = [{"name": "a", "subject": "a", "version": 1}]
         server.put(7, OURS, references=circle)
         registered = {"subject": "a", "id": 1, "version": 1, "schema": '"a"', "references": circle}
@@ -274,7 +274,7 @@ class TestReferences:
         with pytest.raises(UnknownSchemaError, match="not an Avro schema"):
             registry.schema(7)
 
-    def test_without_end_are_refused(self, server: AnyRegistry, registry: Registry) -> None:
+    def test_too_many_are_refused(self, server: AnyRegistry, registry: Registry) -> None:
         def to(number: int) -> list[dict[str, Any]]:
             return [{"name": f"n{number}", "subject": f"s{number}", "version": 1}]
 

@@ -36,12 +36,12 @@ class TestReady:
     def test_reasons_are_shortened_and_keep_their_ends(self, health: Health) -> None:
         said = "x" * (4 << 20)
         health.down("registry", f"it answered: {said}")
-        health.hold("held-back", f"held back, the latest with {said}. Mend it; then release")
+        health.hold("held-back", f"held back, the latest with {said}. Fix it; then release")
         ready, reasons = health.ready()
         assert not ready
         assert sum(map(len, reasons)) < 5_000
         assert "it answered: x" in reasons[0]
-        assert "Mend it; then release" in reasons[1]
+        assert "Fix it; then release" in reasons[1]
 
     def test_a_dependency_is_down_until_it_answers(self, health: Health, clock: Clock) -> None:
         assert health.is_up("store")

@@ -68,11 +68,11 @@ def everything(settings: Settings, store: ImageStore) -> None:
     lost = replace(elsewhere, image=gone, worker=HOSTILE)
     ResultWriter(settings).write([refused, elsewhere, lost])
     for code, body in ((HOSTILE, value), ("INVALID_REQUEST", value), ("UNDECODABLE", HOSTILE.encode())):
-        _bury(producer, topics.dead_letters, code, body)
+        _write_dead_letter(producer, topics.dead_letters, code, body)
     producer.flush(120)
 
 
-def _bury(producer: Producer, topic: str, code: str, value: bytes) -> None:
+def _write_dead_letter(producer: Producer, topic: str, code: str, value: bytes) -> None:
     headers = dead_letter_headers(
         [(HOSTILE.replace("\0", ""), HOSTILE.encode()), ("mine", b"\xff")],
         topic=HOSTILE,

@@ -81,7 +81,7 @@ def anything(arena: Arena) -> Arena:
     return arena
 
 
-def test_a_timestamp_that_no_calendar_holds(anything: Arena) -> None:
+def test_a_timestamp_outside_the_calendar(anything: Arena) -> None:
     sender = Sender(anything)
     for number, timestamp in enumerate((1_785_000_000_000_000, -(10**15), EVER, -EVER - 1, -1)):
         sender.send(request(f"at-{number}"), timestamp=timestamp)

@@ -98,7 +98,7 @@ def test_two_images_with_one_name_are_both_saved(store: ImageStore, tmp_path: Pa
     assert len({row["file"] for row in table(tmp_path / "out")}) == 20
 
 
-def test_a_second_run_fetches_nothing_again(store: ImageStore, tmp_path: Path) -> None:
+def test_a_second_run_fetches_no_image_again(store: ImageStore, tmp_path: Path) -> None:
     result = stored(store, "a", b"one")
     with Saver(store, tmp_path / "out") as saver:
         saver.save(result)

@@ -82,7 +82,7 @@ def test_failures_that_nobody_asks_for_are_logged(caplog: pytest.LogCaptureFixtu
     assert "steps: got 51" in caplog.text
 
 
-def test_it_ends_if_the_brokers_accept_nothing() -> None:
+def test_submitting_ends_if_the_brokers_accept_nothing() -> None:
     refused = SubmitError("any", "nobody answers")
     refused.__cause__ = BrokerUnavailableError("Kafka does not answer")
     told: list[Exception] = []

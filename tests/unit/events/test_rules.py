@@ -79,7 +79,7 @@ def test_a_broken_rule_names_field_rule_and_value(field: str, value: Any) -> Non
         "a" * 2_000,
     ],
 )
-def test_text_of_any_script_is_text(prompt: str) -> None:
+def test_text_in_any_script_is_accepted(prompt: str) -> None:
     checked = check_request(replace(GOOD, prompt=prompt))
     assert checked.prompt == unicodedata.normalize("NFC", prompt)
 

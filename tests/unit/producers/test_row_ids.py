@@ -44,12 +44,12 @@ def test_a_row_keeps_its_id_when_another_is_inserted_before_it() -> None:
     assert before.items() <= after.items()
 
 
-def test_columns_in_another_order_are_the_same_row() -> None:
+def test_the_order_of_columns_does_not_change_an_id() -> None:
     with closing(RowIds("b")) as one, closing(RowIds("b")) as other:
         assert one.id_of(Row(1, 1, {"prompt": "a", "sku": "1"})) == other.id_of(
             Row(2, 2, {"sku": "1", "prompt": "a"})
         )
 
 
-def test_another_batch_has_other_ids() -> None:
+def test_another_batch_has_different_ids() -> None:
     assert not set(ids_of("abc")) & set(ids_of("abc", "autumn"))

@@ -91,7 +91,7 @@ def test_every_batch_name_gives_valid_ids(batch: str) -> None:
 
 
 @given(one=st.text(min_size=1, max_size=20), other=st.text(min_size=1, max_size=20))
-def test_two_batches_share_no_ids(one: str, other: str) -> None:
+def test_ids_of_two_batches_do_not_overlap(one: str, other: str) -> None:
     assert (id_prefix(one) == id_prefix(other)) == (one == other)
 
 

@@ -39,7 +39,7 @@ from zimage_stream.kafka.clients import common_config, reader_config
 from zimage_stream.kafka.topics import TopicError, create_topics
 from zimage_stream.settings import TopicSettings
 
-# A machine that runs brokers next to the tests is no stopwatch.
+# No deadlines: the machine that runs the tests also runs the brokers.
 hypothesis.settings.register_profile("zimage", deadline=None)
 hypothesis.settings.load_profile("zimage")
 

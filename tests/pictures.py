@@ -1,7 +1,8 @@
-"""Judges pictures of the packaged checkpoint by their pixels: no learned model, so nothing to be fooled with.
+"""Judges pictures of the packaged checkpoint by their pixels. It uses no learned model that could be fooled.
 
-The background is the border's median colour, the shape is what lies far from it, its colour is the median
-there, and its kind is that of the drawn template it overlaps best once both fill their bounding boxes.
+The background is the border's median colour. The shape is the set of pixels far from that colour, and its own
+colour is their median. Its kind is that of the template it overlaps most, both scaled to their bounding
+boxes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from zimage_stream.engines.tiny.captions import SHAPES
 
 _BOX = 48
 _VISIBLE = 60.0
-"""Distance in RGB that tells the shape from noise in the background."""
+"""Distance in RGB that separates the shape from noise in the background."""
 _LEAST_SHARE = 0.02
 _LEAST_PIXELS = 20
 

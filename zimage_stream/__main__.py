@@ -7,16 +7,16 @@ from zimage_stream.cli import interrupt
 
 def main() -> None:
     """Run the command line; at any time, Ctrl-C ends it with exit code 130."""
-    interrupt.ends_at_once()
+    interrupt.exit_at_once()
     from zimage_stream.cli.main import main as run
 
     try:
         run()
     except SystemExit as ended:
-        interrupt.ends_now(ended.code)
+        interrupt.exit_if_interrupted(ended.code)
         raise
     finally:
-        interrupt.ends_at_once()
+        interrupt.exit_at_once()
 
 
 if __name__ == "__main__":

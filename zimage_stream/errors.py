@@ -67,7 +67,7 @@ class RequestError(ZImageError):
     def __init__(self, field: str, rule: str, got: object) -> None:
         self.field = field
         self.rule = rule
-        self.got = shorten(got)
+        self.got = short_repr(got)
         super().__init__(f"{field}: got {self.got}, takes {rule}")
 
 
@@ -159,6 +159,6 @@ class ResultTimeoutError(ZImageError):
         super().__init__(f"no result within {timeout_s:g} s for {len(self.missing)} request(s): {examples}")
 
 
-def shorten(value: object, limit: int = 100) -> str:
+def short_repr(value: object, limit: int = 100) -> str:
     """``repr`` of a value, shortened in the middle so that a 10 kB field does not fill a log line."""
     return shortened(repr(value), limit)

@@ -13,7 +13,7 @@ import weakref
 from typing import Protocol
 
 
-class Forked(Protocol):
+class ForkAware(Protocol):
     """An object with threads, locks or connections."""
 
     def after_fork(self) -> None:
@@ -21,22 +21,22 @@ class Forked(Protocol):
         ...
 
 
-_living: weakref.WeakSet[Forked] = weakref.WeakSet()
+_registered: weakref.WeakSet[ForkAware] = weakref.WeakSet()
 
 
-def follow(one: Forked) -> None:
+def register(client: ForkAware) -> None:
     """Call ``after_fork`` of this object in every child process that is forked from now on."""
-    _living.add(one)
+    _registered.add(client)
 
 
-def leave(client: object) -> None:
+def leak(client: object) -> None:
     """Keep a copy of the parent's client from ever being destroyed, even when the process ends."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(client))
 
 
 def _in_child() -> None:
-    for one in list(_living):
-        one.after_fork()
+    for client in list(_registered):
+        client.after_fork()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks

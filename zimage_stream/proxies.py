@@ -17,7 +17,7 @@ _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _VARIABLES = ("http_proxy", "https_proxy", "all_proxy")
 
 
-def leave_out_this_machine(environment: MutableMapping[str, str]) -> None:
+def exclude_this_machine(environment: MutableMapping[str, str]) -> None:
     """Add this machine to ``NO_PROXY`` if a proxy is set, since a proxy cannot reach our loopback address."""
     given = {name.lower(): value for name, value in environment.items()}
     left_out = given.get("no_proxy", "")
@@ -28,7 +28,7 @@ def leave_out_this_machine(environment: MutableMapping[str, str]) -> None:
     environment["NO_PROXY"] = environment["no_proxy"] = ",".join(hosts)
 
 
-def through_proxy(url: str) -> str:
+def proxy_note(url: str) -> str:
     """Return an addition to an error message about the proxy of a URL; empty if no proxy is used."""
     parts = urlsplit(url.split(",")[0].strip())
     proxies = getproxies()

@@ -37,8 +37,8 @@ from pydantic_settings import (
 )
 
 from zimage_stream.errors import SettingsError
-from zimage_stream.faults import Fault
 from zimage_stream.masking import is_secret, masked, without_credentials
+from zimage_stream.simulated_faults import Fault
 
 ENV_PREFIX = "ZIMAGE_"
 CONFIG_VARIABLE = "ZIMAGE_CONFIG"
@@ -54,7 +54,7 @@ class Group(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def text_is_trimmed(cls, value: Any, info: ValidationInfo) -> Any:
+    def check_text_trimmed(cls, value: Any, info: ValidationInfo) -> Any:
         """Reject surrounding white space, such as the final line break of a mounted secret: the error that it
         causes later would not reveal it."""
         kind = cls.model_fields[str(info.field_name)].annotation
@@ -113,7 +113,7 @@ class KafkaSettings(Group):
 
     @field_validator("extra")
     @classmethod
-    def secrets_are_trimmed(cls, value: dict[str, str]) -> dict[str, str]:
+    def check_secrets_trimmed(cls, value: dict[str, str]) -> dict[str, str]:
         for name, text in value.items():
             # A PEM key or certificate has several lines.
             if is_secret(name) and not name.endswith("pem"):
@@ -122,7 +122,7 @@ class KafkaSettings(Group):
 
     @field_validator("extra")
     @classmethod
-    def guarantees_stay(cls, value: dict[str, str]) -> dict[str, str]:
+    def check_extra(cls, value: dict[str, str]) -> dict[str, str]:
         for name in value:
             if (why := _OURS_ALONE.get(name)) is not None:
                 problem = f"{name} cannot be set here: {why}"
@@ -130,7 +130,7 @@ class KafkaSettings(Group):
         return value
 
     @model_validator(mode="after")
-    def sasl_is_whole(self) -> KafkaSettings:
+    def check_sasl(self) -> KafkaSettings:
         if self.security_protocol.startswith("SASL") and self.sasl_mechanism is None:
             raise ValueError("sasl_mechanism is required with security_protocol " + self.security_protocol)
         return self
@@ -154,7 +154,7 @@ class RegistrySettings(Group):
 
     @model_validator(mode="before")
     @classmethod
-    def credentials_leave_the_url(cls, data: Any) -> Any:
+    def move_credentials_out_of_url(cls, data: Any) -> Any:
         """Move credentials from the URL to ``username`` and ``password``, because errors and ``/readyz`` show
         the URL."""
         if not isinstance(data, dict) or not isinstance(data.get("url"), str):
@@ -189,7 +189,7 @@ class StoreSettings(Group):
 
     @field_validator("endpoint")
     @classmethod
-    def endpoint_is_an_address(cls, value: str) -> str:
+    def check_endpoint(cls, value: str) -> str:
         scheme, separator, rest = value.rpartition("://")
         address = rest.rpartition("@")[2].rstrip("/")
         if not separator and "@" not in value:
@@ -237,7 +237,7 @@ class EngineSettings(Group):
 
     @field_validator("simulated_faults")
     @classmethod
-    def faults_are_known(cls, value: dict[str, str]) -> dict[str, str]:
+    def check_faults(cls, value: dict[str, str]) -> dict[str, str]:
         for directive in value.values():
             try:
                 Fault.parse(directive)

@@ -91,7 +91,7 @@ def test_the_bare_producer_and_subscriber_need_none_of_our_packages(
     results = subscribe(served, registry_url)
     assert {result["request_id"] for result in results} == set(ids)
     assert {(result["status"], result["tenant"]) for result in results} == {("SUCCEEDED", "shop")}
-    # The group knows that it has them.
+    # The group has committed them.
     group = {"group.id": topics.results, "bootstrap.servers": served.settings.kafka.bootstrap_servers}
     consumer = Consumer(group)
     partitions = [TopicPartition(topics.results, number) for number in range(RESULT_PARTITIONS)]

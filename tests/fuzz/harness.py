@@ -1,9 +1,9 @@
-"""Fuzzing with coverage, by atheris, which is no dependency of the project: install it beside it.
+"""Coverage-guided fuzzing with atheris, which is not a dependency of the project and is installed separately.
 
     pip install atheris
     python -m tests.fuzz.harness request --minutes 10
 
-New inputs that reach new code are kept in ``tests/fuzz/corpus/TARGET``; ``--merge`` makes that small again.
+Inputs that reach new code are added to ``tests/fuzz/corpus/TARGET``; ``--merge`` minimizes a corpus.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ def main() -> None:
     parser.add_argument("target", choices=sorted(TARGETS))
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument(
-        "--merge", metavar="FOLDER", type=Path, help="put what counts of FOLDER into the corpus"
+        "--merge",
+        metavar="FOLDER",
+        type=Path,
+        help="add the inputs in FOLDER that reach new code to the corpus",
     )
     asked = parser.parse_args()
     kept = CORPUS / asked.target

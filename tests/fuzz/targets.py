@@ -1,7 +1,7 @@
-"""Every decoder of bytes from elsewhere, as a function that may raise what it documents and nothing else.
+"""Every decoder of untrusted bytes, as a function that raises nothing but the errors it documents.
 
-Run by ``test_decoders.py`` with hypothesis and over the kept corpus, and by ``harness.py`` for as long as
-one likes.
+``test_decoders.py`` runs them with hypothesis and on the stored corpus; ``harness.py`` runs one of them for
+any length of time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from PIL import Image
 from zimage_consumers.dead_letters.letter import LetterPosition
 from zimage_consumers.image_worker.window.ledger import take_over
 from zimage_producers.produce import rows
-from zimage_producers.produce.encoding import detected, text_lines
+from zimage_producers.produce.encoding import detect, text_lines
 from zimage_producers.produce.json_lines import read_json_lines
 from zimage_producers.produce.table import read_table
 from zimage_stream.checkpoint import Checkpoint
@@ -48,7 +48,7 @@ CHECKPOINT = Checkpoint(41, resolved=0b1011010, owner=7)
 
 
 def request(data: bytes) -> None:
-    """A record of the requests topic, to the engine's door and back."""
+    """A record of the requests topic: decoded, checked, and encoded again."""
     try:
         decoded = CODEC.decode_request(data)
     except WireError:
@@ -71,7 +71,7 @@ def result(data: bytes) -> None:
 
 
 def checkpoint(data: bytes) -> None:
-    """A commit's metadata; the offset beside it comes first."""
+    """The metadata of a commit, preceded by its offset."""
     (offset,) = struct.unpack(">Q", data[:8].rjust(8, b"\0"))
     try:
         decoded = Checkpoint.decode(data[8:].decode("latin-1"), offset)
@@ -82,22 +82,22 @@ def checkpoint(data: bytes) -> None:
 
 
 def sealed(data: bytes) -> None:
-    """The same with a checksum that is right: what a version of ours with a mistake in it could write."""
+    """The same with a valid checksum, as a faulty version of the worker could write it."""
     (base,) = struct.unpack(">Q", data[1:9].rjust(8, b"\0"))
     metadata = base64.b64encode(data + struct.pack(">I", zlib.crc32(data))).rstrip(b"=")
     checkpoint(struct.pack(">Q", base) + metadata)
 
 
 def table(data: bytes) -> None:
-    """A CSV file in whichever encoding."""
+    """A CSV file in any encoding."""
     for codec in ("utf-8", "gb18030", "utf-16-le"):
         _read(lambda lines: read_table(lines).rows, data, codec)
     with contextlib.suppress(rows.InputError):
-        detected(lambda: [data])
+        detect(lambda: [data])
 
 
 def lines(data: bytes) -> None:
-    """A file of JSON lines."""
+    """A JSON Lines file."""
     _read(read_json_lines, data, "utf-8")
 
 
@@ -115,7 +115,7 @@ def _read(read: Callable[[Iterable[str]], Iterable[rows.Row]], data: bytes, code
 
 
 def headers(data: bytes) -> None:
-    """Headers of a record that dies, is replayed, and dies again."""
+    """The headers of a record that fails and is replayed."""
     parts = (part.partition(b"=") for part in data.split(b"\n"))
     pairs = [(name.decode("latin-1"), value) for name, _, value in parts]
     letter = dead_letter_headers(
@@ -134,7 +134,7 @@ def headers(data: bytes) -> None:
 
 
 def picture(data: bytes) -> None:
-    """What a picture says of itself."""
+    """The metadata in an image."""
     try:
         read_text(data)
     except ValueError:
@@ -142,7 +142,7 @@ def picture(data: bytes) -> None:
 
 
 def place(data: bytes) -> None:
-    """A place as people type it."""
+    """A dead letter's position as a user types it."""
     try:
         assert str(LetterPosition.parse(data.decode(errors="replace")))
     except ValueError:

@@ -73,7 +73,7 @@ def arena(
 
 @pytest.fixture(scope="module")
 def served(arena: Arena, registry: RegistryAddress) -> Served:
-    """Send all cases, an innocent request after each, and wait for all outcomes."""
+    """Send all cases, a valid request after each, and wait for all outcomes."""
     topics = arena.settings.topics
 
     def register(text: str) -> int:
@@ -159,13 +159,13 @@ def test_bad_input(case: Case, served: Served) -> None:
             assert case.says in result.error.message
 
 
-def test_the_innocent_are_served(served: Served) -> None:
+def test_the_requests_in_between_are_served(served: Served) -> None:
     assert {result.status for place in served.innocents for result in served.results[place]} == {"SUCCEEDED"}
     assert {len(served.results[place]) for place in served.innocents} == {1}
     assert not served.innocents & {place for place, letters in served.letters.items() if letters}
 
 
-def test_a_request_sent_twice_has_two_results_and_one_picture(served: Served) -> None:
+def test_a_request_sent_twice_has_two_results_and_one_image(served: Served) -> None:
     (first,), (second,) = (served.results[served.places[n]] for n in ("a request", "the same request again"))
     assert first.image == second.image
     assert first.source != second.source

@@ -61,7 +61,7 @@ def records_of(settings: Settings) -> list[tuple[int, PromptRequest, dict[str, b
     return found
 
 
-def test_what_is_submitted_is_on_the_topic(client: PromptClient, settings: Settings) -> None:
+def test_a_submitted_request_is_on_the_topic(client: PromptClient, settings: Settings) -> None:
     request = PromptRequest(prompt="cafe\u0301", attributes={"k": "v"})
     assert client.submit(request, headers={"traceparent": "00-1-2-01"}) == request.request_id
     ((_, found, headers),) = records_of(settings)
@@ -71,20 +71,22 @@ def test_what_is_submitted_is_on_the_topic(client: PromptClient, settings: Setti
     assert headers["ce_id"] == request.request_id.encode()
 
 
-def test_a_bad_request_fails_at_its_author(client: PromptClient, settings: Settings) -> None:
+def test_an_invalid_request_is_refused_before_it_is_sent(client: PromptClient, settings: Settings) -> None:
     with pytest.raises(RequestError, match="steps"):
         client.submit(PromptRequest(prompt="a", steps=51))
     client.submit(PromptRequest(prompt="a"))
     assert len(records_of(settings)) == 1
 
 
-def test_requests_walk_all_partitions_evenly(client: PromptClient, settings: Settings) -> None:
+def test_requests_are_spread_evenly_over_all_partitions(client: PromptClient, settings: Settings) -> None:
     client.submit_many(PromptRequest(prompt="a") for _ in range(40))
     count = Counter(partition for partition, _, _ in records_of(settings))
     assert count == dict.fromkeys(range(4), 10)
 
 
-def test_many_are_sent_and_each_failure_is_told(client: PromptClient, settings: Settings) -> None:
+def test_submit_many_sends_all_valid_requests_and_reports_each_failure(
+    client: PromptClient, settings: Settings
+) -> None:
     count, failures = 5_000, []
     requests = (
         PromptRequest(prompt="" if number % 1_000 == 7 else "a", request_id=f"r{number}")
@@ -145,7 +147,7 @@ def test_what_cannot_be_cancelled_is_said(
     assert not client.cancel(request.request_id)
 
 
-def test_wait_takes_the_answer_to_its_own_record(
+def test_wait_returns_the_result_of_its_own_record(
     client: PromptClient, settings: Settings, writer: ResultWriter
 ) -> None:
     request = PromptRequest(prompt="a", request_id="again")
@@ -159,7 +161,7 @@ def test_wait_takes_the_answer_to_its_own_record(
     assert [result.source for result in client.results(["again"], timeout=TIMEOUT_S)] == [newer]
 
 
-def test_a_result_that_came_before_anybody_asked_is_not_missed(
+def test_a_result_that_arrives_before_the_wait_is_not_missed(
     client: PromptClient, writer: ResultWriter
 ) -> None:
     requests = [PromptRequest(prompt="a") for _ in range(50)]
@@ -171,7 +173,7 @@ def test_a_result_that_came_before_anybody_asked_is_not_missed(
     assert sorted(result.request_id for result in client.results(ids, timeout=TIMEOUT_S)) == sorted(ids)
 
 
-def test_aborted_and_undecodable_records_are_no_results(
+def test_aborted_and_undecodable_records_are_not_results(
     client: PromptClient, writer: ResultWriter, caplog: pytest.LogCaptureFixture
 ) -> None:
     request = PromptRequest(prompt="a")
@@ -186,7 +188,7 @@ def test_aborted_and_undecodable_records_are_no_results(
     assert client.wait(request.request_id, timeout=TIMEOUT_S).source == source
 
 
-def test_results_of_a_batch_end_with_the_time(client: PromptClient, writer: ResultWriter) -> None:
+def test_results_of_a_batch_end_at_the_timeout(client: PromptClient, writer: ResultWriter) -> None:
     wanted = [PromptRequest(prompt="a", batch_id="cats") for _ in range(3)]
     other = PromptRequest(prompt="a", batch_id="dogs")
     client.submit_many([*wanted, other])
@@ -196,7 +198,7 @@ def test_results_of_a_batch_end_with_the_time(client: PromptClient, writer: Resu
     assert sorted(found) == sorted(request.request_id for request in wanted)
 
 
-def test_results_names_those_that_are_missing(client: PromptClient, writer: ResultWriter) -> None:
+def test_results_names_the_missing_requests(client: PromptClient, writer: ResultWriter) -> None:
     first, second = PromptRequest(prompt="a"), PromptRequest(prompt="b")
     writer.write([failed(first, client.submit_nowait(first).result(TIMEOUT_S))])
     client.submit(second)
@@ -207,7 +209,7 @@ def test_results_names_those_that_are_missing(client: PromptClient, writer: Resu
     assert caught.value.missing == (second.request_id,)
 
 
-def test_many_threads_share_a_client(client: PromptClient, settings: Settings) -> None:
+def test_many_threads_can_share_a_client(client: PromptClient, settings: Settings) -> None:
     def ask(number: int) -> str:
         return client.wait(client.submit(PromptRequest(prompt=str(number))), timeout=TIMEOUT_S).request_id
 
@@ -216,7 +218,7 @@ def test_many_threads_share_a_client(client: PromptClient, settings: Settings) -
     assert sorted(ids) == sorted(request.request_id for request in answers.requests)
 
 
-def test_a_client_of_another_process_finds_the_result_too(
+def test_another_client_finds_the_result_too(
     client: PromptClient, settings: Settings, writer: ResultWriter
 ) -> None:
     with PromptClient(settings) as other:
@@ -228,7 +230,7 @@ def test_a_client_of_another_process_finds_the_result_too(
         assert other.wait(request.request_id, timeout=TIMEOUT_S).source == source
 
 
-def test_a_missing_topic_says_how_to_make_it(kafka: KafkaAddress) -> None:
+def test_the_error_for_a_missing_topic_names_the_command_to_create_it(kafka: KafkaAddress) -> None:
     nowhere = TopicSettings(requests="no-requests", results="no-results")
     with PromptClient(Settings(kafka=kafka.settings, topics=nowhere)) as client:
         with pytest.raises(TopicMissingError, match="zimage topics create"):
@@ -237,13 +239,13 @@ def test_a_missing_topic_says_how_to_make_it(kafka: KafkaAddress) -> None:
             client.wait("a", timeout=1)
 
 
-def test_who_only_submits_needs_no_results_topic(settings: Settings) -> None:
+def test_submitting_needs_no_results_topic(settings: Settings) -> None:
     topics = settings.topics.model_copy(update={"results": "no-results"})
     with PromptClient(settings.model_copy(update={"topics": topics})) as client:
         client.submit(PromptRequest(prompt="a"))
 
 
-def test_a_broker_that_dies_is_told_and_one_that_comes_back_is_used(
+def test_a_dead_broker_is_reported_and_used_again_once_it_is_back(
     own_kafka: Kafka, make_topics: Callable[..., TopicSettings]
 ) -> None:
     settings = Settings(
@@ -265,7 +267,7 @@ def test_a_broker_that_dies_is_told_and_one_that_comes_back_is_used(
     assert [request.request_id for _, request, _ in records_of(settings)].count("c") == 1
 
 
-def test_a_restart_while_many_are_sent_loses_none(
+def test_a_broker_restart_during_submit_many_loses_no_request(
     own_kafka: Kafka, make_topics: Callable[..., TopicSettings]
 ) -> None:
     settings = Settings(kafka=own_kafka.settings, topics=make_topics(own_kafka))
@@ -275,7 +277,7 @@ def test_a_restart_while_many_are_sent_loses_none(
         for number in itertools.count():
             if number == 500:
                 restarted.start()
-            # It goes on until the broker is back.
+            # More requests follow until the broker is back.
             if number >= count and not restarted.is_alive():
                 return
             yield PromptRequest(prompt="a")
@@ -288,7 +290,7 @@ def test_a_restart_while_many_are_sent_loses_none(
     assert len(ids) == len(set(ids)) == done.accepted
 
 
-def test_a_broker_that_asks_for_a_password_over_tls(
+def test_a_broker_that_requires_a_password_over_tls(
     secure_kafka: SecureKafka, make_topics: Callable[..., TopicSettings]
 ) -> None:
     settings = Settings(kafka=secure_kafka.settings, topics=make_topics(secure_kafka))

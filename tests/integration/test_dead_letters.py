@@ -35,14 +35,14 @@ GARBAGE = b"\x00\x01\xffno avro\n"
 OWN: list[Header] = [("mine", b"\xff\x00"), ("mine", b"twice"), ("nothing", None)]
 
 
-class Undertaker:
+class DeadLetterWriter:
     """Writes dead letters as the worker does."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._producer = Producer(producer_config(settings.kafka))
 
-    def bury(
+    def write(
         self,
         key: bytes | None,
         value: bytes | None,
@@ -69,15 +69,15 @@ class Undertaker:
         self._producer.produce(topic, key=key, value=value, partition=0, headers=pairs)
         assert self._producer.flush(120) == 0
 
-    def bury_request(self, request: PromptRequest, code: str = "INVALID_REQUEST") -> bytes:
+    def write_request(self, request: PromptRequest, code: str = "INVALID_REQUEST") -> bytes:
         value = Codec().encode_request(request, self._settings.topics.requests)
-        self.bury(request.request_id.encode(), value, code, f"{request.request_id} is wrong")
+        self.write(request.request_id.encode(), value, code, f"{request.request_id} is wrong")
         return value
 
 
 @pytest.fixture
-def undertaker(settings: Settings) -> Undertaker:
-    return Undertaker(settings)
+def dead_letter_writer(settings: Settings) -> DeadLetterWriter:
+    return DeadLetterWriter(settings)
 
 
 def sent(settings: Settings) -> list[Record]:
@@ -106,7 +106,7 @@ def wide(request_id: str, **more: object) -> PromptRequest:
     return PromptRequest(prompt="雾中的灯塔", request_id=request_id, width=65, **more)  # type: ignore[arg-type]
 
 
-def test_nothing_has_died(zimage: Run) -> None:
+def test_without_dead_letters_the_commands_say_so(zimage: Run) -> None:
     done = zimage("dead-letters", "list")
     assert (done.returncode, done.stdout) == (0, "")
     assert "there are none" in done.stderr
@@ -115,11 +115,11 @@ def test_nothing_has_died(zimage: Run) -> None:
 
 
 def test_dead_letters_are_grouped_listed_shown_and_exported(
-    zimage: Run, settings: Settings, undertaker: Undertaker
+    zimage: Run, settings: Settings, dead_letter_writer: DeadLetterWriter
 ) -> None:
-    undertaker.bury(b"k", GARBAGE, "UNDECODABLE", "it is no Avro")
-    undertaker.bury(None, None, "UNDECODABLE", "the record has no value")
-    value = undertaker.bury_request(wide("a", tenant="acme"))
+    dead_letter_writer.write(b"k", GARBAGE, "UNDECODABLE", "it is no Avro")
+    dead_letter_writer.write(None, None, "UNDECODABLE", "the record has no value")
+    value = dead_letter_writer.write_request(wide("a", tenant="acme"))
     groups = {one["code"]: one for one in lines(zimage("dead-letters", "list", "--json").stdout)}
     assert {code: group["count"] for code, group in groups.items()} == {
         "UNDECODABLE": 2,
@@ -149,9 +149,12 @@ def test_dead_letters_are_grouped_listed_shown_and_exported(
 
 
 def test_the_bytes_can_be_exported_fixed_and_sent(
-    zimage: Run, settings: Settings, tmp_path_factory: pytest.TempPathFactory, undertaker: Undertaker
+    zimage: Run,
+    settings: Settings,
+    tmp_path_factory: pytest.TempPathFactory,
+    dead_letter_writer: DeadLetterWriter,
 ) -> None:
-    undertaker.bury(b"k", GARBAGE, "UNDECODABLE")
+    dead_letter_writer.write(b"k", GARBAGE, "UNDECODABLE")
     words = [sys.executable, "-m", "zimage_stream", "dead-letters", "show", "0:0", "--raw"]
     env = {"ZIMAGE_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers}
     env["ZIMAGE_TOPICS__DEAD_LETTERS"] = settings.topics.dead_letters
@@ -165,10 +168,10 @@ def test_the_bytes_can_be_exported_fixed_and_sent(
 
 
 def test_a_replay_sends_the_unchanged_record_and_happens_once(
-    zimage: Run, settings: Settings, undertaker: Undertaker
+    zimage: Run, settings: Settings, dead_letter_writer: DeadLetterWriter
 ) -> None:
-    values = [undertaker.bury_request(wide(name), "GENERATION_FAILED") for name in ("a", "b")]
-    undertaker.bury(b"k", GARBAGE, "UNDECODABLE")
+    values = [dead_letter_writer.write_request(wide(name), "GENERATION_FAILED") for name in ("a", "b")]
+    dead_letter_writer.write(b"k", GARBAGE, "UNDECODABLE")
     dry = zimage("dead-letters", "replay", "--all", "--dry-run", "--json")
     assert [one["sent"] for one in lines(dry.stdout)] == [False] * 3
     assert sent(settings) == []
@@ -222,18 +225,18 @@ def largest_that_is_taken(settings: Settings) -> bytes:
 
 @pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once"])
 def test_a_letter_without_room_for_the_headers_of_a_replay_stops_no_other(
-    zimage: Run, settings: Settings, undertaker: Undertaker, tmp_path: Path, guarantee: str
+    zimage: Run, settings: Settings, dead_letter_writer: DeadLetterWriter, tmp_path: Path, guarantee: str
 ) -> None:
     config = tmp_path / "zimage.toml"
     config.write_text(f'[worker]\nguarantee = "{guarantee}"\n')
     replay = ("--config", str(config), "dead-letters", "replay", "--all")
     for name in ("a", "b"):
-        undertaker.bury_request(wide(name))
+        dead_letter_writer.write_request(wide(name))
     huge = largest_that_is_taken(settings)
     assert [record.key for record in sent(settings)] == [b"huge"]
-    undertaker.bury(b"huge", huge, "UNDECODABLE")
+    dead_letter_writer.write(b"huge", huge, "UNDECODABLE")
     for name in ("c", "d"):
-        undertaker.bury_request(wide(name))
+        dead_letter_writer.write_request(wide(name))
 
     done = zimage(*replay)
     assert done.returncode == 1
@@ -254,12 +257,12 @@ def remake(settings: Settings, topic: str) -> None:
 
 
 def test_after_the_topic_is_created_again_new_letters_do_not_count_as_replayed(
-    zimage: Run, settings: Settings, undertaker: Undertaker
+    zimage: Run, settings: Settings, dead_letter_writer: DeadLetterWriter
 ) -> None:
-    undertaker.bury_request(wide("a"))
+    dead_letter_writer.write_request(wide("a"))
     assert zimage("dead-letters", "replay", "--all").returncode == 0
     remake(settings, settings.topics.dead_letters)
-    undertaker.bury_request(wide("b"))
+    dead_letter_writer.write_request(wide("b"))
     done = zimage("dead-letters", "replay", "--all")
     assert done.stderr.splitlines()[-1] == "1 replayed"
     assert [record.key for record in sent(settings)] == [b"a", b"b"]
@@ -267,7 +270,7 @@ def test_after_the_topic_is_created_again_new_letters_do_not_count_as_replayed(
 
 
 def test_notes_of_earlier_versions_count_for_letters_older_than_they_are(
-    zimage: Run, settings: Settings, undertaker: Undertaker
+    zimage: Run, settings: Settings, dead_letter_writer: DeadLetterWriter
 ) -> None:
     notes = replayed_topic(settings.topics)
     make_topics(settings.kafka, [notes], 1)
@@ -278,17 +281,17 @@ def test_notes_of_earlier_versions_count_for_letters_older_than_they_are(
     producer.produce(notes.name, key=b"no place", value=b"replayed")
     assert producer.flush(120) == 0
     for name in ("a", "b"):
-        undertaker.bury_request(wide(name))
+        dead_letter_writer.write_request(wide(name))
     listed = lines(zimage("dead-letters", "list", "--limit", "9", "--json").stdout)
     assert [letter["replayed"] for letter in listed] == [True, False]
 
 
 def test_fields_are_changed_and_an_expiry_is_cleared(
-    zimage: Run, settings: Settings, undertaker: Undertaker
+    zimage: Run, settings: Settings, dead_letter_writer: DeadLetterWriter
 ) -> None:
     past = datetime.now(UTC).replace(microsecond=0) - timedelta(days=1)
-    undertaker.bury_request(wide("a", expires_at=past))
-    undertaker.bury_request(wide("b", expires_at=past))
+    dead_letter_writer.write_request(wide("a", expires_at=past))
+    dead_letter_writer.write_request(wide("b", expires_at=past))
     refused = zimage("dead-letters", "replay", "--id", "a", "--set", "width=66")
     assert refused.returncode == 1
     assert "width: got 66" in refused.stderr
@@ -303,22 +306,22 @@ def test_fields_are_changed_and_an_expiry_is_cleared(
 
 
 def test_one_value_cannot_be_sent_for_several_letters(
-    zimage: Run, settings: Settings, undertaker: Undertaker
+    zimage: Run, settings: Settings, dead_letter_writer: DeadLetterWriter
 ) -> None:
     for name in ("a", "b"):
-        undertaker.bury_request(wide(name))
+        dead_letter_writer.write_request(wide(name))
     done = zimage("dead-letters", "replay", "--all", "--set", "width=64", "--set", "request_id=c")
     assert done.returncode == 2
     assert sent(settings) == []
 
 
 def test_a_request_that_fails_again_counts_its_replays(
-    zimage: Run, settings: Settings, undertaker: Undertaker
+    zimage: Run, settings: Settings, dead_letter_writer: DeadLetterWriter
 ) -> None:
-    undertaker.bury_request(wide("a"))
+    dead_letter_writer.write_request(wide("a"))
     zimage("dead-letters", "replay", "--all")
     (record,) = sent(settings)
-    undertaker.bury(b"a", record.value, "INVALID_REQUEST", own=list(record.headers))
+    dead_letter_writer.write(b"a", record.value, "INVALID_REQUEST", own=list(record.headers))
     shown = lines(zimage("dead-letters", "show", "a", "--json").stdout)
     assert [(one["place"], one["replays"], one["replayed"]) for one in shown] == [
         ("0:0", 0, True),
@@ -331,9 +334,11 @@ def test_a_request_that_fails_again_counts_its_replays(
     )
 
 
-def test_a_concurrent_replay_is_fenced(settings: Settings, start: Start, undertaker: Undertaker) -> None:
+def test_a_concurrent_replay_is_fenced(
+    settings: Settings, start: Start, dead_letter_writer: DeadLetterWriter
+) -> None:
     for number in range(30):
-        undertaker.bury_request(wide(f"r-{number}"))
+        dead_letter_writer.write_request(wide(f"r-{number}"))
     both = [start("dead-letters", "replay", "--all") for _ in range(2)]
     for process in both:
         process.communicate(timeout=120)
@@ -380,10 +385,10 @@ class TestReleasing:
         assert "is never held back" in done.stderr
 
 
-class TestALetterWithoutAllOfItsRecord:
+class TestACutDeadLetter:
     VALUE = GARBAGE * 100
 
-    def bury(self, settings: Settings, undertaker: Undertaker, value: bytes = VALUE) -> None:
+    def write(self, settings: Settings, dead_letter_writer: DeadLetterWriter, value: bytes = VALUE) -> None:
         """Send a record to the requests topic, and write a dead letter with its first bytes."""
         producer = Producer(producer_config(settings.kafka))
         own: list[tuple[str, str | bytes | None]] = list(OWN)
@@ -395,12 +400,12 @@ class TestALetterWithoutAllOfItsRecord:
             ("zimage.value-sha256", sha256(self.VALUE).hexdigest().encode()),
             ("zimage.headers-left-out", b"3"),
         ]
-        undertaker.bury(b"k", self.VALUE[:10], "UNDECODABLE", own=(), offset=0, cut=cut)
+        dead_letter_writer.write(b"k", self.VALUE[:10], "UNDECODABLE", own=(), offset=0, cut=cut)
 
     def test_is_shown_as_such_and_replayed_from_its_record(
-        self, zimage: Run, settings: Settings, undertaker: Undertaker
+        self, zimage: Run, settings: Settings, dead_letter_writer: DeadLetterWriter
     ) -> None:
-        self.bury(settings, undertaker)
+        self.write(settings, dead_letter_writer)
         shown = zimage("dead-letters", "show", "0:0").stdout
         assert "left out     value-bytes 1100, value-sha256" in shown
         assert f"is at {settings.topics.requests}/3/0" in shown
@@ -415,9 +420,9 @@ class TestALetterWithoutAllOfItsRecord:
             assert without_reasons(list(record.headers))[:3] == OWN
 
     def test_is_refused_if_another_record_is_at_its_position(
-        self, zimage: Run, settings: Settings, undertaker: Undertaker
+        self, zimage: Run, settings: Settings, dead_letter_writer: DeadLetterWriter
     ) -> None:
-        self.bury(settings, undertaker, b"something else")
+        self.write(settings, dead_letter_writer, b"something else")
         for words in (("replay", "--all"), ("show", "0:0", "--raw")):
             done = zimage("dead-letters", *words)
             assert (done.returncode, done.stdout) == (1, "")
@@ -426,7 +431,7 @@ class TestALetterWithoutAllOfItsRecord:
 
     @pytest.mark.parametrize("headers_left_out", [b"1", b"all"])
     def test_gets_its_key_back_and_no_other_record(
-        self, zimage: Run, settings: Settings, undertaker: Undertaker, headers_left_out: bytes
+        self, zimage: Run, settings: Settings, dead_letter_writer: DeadLetterWriter, headers_left_out: bytes
     ) -> None:
         key = b"k" * (2 << 20)
         producer = Producer(producer_config(settings.kafka))
@@ -438,7 +443,7 @@ class TestALetterWithoutAllOfItsRecord:
             ("zimage.headers-left-out", headers_left_out),
         ]
         for offset in (0, 1):
-            undertaker.bury(None, self.VALUE, "UNDECODABLE", own=(), offset=offset, cut=cut)
+            dead_letter_writer.write(None, self.VALUE, "UNDECODABLE", own=(), offset=offset, cut=cut)
         done = zimage("dead-letters", "replay", "--all")
         assert done.returncode == 1
         assert "0:1 - is not sent" in done.stderr
@@ -447,9 +452,9 @@ class TestALetterWithoutAllOfItsRecord:
         assert (again.key, again.value) == (key, self.VALUE)
 
     def test_is_refused_if_its_record_is_gone(
-        self, zimage: Run, settings: Settings, undertaker: Undertaker
+        self, zimage: Run, settings: Settings, dead_letter_writer: DeadLetterWriter
     ) -> None:
-        self.bury(settings, undertaker)
+        self.write(settings, dead_letter_writer)
         admin = AdminClient({"bootstrap.servers": settings.kafka.bootstrap_servers})
         for answer in admin.delete_records([TopicPartition(settings.topics.requests, 3, 1)]).values():
             answer.result(120)
@@ -460,10 +465,10 @@ class TestALetterWithoutAllOfItsRecord:
 
 
 def test_megabytes_are_shortened_for_people_and_whole_for_programs(
-    zimage: Run, settings: Settings, undertaker: Undertaker
+    zimage: Run, settings: Settings, dead_letter_writer: DeadLetterWriter
 ) -> None:
     key = b"k" * (2 << 20)
-    undertaker.bury(key, GARBAGE, "UNDECODABLE", own=[("mine", b"x" * (1 << 20))])
+    dead_letter_writer.write(key, GARBAGE, "UNDECODABLE", own=[("mine", b"x" * (1 << 20))])
     for words in (("list", "--code", "UNDECODABLE"), ("show", "0:0"), ("replay", "--all", "--dry-run")):
         done = zimage("dead-letters", *words)
         assert done.returncode == 0, done.stderr
@@ -476,9 +481,9 @@ def test_megabytes_are_shortened_for_people_and_whole_for_programs(
 
 
 def test_foreign_records_in_these_topics_are_skipped(
-    zimage: Run, settings: Settings, undertaker: Undertaker
+    zimage: Run, settings: Settings, dead_letter_writer: DeadLetterWriter
 ) -> None:
-    undertaker.bury_request(wide("a"))
+    dead_letter_writer.write_request(wide("a"))
     assert zimage("dead-letters", "replay", "--all").returncode == 0
     with RawProducer(settings.kafka.bootstrap_servers) as producer:
         strange: list[RawHeader] = [(b"\xff", b"x"), (b"zimage.code", b"\xff")]

@@ -77,7 +77,7 @@ def test_metrics_count_the_requests_served(arena: Arena, worker: WorkerProcess) 
         found = samples(worker)
         return found["zimage_partitions", ""] == 12 and found["zimage_window_requests", ""] == 0
 
-    until(settled, 10, "the gauges are of a worker at rest")
+    until(settled, 10, "the gauges show an idle worker")
     found = samples(worker)
     assert found["zimage_results_total", "SUCCEEDED"] == 4
     assert found["zimage_requests_taken_total", ""] == 5
@@ -116,14 +116,14 @@ def test_log_lines_about_a_request_name_its_id_and_never_its_prompt(
     log = worker.log.read_text()
     assert SECRET not in log
     assert "INVALID_REQUEST" in log
-    assert len(log.splitlines()) == len(worker.lines()), "a line that is no JSON"
+    assert len(log.splitlines()) == len(worker.lines()), "a line that is not JSON"
 
 
 def test_a_worker_waiting_for_its_broker_is_alive_but_not_ready(arena: Arena) -> None:
     worker = arena.fleet.start(
         "waiting", ZIMAGE_ENGINE__SIMULATED_MS="0", ZIMAGE_KAFKA__BOOTSTRAP_SERVERS="127.0.0.1:1"
     )
-    until(worker.port, 30, "its health can be asked for")
+    until(worker.port, 30, "its health endpoint responds")
     reasons = until(lambda: [r for r in worker.ready()[1] if "kafka" in r], 60, "/readyz names Kafka")
     assert "down for" in reasons[0]
     status, body = status_of(worker, "/readyz")
@@ -143,7 +143,7 @@ def test_no_result_is_published_before_its_image_is_stored(
     time.sleep(0.5)
     own_minio.kill()
     until(lambda: any("store" in reason for reason in worker.ready()[1]), 30, "/readyz names the store")
-    until(arena.fleet.generated, 60, "it is made")
+    until(arena.fleet.generated, 60, "the image is generated")
     time.sleep(1)
     topics = arena.settings.topics
     assert check(client_config(arena.settings.kafka), topics.results, topics.dead_letters, None).results == {}

@@ -1,4 +1,4 @@
-"""Commands over topics, files and settings full of hostile text: nothing of it reaches the terminal."""
+"""Hostile text in topics, files and settings never reaches the terminal unescaped."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from zimage_stream.settings import environment_of
 from zimage_stream.stores import ImageStore
 
 Zimage = Callable[..., tuple[str, str]]
-# An id is part of an Avro string and of a key, a name of a header must be text without a NUL.
+# An id is an Avro string and a record key, so it may contain anything; a header name cannot contain a NUL.
 ID = HOSTILE
 REQUEST = PromptRequest(prompt=HOSTILE, request_id=ID, tenant=HOSTILE, attributes={HOSTILE: HOSTILE})
 SOURCE = Source(topic=HOSTILE, partition=0, offset=0)
@@ -34,7 +34,7 @@ SOURCE = Source(topic=HOSTILE, partition=0, offset=0)
 def zimage(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> Zimage:
-    """Runs the command in this process; what it printed to stdout and stderr, harmless."""
+    """Runs the command in this process. Returns its stdout and stderr, which must be harmless."""
     for name in [name for name in os.environ if name.startswith("ZIMAGE_")]:
         monkeypatch.delenv(name)
     for name, value in environment_of(settings).items():
@@ -53,7 +53,7 @@ def zimage(
 
 @pytest.fixture
 def everything(settings: Settings, store: ImageStore) -> None:
-    """Requests, results and dead letters that are hostile wherever text can be."""
+    """Requests, results and dead letters with hostile text in every text field."""
     producer = Producer(producer_config(settings.kafka))
     topics = settings.topics
     value = Codec().encode_request(REQUEST, topics.requests)
@@ -63,16 +63,16 @@ def everything(settings: Settings, store: ImageStore) -> None:
     named = PromptRequest(prompt="a", request_id="a", tenant="a", attributes={HOSTILE: HOSTILE})
     elsewhere = succeeded(named, SOURCE, store)
     assert elsewhere.image is not None
-    # Other bytes than those of the first, or the folder would have them already.
+    # A hash of its own, or the folder would already contain that image.
     gone = replace(elsewhere.image, key="a/gone.png", uri=HOSTILE, bucket=HOSTILE, sha256="0" * 64)
     lost = replace(elsewhere, image=gone, worker=HOSTILE)
     ResultWriter(settings).write([refused, elsewhere, lost])
     for code, body in ((HOSTILE, value), ("INVALID_REQUEST", value), ("UNDECODABLE", HOSTILE.encode())):
-        _bury(producer, topics.dead_letters, code, body)
+        _write_dead_letter(producer, topics.dead_letters, code, body)
     producer.flush(120)
 
 
-def _bury(producer: Producer, topic: str, code: str, value: bytes) -> None:
+def _write_dead_letter(producer: Producer, topic: str, code: str, value: bytes) -> None:
     headers = dead_letter_headers(
         [(HOSTILE.replace("\0", ""), HOSTILE.encode()), ("mine", b"\xff")],
         topic=HOSTILE,
@@ -98,7 +98,7 @@ def prints(zimage: Zimage, words: Iterable[str]) -> str:
 
 
 @pytest.mark.usefixtures("everything")
-def test_no_command_prints_it_as_it_is(zimage: Zimage, tmp_path: Path) -> None:
+def test_no_command_prints_it_unescaped(zimage: Zimage, tmp_path: Path) -> None:
     assert "[red]:star:[/red]" in prints(zimage, ["results"])
     assert HOSTILE in [one["request_id"] for one in objects(prints(zimage, ["results", "--json"]))]
     assert "not saved" in zimage("results", "--out", str(tmp_path / "out"))[1]
@@ -116,7 +116,7 @@ def test_no_command_prints_it_as_it_is(zimage: Zimage, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("everything")
-def test_no_command_on_dead_letters_prints_it_as_it_is(zimage: Zimage) -> None:
+def test_no_dead_letters_command_prints_it_unescaped(zimage: Zimage) -> None:
     assert "[red]:star:[/red]" in prints(zimage, ["dead-letters", "list"])
     assert "\\u001b]52" in prints(zimage, ["dead-letters", "list", "--code", "INVALID_REQUEST"])
     for place in ("0:0", "0:1", "0:2"):
@@ -139,7 +139,7 @@ def test_no_command_on_dead_letters_prints_it_as_it_is(zimage: Zimage) -> None:
         assert "".join(zimage(*words)), words
 
 
-def test_what_is_refused_is_quoted_harmlessly(
+def test_refused_input_is_quoted_harmlessly(
     zimage: Zimage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = tmp_path / "rows.csv"

@@ -1,4 +1,4 @@
-"""Ctrl-C ends a command also while the store does not answer."""
+"""Ctrl-C ends a command even while the store does not respond."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from zimage_stream.settings import StoreSettings, environment_of
 from zimage_stream.stores import ImageStore
 
 ENDS_WITHIN_S = 240.0
-"""Four tries of 30 seconds are what the store is given otherwise."""
+"""Without the interrupt, each download gets four tries of 30 seconds."""
 
 
 @pytest.fixture
 def frozen() -> Iterator[socket.socket]:
-    """A store that takes connections and says nothing, as a process that is stopped."""
+    """A store that accepts connections and never responds, like a stopped process."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.settimeout(60)
         yield listening
@@ -46,7 +46,7 @@ def start(settings: Settings, frozen: socket.socket, *words: str) -> subprocess.
 
 
 def interrupt(process: subprocess.Popen[str], frozen: socket.socket) -> tuple[str, str]:
-    """Ctrl-C once a picture is being fetched; what the command said."""
+    """Send Ctrl-C once an image is being fetched. Returns the command's output."""
     connection, _ = frozen.accept()
     with connection:
         assert connection.recv(3) == b"GET"
@@ -59,7 +59,7 @@ def interrupt(process: subprocess.Popen[str], frozen: socket.socket) -> tuple[st
         return out, err
 
 
-def test_while_results_are_saved(
+def test_ctrl_c_while_results_are_saved(
     settings: Settings, store: ImageStore, frozen: socket.socket, tmp_path: Path
 ) -> None:
     request = PromptRequest(prompt="a", request_id="a")
@@ -70,7 +70,7 @@ def test_while_results_are_saved(
     assert (tmp_path / "out" / "index.html").exists()
 
 
-def test_while_a_file_is_answered(
+def test_ctrl_c_while_a_file_is_answered(
     settings: Settings, store: ImageStore, frozen: socket.socket, tmp_path: Path
 ) -> None:
     rows = tmp_path / "rows.csv"

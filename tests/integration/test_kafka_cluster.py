@@ -54,7 +54,11 @@ def test_a_single_broker_of_three_leads_but_accepts_nothing_until_another_is_bac
 
     for broker in down:
         broker.kill()
-    until(lambda: own_cluster.in_sync(topic, 0) == {left.number}, ELECTED_WITHIN_S, "the others are missed")
+    until(
+        lambda: own_cluster.in_sync(topic, 0) == {left.number},
+        ELECTED_WITHIN_S,
+        "the in-sync set shrinks to one",
+    )
     assert _publish(own_cluster, topic, b"refused", timeout_ms=2_000) == KafkaError._MSG_TIMED_OUT
     assert _leader(own_cluster, topic) is left
     down[0].start()

@@ -1,4 +1,4 @@
-"""The MinIO store against real MinIO, and against servers that are no such store."""
+"""The MinIO store against real MinIO, and against servers that are not an S3 store."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from zimage_stream.stores import ImageStore, connections
 from zimage_stream.stores.minio import MinioStore
 
 BOUND_S = 30.0
-"""Within which a store that is down must be told from one that is slow; connecting is given 3 s. One that
-retries takes minutes, and an overloaded machine does not make seconds of them."""
+"""Time in seconds within which an outage must be reported: connecting may take 3 s, and a client that retries
+would take minutes. The rest is for an overloaded machine."""
 READ_ONLY = ["s3:GetObject", "s3:ListBucket", "s3:GetBucketLocation"]
 
 
@@ -62,7 +62,7 @@ def store(settings: StoreSettings) -> Iterator[MinioStore]:
 
 
 @pytest.fixture
-def no_credentials_around(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+def no_credentials_in_environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     for name in list(os.environ):
         if name.startswith(("AWS_", "MINIO_")):
             monkeypatch.delenv(name)
@@ -83,40 +83,42 @@ class TestContractBelowAPrefix(StoreContract):
 
 
 class TestObjects:
-    def test_lie_under_their_key_in_the_bucket(
-        self, store: MinioStore, minio: MinioAddress, bucket: str
-    ) -> None:
+    def test_are_stored_under_their_key(self, store: MinioStore, minio: MinioAddress, bucket: str) -> None:
         store.put("tenant/a.png", b"data", PNG, {"sha256": hashlib.sha256(b"data").hexdigest()})
         found = minio.client().stat_object(bucket, "tenant/a.png")
         assert found.content_type == PNG
         assert (found.metadata or {})["x-amz-meta-sha256"] == hashlib.sha256(b"data").hexdigest()
         assert store.uri("tenant/a.png") == f"s3://{bucket}/tenant/a.png"
 
-    def test_are_what_their_metadata_state(self, store: MinioStore) -> None:
+    def test_are_refused_unless_they_match_their_hash(self, store: MinioStore) -> None:
         with pytest.raises(StoreRejectedError, match="XAmzContentSHA256Mismatch"):
             store.put("tenant/a.png", b"data", PNG, {"sha256": hashlib.sha256(b"other").hexdigest()})
         assert store.stat("tenant/a.png") is None
 
-    def test_lie_below_the_prefix(self, settings: StoreSettings, minio: MinioAddress, bucket: str) -> None:
+    def test_are_stored_below_the_prefix(
+        self, settings: StoreSettings, minio: MinioAddress, bucket: str
+    ) -> None:
         with opened(settings, prefix="/year/2026/") as store:
             put = store.put("tenant/a.png", b"data", PNG, {})
             assert put.object.key == "tenant/a.png"
             assert store.uri("tenant/a.png") == f"s3://{bucket}/year/2026/tenant/a.png"
         assert minio.client().stat_object(bucket, "year/2026/tenant/a.png").size == 4
 
-    def test_can_be_written_again_once_they_are_gone(
+    def test_can_be_written_again_after_removal(
         self, store: MinioStore, minio: MinioAddress, bucket: str
     ) -> None:
         store.put("tenant/a.png", b"old", PNG, {})
         minio.client().remove_object(bucket, "tenant/a.png")
         assert store.put("tenant/a.png", b"new", PNG, {}).created
 
-    def test_checks_and_probes_leave_none(self, store: MinioStore, minio: MinioAddress, bucket: str) -> None:
+    def test_checks_and_probes_leave_no_objects(
+        self, store: MinioStore, minio: MinioAddress, bucket: str
+    ) -> None:
         store.check()
         store.probe()
         assert list(minio.client().list_objects(bucket, recursive=True)) == []
 
-    def test_checks_of_many_workers_do_not_meet(self, settings: StoreSettings) -> None:
+    def test_concurrent_checks_do_not_interfere(self, settings: StoreSettings) -> None:
         def check(_: int) -> None:
             with opened(settings) as store:
                 store.check()
@@ -126,7 +128,7 @@ class TestObjects:
 
 
 class TestMisconfigured:
-    def test_a_missing_bucket_is_named_with_what_to_do(self, settings: StoreSettings) -> None:
+    def test_a_missing_bucket_is_reported_with_the_remedy(self, settings: StoreSettings) -> None:
         key = fresh_key()
         with opened(settings, bucket="zimage-no-such-bucket") as store:
             with pytest.raises(StoreMisconfiguredError) as raised:
@@ -142,7 +144,7 @@ class TestMisconfigured:
                     ask()
 
     @pytest.mark.parametrize("region", [None, "us-east-1"])
-    def test_a_bucket_is_made_where_it_is_wanted(
+    def test_a_bucket_can_be_created_concurrently(
         self, settings: StoreSettings, minio: MinioAddress, region: str | None
     ) -> None:
         name = f"{settings.bucket}-made"
@@ -177,11 +179,11 @@ class TestMisconfigured:
                 with pytest.raises(StoreMisconfiguredError):
                     call()
 
-    def test_no_credentials_at_all_are_said_so(
-        self, settings: StoreSettings, no_credentials_around: pytest.MonkeyPatch
+    def test_missing_credentials_are_reported(
+        self, settings: StoreSettings, no_credentials_in_environment: pytest.MonkeyPatch
     ) -> None:
-        # An address of instance roles where nobody listens.
-        no_credentials_around.setenv(
+        # An address for instance roles at which nothing listens.
+        no_credentials_in_environment.setenv(
             "AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://127.0.0.1:{closed_port()}/"
         )
         with (
@@ -196,27 +198,27 @@ class TestMisconfigured:
         self,
         settings: StoreSettings,
         minio: MinioAddress,
-        no_credentials_around: pytest.MonkeyPatch,
+        no_credentials_in_environment: pytest.MonkeyPatch,
         names: tuple[str, str],
     ) -> None:
         for name, value in zip(names, (minio.access_key, minio.secret_key), strict=True):
-            no_credentials_around.setenv(name, value)
+            no_credentials_in_environment.setenv(name, value)
         with opened(settings, access_key=None, secret_key=None) as store:
             store.check()
 
     @pytest.mark.parametrize("may_write", [False, True])
-    def test_a_worker_needs_no_right_to_remove(
+    def test_a_worker_needs_no_permission_to_delete(
         self,
         settings: StoreSettings,
         minio: MinioAddress,
-        no_credentials_around: pytest.MonkeyPatch,
+        no_credentials_in_environment: pytest.MonkeyPatch,
         may_write: bool,
     ) -> None:
         role = assume(minio, [*READ_ONLY, "s3:PutObject"] if may_write else READ_ONLY)
         for name, value in zip(
             ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"), role, strict=True
         ):
-            no_credentials_around.setenv(name, value)
+            no_credentials_in_environment.setenv(name, value)
         with opened(settings, access_key=None, secret_key=None) as store:
             if not may_write:
                 with pytest.raises(StoreMisconfiguredError, match="AccessDenied"):
@@ -229,7 +231,7 @@ class TestMisconfigured:
 
 
 class TestUnavailable:
-    def test_a_store_that_is_down_is_told_within_bounds_and_used_again(self, own_minio: Minio) -> None:
+    def test_a_store_that_is_down_is_reported_in_time_and_used_again(self, own_minio: Minio) -> None:
         with opened(own_minio.address.settings("pictures")) as store:
             store.create()
             store.put("tenant/a.png", b"data", PNG, {"by": "first"})
@@ -239,7 +241,7 @@ class TestUnavailable:
             assert not store.put("tenant/a.png", b"other", PNG, {}).created
             assert store.get("tenant/a.png") == b"data"
 
-    def test_a_store_that_hangs_is_told_within_bounds(
+    def test_a_store_that_hangs_is_reported_in_time(
         self, own_minio: Minio, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(connections, "TRANSFER_TIMEOUT_S", 1.0)
@@ -258,7 +260,7 @@ class TestUnavailable:
         ("status", "kind"),
         [(200, "text/html"), (502, "text/html"), (503, "application/xml"), (404, "text/plain")],
     )
-    def test_a_server_that_is_no_store_is_told(self, status: int, kind: str) -> None:
+    def test_a_server_that_is_not_a_store_is_reported(self, status: int, kind: str) -> None:
         def answer(request: Request) -> None:
             request.answer(status, kind, b"<html><body>" + b"welcome " * 1000)
 
@@ -267,7 +269,7 @@ class TestUnavailable:
 
 
 class TestOtherStores:
-    def test_one_that_overwrites_does_not_pass_the_check(self) -> None:
+    def test_a_store_that_overwrites_fails_the_check(self) -> None:
         with (
             serving(lambda request: request.answer(200, "application/xml", b"")) as endpoint,
             opened(elsewhere(endpoint, region="us-east-1")) as store,
@@ -275,7 +277,7 @@ class TestOtherStores:
         ):
             store.check()
 
-    def test_one_that_keeps_conflicting_is_asked_again_but_not_for_ever(self) -> None:
+    def test_conflicting_writes_are_retried_a_limited_number_of_times(self) -> None:
         writes = 0
 
         def answer(request: Request) -> None:
@@ -301,7 +303,7 @@ class TestOtherStores:
             (400, "x" * (1 << 20), StoreRejectedError),
         ],
     )
-    def test_what_a_server_says_is_quoted_in_short(
+    def test_a_servers_error_message_is_shortened(
         self, status: int, code: str, kind: type[ZImageError]
     ) -> None:
         body = f"<Error><Code>{code}</Code><Message>{'y' * (1 << 20)}</Message></Error>".encode()
@@ -314,8 +316,8 @@ class TestOtherStores:
                 store.put("tenant/a.png", b"data", PNG, {})
             assert len(str(raised.value)) < 1_000
 
-    def test_a_slow_line_may_take_longer_than_connecting(self) -> None:
-        """Sending stalls for longer than the time allowed for connecting, and is no failure."""
+    def test_a_slow_upload_may_take_longer_than_connecting(self) -> None:
+        """An upload that stalls for longer than the connection timeout does not fail."""
         data = bytes(32 << 20)
 
         def answer(request: Request) -> None:
@@ -327,7 +329,7 @@ class TestOtherStores:
 
 
 class SecureMinio(Minio):
-    """MinIO over TLS with a certificate that nobody knows."""
+    """MinIO over TLS, with a certificate from an unknown authority."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -360,12 +362,12 @@ class SecureMinio(Minio):
 class TestTls:
     @pytest.fixture
     def secure(self, tmp_path: Path, own_minio: Minio) -> Iterator[SecureMinio]:
-        # own_minio is there so that a machine without MinIO skips.
+        # own_minio is requested only to skip the test on a machine without MinIO.
         own_minio.stop()
         with SecureMinio(tmp_path / "secure") as service:
             yield service
 
-    def test_a_certificate_is_trusted_by_its_authority_alone(self, secure: SecureMinio) -> None:
+    def test_a_certificate_is_trusted_only_with_its_authority(self, secure: SecureMinio) -> None:
         with opened(secure.settings, ssl_ca_location=secure.ca) as store:
             store.check()
             assert store.put("tenant/a.png", bytes(7 << 20), PNG, {}).created
@@ -377,7 +379,7 @@ class TestTls:
 
 
 class Request(BaseHTTPRequestHandler):
-    """A request to a server of the test's own."""
+    """A request to a server that a test plays."""
 
     reply: ClassVar[Callable[[Request], None]]
 
@@ -404,7 +406,7 @@ class Request(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(reply: Callable[[Request], None]) -> Iterator[str]:
-    """The address of a server that answers every request by ``reply``."""
+    """The address of a server that answers every request with ``reply``."""
     handler: Any = type("Reply", (Request,), {"reply": reply})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
@@ -447,7 +449,7 @@ def closed_port() -> int:
 
 
 def assume(minio: MinioAddress, actions: Sequence[str]) -> tuple[str, str, str]:
-    """Access key, secret key and session token of somebody who may do this and nothing else."""
+    """Access key, secret key and session token of a role that is allowed only these actions."""
     policy = {
         "Version": "2012-10-17",
         "Statement": [{"Effect": "Allow", "Action": list(actions), "Resource": ["arn:aws:s3:::*"]}],
@@ -462,7 +464,7 @@ def assume(minio: MinioAddress, actions: Sequence[str]) -> tuple[str, str, str]:
     return found.access_key, found.secret_key, found.session_token or ""
 
 
-def test_an_absent_object_is_no_outage(store: MinioStore) -> None:
+def test_a_missing_object_is_not_an_outage(store: MinioStore) -> None:
     with pytest.raises(StoreError) as raised:
         store.get("tenant/nothing.png")
     assert type(raised.value) is StoreError

@@ -1,4 +1,4 @@
-"""No record, whatever it holds, stops a worker, a command, or another request."""
+"""No record, whatever it contains, stops a worker, a command or another request."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Sender:
         found: dict[int, DeadLetter] = {}
         for message in read(self._arena, self._arena.settings.topics.dead_letters):
             letter = decoder.letter_of(record_of(message))
-            found[int(letter.said("__connect.errors.offset") or "")] = letter
+            found[int(letter.header("__connect.errors.offset") or "")] = letter
         return found
 
 
@@ -81,7 +81,7 @@ def anything(arena: Arena) -> Arena:
     return arena
 
 
-def test_a_timestamp_that_no_calendar_holds(anything: Arena) -> None:
+def test_a_timestamp_outside_the_calendar(anything: Arena) -> None:
     sender = Sender(anything)
     for number, timestamp in enumerate((1_785_000_000_000_000, -(10**15), EVER, -EVER - 1, -1)):
         sender.send(request(f"at-{number}"), timestamp=timestamp)

@@ -19,7 +19,7 @@ def table(folder: Path) -> dict[str, dict[str, str]]:
         return {row["request_id"]: row for row in csv.DictReader(file)}
 
 
-def test_one_prompt_from_asking_to_the_file(
+def test_one_prompt_becomes_an_image_file(
     zimage: Run, settings: Settings, store: ImageStore, tmp_path: Path
 ) -> None:
     with Answers(settings, store):
@@ -30,14 +30,14 @@ def test_one_prompt_from_asking_to_the_file(
     assert (tmp_path / "pictures" / "fog.png").read_text() == "a picture of 雾中的灯塔"
 
 
-def test_a_failed_prompt_is_1_and_says_why(zimage: Run, settings: Settings) -> None:
+def test_a_failed_prompt_exits_with_1_and_states_the_reason(zimage: Run, settings: Settings) -> None:
     with Answers(settings):
         done = zimage("produce", "fail", "--wait", "--timeout", "30", "--json")
     assert done.returncode == 1
     assert json.loads(done.stdout)["error"]["code"] == "GENERATION_FAILED"
 
 
-def test_nobody_answers(zimage: Run) -> None:
+def test_waiting_without_a_worker_times_out(zimage: Run) -> None:
     done = zimage("produce", "a", "--request-id", "r", "--wait", "--timeout", "1")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "zimage: no result within 1 s for 1 request(s): r\n"
@@ -65,14 +65,14 @@ def test_a_file_of_prompts_from_a_chinese_spreadsheet(
     assert all(each.startswith("cities-") for each in first)
     assert {"城市": "上海"} in [request.attributes for request in first.values()]
     assert {request.tenant for request in first.values()} == {"studio"}
-    # The second run asked for the same pictures, under the same ids, and made no second file.
+    # The second run requested the same images under the same ids, and created no further files.
     assert len(answers.requests) == 6
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert files == {"上海.png", "成都.png", "results.csv", "index.html"}
     assert {row["status"] for row in table(tmp_path / "out").values()} == {"SUCCEEDED", "FAILED"}
 
 
-def test_a_long_file_is_answered_to_the_last_line(zimage: Run, settings: Settings) -> None:
+def test_every_line_of_a_long_file_is_answered(zimage: Run, settings: Settings) -> None:
     count = 3_000
     lines = "".join(json.dumps({"prompt": f"fail {number}"}) + "\n" for number in range(count))
     with Answers(settings):
@@ -92,7 +92,7 @@ def piped(start: Start, data: bytes, *words: str) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def test_a_bad_byte_in_a_pipe_says_where_and_how_to_go_on(start: Start) -> None:
+def test_an_invalid_byte_in_a_pipe_is_reported_with_its_position_and_how_to_resume(start: Start) -> None:
     lines = b"".join(b'{"prompt": "fail %d"}\n' % number for number in range(1, 1_501))
     words = ("produce", "--file", "-", "--batch", "b")
     status, out, err = piped(start, lines + b'{"prompt": "caf\xe9"}\n{"prompt": "never"}\n', *words)
@@ -105,14 +105,14 @@ def test_a_bad_byte_in_a_pipe_says_where_and_how_to_go_on(start: Start) -> None:
     assert "read as JSONL in CP1252 (as requested)" in err
 
 
-def test_a_file_that_could_be_two_things_sends_nothing(zimage: Run, tmp_path: Path) -> None:
+def test_an_ambiguous_file_sends_nothing(zimage: Run, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes("prompt\nun éléphant rouge\n".encode("cp1252"))
     done = zimage("produce", "--file", "a.csv")
     assert (done.returncode, done.stdout) == (2, "")
     assert "--encoding cp1252" in " ".join(done.stderr.split())
 
 
-def test_an_interrupted_file_says_how_to_resume(start: Start, settings: Settings, tmp_path: Path) -> None:
+def test_an_interrupted_run_says_how_to_resume(start: Start, settings: Settings, tmp_path: Path) -> None:
     lines = '{"prompt": "fail"}\n{"prompt": "silence"}\n'
     (tmp_path / "p.jsonl").write_text(lines, encoding="utf-8")
     with Answers(settings):
@@ -127,7 +127,7 @@ def test_an_interrupted_file_says_how_to_resume(start: Start, settings: Settings
     assert "Traceback" not in err
 
 
-def test_results_are_shown_chosen_and_saved(
+def test_results_are_shown_filtered_and_saved(
     zimage: Run, settings: Settings, store: ImageStore, tmp_path: Path
 ) -> None:
     with Answers(settings, store):
@@ -156,7 +156,9 @@ def test_results_are_shown_chosen_and_saved(
     assert "there are no such results" in missing.stderr
 
 
-def test_following_ends_when_those_asked_for_have_come(start: Start, zimage: Run, settings: Settings) -> None:
+def test_following_ends_once_the_requested_results_have_arrived(
+    start: Start, zimage: Run, settings: Settings
+) -> None:
     process = start("results", "--follow", "--id", "late")
     with Answers(settings):
         zimage("produce", "fail", "--request-id", "late")
@@ -165,7 +167,7 @@ def test_following_ends_when_those_asked_for_have_come(start: Start, zimage: Run
     assert out.startswith("FAILED    late")
 
 
-def test_following_gives_up_when_told_to(zimage: Run) -> None:
+def test_following_ends_at_the_timeout(zimage: Run) -> None:
     done = zimage("results", "--follow", "--id", "never", "--timeout", "1")
     assert done.returncode == 1
     assert "never" in done.stderr

@@ -1,4 +1,4 @@
-"""A proxy in the environment: used where people expect it, named where it is in the way."""
+"""A proxy in the environment is used where users expect it, and named in errors that it may cause."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tests.commands import Start
 from tests.services import MinioAddress, RegistryAddress
 from zimage_stream.errors import RegistryUnavailableError
 from zimage_stream.events.registry import Registry
-from zimage_stream.proxies import leave_out_this_machine, through_proxy
+from zimage_stream.proxies import exclude_this_machine, proxy_note
 from zimage_stream.settings import RegistrySettings
 from zimage_stream.stores import create_store
 
 
 class Proxy(ThreadingHTTPServer):
-    """Refuses everything, as the proxy of a company does."""
+    """Refuses everything, as a corporate proxy may."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Refusal)
@@ -59,7 +59,7 @@ def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
         proxy.shutdown()
 
 
-def test_a_refusal_names_the_proxy_and_what_to_do(proxy: Proxy) -> None:
+def test_an_error_behind_a_proxy_names_the_proxy_and_the_remedy(proxy: Proxy) -> None:
     registry = Registry(RegistrySettings(url="http://registry.invalid:8081"))
     with pytest.raises(RegistryUnavailableError) as caught:
         registry.schema(1)
@@ -72,7 +72,7 @@ def test_a_refusal_names_the_proxy_and_what_to_do(proxy: Proxy) -> None:
     assert "hunter2" not in said
 
 
-def test_commands_reach_this_machine_without_it(
+def test_commands_connect_to_this_machine_directly(
     proxy: Proxy, start: Start, registry: RegistryAddress, tmp_path: Path
 ) -> None:
     config = tmp_path / "zimage.toml"
@@ -84,7 +84,7 @@ def test_commands_reach_this_machine_without_it(
     assert proxy.asked == []
 
 
-def test_the_store_is_never_asked_through_it(proxy: Proxy, minio: MinioAddress, bucket: str) -> None:
+def test_the_store_is_never_reached_through_it(proxy: Proxy, minio: MinioAddress, bucket: str) -> None:
     store = create_store(minio.settings(bucket))
     store.check()
     store.close()
@@ -92,22 +92,22 @@ def test_the_store_is_never_asked_through_it(proxy: Proxy, minio: MinioAddress, 
 
 
 @pytest.mark.parametrize("left_out", ["", "example.org", " example.org , localhost"])
-def test_this_machine_is_left_out_beside_the_others(
+def test_this_machine_is_added_to_no_proxy(
     proxy: Proxy, monkeypatch: pytest.MonkeyPatch, left_out: str
 ) -> None:
     environment = {"HTTP_PROXY": proxy.url, "NO_PROXY": left_out}
-    leave_out_this_machine(environment)
+    exclude_this_machine(environment)
     assert environment["NO_PROXY"] == environment["no_proxy"]
     monkeypatch.setenv("NO_PROXY", environment["NO_PROXY"])
     monkeypatch.setenv("no_proxy", environment["no_proxy"])
     assert all(proxy_bypass(host) for host in ("localhost", "127.0.0.1", "::1"))
     assert bool(proxy_bypass("example.org")) == bool(left_out)
-    assert through_proxy("http://127.0.0.1:8081") == ""
-    assert through_proxy("https://elsewhere:8081").startswith(" (through the proxy http://********@")
+    assert proxy_note("http://127.0.0.1:8081") == ""
+    assert proxy_note("https://elsewhere:8081").startswith(" (through the proxy http://********@")
 
 
 @pytest.mark.parametrize("environment", [{}, {"NO_PROXY": "a"}, {"HTTP_PROXY": "http://p", "NO_PROXY": "*"}])
-def test_nothing_is_changed_where_there_is_no_proxy(environment: dict[str, str]) -> None:
+def test_without_a_proxy_nothing_is_changed(environment: dict[str, str]) -> None:
     before = dict(environment)
-    leave_out_this_machine(environment)
+    exclude_this_machine(environment)
     assert environment == before

@@ -30,12 +30,12 @@ def reader(cluster: MockCluster) -> Iterator[TopicReader]:
         yield reader
 
 
-def test_the_end_is_found_once_a_new_topic_has_its_leader(cluster: MockCluster, reader: TopicReader) -> None:
+def test_the_end_is_found_once_a_new_topic_has_a_leader(cluster: MockCluster, reader: TopicReader) -> None:
     cluster.answer(Request.LIST_OFFSETS, [KafkaError.NOT_LEADER_FOR_PARTITION] * 3)
     assert reader.end_offsets() == {0: 0}
 
 
-def test_without_a_leader_it_says_so(
+def test_a_missing_leader_is_reported(
     cluster: MockCluster, reader: TopicReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "CONTACT_TIMEOUT_S", 1.0)
@@ -44,7 +44,7 @@ def test_without_a_leader_it_says_so(
         reader.end_offsets()
 
 
-def test_it_reads_to_the_ends_that_it_was_given_and_no_further() -> None:
+def test_reading_stops_at_the_given_ends() -> None:
     with EmbeddedBroker() as broker:
         settings = Settings(kafka=KafkaSettings(bootstrap_servers=broker.bootstrap_servers))
         with (

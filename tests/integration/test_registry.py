@@ -1,4 +1,4 @@
-"""Confluent framing with a real schema registry, spoken with others who use it."""
+"""Confluent framing with a real schema registry and other clients of it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def topic(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def codec_for() -> Iterator[Callable[..., Codec]]:
-    """``codec_for(address)``: a codec that has seen nothing yet, as in a process of its own."""
+    """``codec_for(address)``: a codec with an empty cache, as in a separate process."""
     with ExitStack() as stack:
 
         def make(address: RegistryAddress, auto_register: bool = True) -> Codec:
@@ -44,20 +44,20 @@ def codec_for() -> Iterator[Callable[..., Codec]]:
         yield make
 
 
-def test_is_written_and_read_with_the_schema_s_id(
+def test_a_request_is_written_and_read_with_its_schema_id(
     registry: RegistryAddress, topic: str, codec_for: Callable[..., Codec]
 ) -> None:
     data = codec_for(registry).encode_request(REQUEST, topic)
     assert data[0] == 0
-    # Another process, which has seen nothing of it yet.
+    # Another process, with an empty cache.
     assert codec_for(registry).decode_request(data) == REQUEST
 
 
-def test_other_people_s_serializer_is_understood_and_understands_us(
+def test_confluents_serializer_and_ours_understand_each_other(
     registry: RegistryAddress, topic: str, codec_for: Callable[..., Codec]
 ) -> None:
     context = SerializationContext(topic, MessageField.VALUE)
-    # Its default asks for associations, which this registry does not have and may never answer.
+    # The default strategy queries associations, which this registry lacks and may never answer.
     by_topic = {"subject.name.strategy": topic_subject_name_strategy}
     with SchemaRegistryClient({"url": registry.url, "timeout": 10}) as client:
         serialize: Any = AvroSerializer(client, current(PROMPT_REQUEST).text, conf=by_topic)
@@ -77,7 +77,7 @@ def test_a_schema_that_is_not_registered_is_named(
         codec_for(registry, auto_register=False).encode_request(REQUEST, topic)
 
 
-def test_an_id_that_nobody_knows_is_asked_for_again_later(registry: RegistryAddress) -> None:
+def test_an_unknown_id_is_reported_at_every_query(registry: RegistryAddress) -> None:
     clock = [0.0]
     asked = Registry(RegistrySettings(url=registry.url), clock=lambda: clock[0])
     for clock[0] in (0.0, 1.0, 60.0):
@@ -86,7 +86,7 @@ def test_an_id_that_nobody_knows_is_asked_for_again_later(registry: RegistryAddr
     asked.close()
 
 
-def test_what_is_cached_needs_no_registry(
+def test_cached_schemas_need_no_registry(
     registry: RegistryAddress,
     topic: str,
     codec_for: Callable[..., Codec],
@@ -94,18 +94,18 @@ def test_what_is_cached_needs_no_registry(
 ) -> None:
     real = urlsplit(registry.url)
     monkeypatch.setattr(misbehaving, "HIT", 1.0)
-    with open_misbehaving(real.netloc, "/refused/", random.Random(1)) as door:
-        behind = RegistryAddress(real._replace(netloc=door.endpoint).geturl())
+    with open_misbehaving(real.netloc, "/refused/", random.Random(1)) as proxy:
+        behind = RegistryAddress(real._replace(netloc=proxy.endpoint).geturl())
         warm, cold = codec_for(behind), codec_for(behind)
         data = warm.encode_request(REQUEST, topic)
         assert warm.decode_request(data) == REQUEST
-        with door.playing(Trouble.RESET):
+        with proxy.playing(Trouble.RESET):
             assert warm.decode_request(data) == REQUEST
             assert warm.encode_request(REQUEST, topic) == data
-            # It has not even asked.
-            assert not door.played
+            # There was no request at all.
+            assert not proxy.played
             with pytest.raises(RegistryUnavailableError, match="does not answer"):
                 cold.decode_request(data)
-    # The door is shut: nobody listens there any more.
+    # The proxy is closed: nothing listens there any more.
     with pytest.raises(RegistryUnavailableError, match="does not answer"):
         codec_for(behind).decode_request(data)

@@ -92,7 +92,11 @@ def test_while_no_checkpoint_can_be_read_nothing_is_held_and_leaving_is_clean(
         session = make_session(KafkaSettings(bootstrap_servers=cluster.bootstrap_servers))
         session.join()
         cluster.answer(Request.OFFSET_FETCH, [KafkaError.UNSTABLE_OFFSET_COMMIT] * 1_000)
-        until(lambda: polled(session) or "cannot be read yet" in caplog.text, 30, "it has asked")
+        until(
+            lambda: polled(session) or "cannot be read yet" in caplog.text,
+            30,
+            "it has queried the checkpoints",
+        )
         assert poll_for(session, 2.0) == set()
         assert caplog.text.count("cannot be read yet") == 1
         session.abandon()
@@ -218,8 +222,8 @@ def produce(kafka: KafkaAddress, topics: TopicSettings, partitions: Collection[i
     assert producer.flush(120) == 0
 
 
-class TestWhatAnotherProcessLeftOpen:
-    def test_makes_no_request_suspect_if_that_process_is_back_in_the_group(
+class TestMarksLeftOpenByAnotherProcess:
+    def test_make_no_request_suspect_if_that_process_is_back_in_the_group(
         self, kafka: KafkaAddress, topics: TopicSettings, make_session: Callable[..., Session]
     ) -> None:
         theirs = draw_nonce("other")
@@ -239,7 +243,7 @@ class TestWhatAnotherProcessLeftOpen:
         again.abandon()
         session.abandon()
 
-    def test_is_charged_once_no_member_can_be_that_process(
+    def test_are_charged_once_no_member_can_be_that_process(
         self,
         kafka: KafkaAddress,
         topics: TopicSettings,
@@ -254,7 +258,7 @@ class TestWhatAnotherProcessLeftOpen:
         assert marks_of(session) == {Mark(2, suspect=True)}
         session.abandon()
 
-    def test_is_charged_at_once_if_its_slot_has_a_new_process(
+    def test_are_charged_at_once_if_its_slot_has_a_new_process(
         self,
         kafka: KafkaAddress,
         topics: TopicSettings,
@@ -453,7 +457,7 @@ class TestABatchThatCannotBeRead:
             taken.extend(() if offset is None else (offset,))
             return len(taken) == 3
 
-        until(all_taken, 30, "what lies behind it comes")
+        until(all_taken, 30, "the records after it arrive")
         assert taken == [behind, behind + 1, behind + 2]
         assert stands_still(session) == []
         session.close()
@@ -487,8 +491,8 @@ class TestABatchThatCannotBeRead:
             take(session)
             return len(answers) >= 2
 
-        until(asked, 30, "the leader was asked twice")
+        until(asked, 30, "the leader was queried twice")
         assert stands_still(session) == []
         producer.commit_transaction(120)
-        until(lambda: take(session) == 1, 30, "what lay behind the transaction comes")
+        until(lambda: take(session) == 1, 30, "the record after the transaction arrives")
         session.close()

@@ -199,7 +199,7 @@ def test_a_group_offset_past_the_end_of_the_log_is_reported(zimage: Run, setting
     assert "PAST END    partition 2: the group's offset is 50, and the log ends at 2" in people
 
 
-def test_a_record_whose_schema_is_unavailable_is_no_obstacle(
+def test_a_record_whose_schema_is_unavailable_does_not_hide_the_others(
     settings: Settings,
 ) -> None:
     with Answers(settings), PromptClient(settings) as client:

@@ -100,7 +100,7 @@ def test_a_worker_that_leaks_is_replaced_and_no_request_is_charged(arena: Arena,
 def test_models_that_do_not_fit_into_memory_together_load_one_at_a_time(arena: Arena, tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(CHECKPOINT, model, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
-    # A sparse file: larger than any memory, and nothing on the disk. The pipeline does not read it.
+    # A sparse file, larger than any memory, that takes no space on disk. The pipeline does not read it.
     with (model / "large.safetensors").open("wb") as hole:
         hole.truncate(1 << 42)
     real = {"ZIMAGE_ENGINE__KIND": "zimage", "ZIMAGE_ENGINE__MODEL": str(model)}
@@ -132,8 +132,8 @@ def test_a_record_that_hangs_every_worker_that_decodes_it_ends_as_a_dead_letter(
     with Supervised(arena, tmp_path / "supervisor.log", None, 1, "tests.fleet.hanging") as running:
         report = arena.wait_answered(180)
         words = running.words()
-        # Two before any mark; one alone under its mark; one to answer its author, which is impossible.
-        # A worker that an overloaded machine keeps silent for as long is killed as well.
+        # Two before any mark, one under the record's own mark, and one when its author is to be answered.
+        # On an overloaded machine, a healthy worker that is silent for as long is killed as well.
         kills = words.count("ignores SIGTERM; killing it")
         assert kills >= 4
         until(lambda: len(running.started()) == 1 + kills, 60, "each kill is followed by one start")

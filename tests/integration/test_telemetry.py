@@ -27,7 +27,7 @@ def by_label(worker: WorkerProcess, metric: str) -> dict[str, float]:
 
 
 def test_a_thousand_tenants_make_fifty_series(arena: Arena) -> None:
-    # So slow that none is resolved during the test.
+    # Slow enough that none is resolved during the test.
     worker = arena.fleet.start(
         "worker", ZIMAGE_ENGINE__SIMULATED_MS="10000000", ZIMAGE_TELEMETRY__TENANT_LABEL="true"
     ).wait_ready()
@@ -92,7 +92,7 @@ def test_a_request_is_traced_under_its_producers_trace(arena: Arena, collector: 
         request = image_request()
         client.submit(request, headers={"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"})
         client.wait(request.request_id, 30)
-    spans = until(lambda: len(collector.spans) >= 7 and collector.spans, 30, "its spans have come")
+    spans = until(lambda: len(collector.spans) >= 7 and collector.spans, 30, "its spans have arrived")
     assert {span.trace_id.hex() for span in spans} == {TRACE}
     names = {span.name: span for span in spans}
     stages = {"decode", "mark", "look up", "wait", "generate", "encode", "upload", "publish"}

@@ -31,7 +31,7 @@ def names() -> TopicSettings:
     return topics_named(uuid.uuid4().hex[:8])
 
 
-def test_topics_are_made_once_and_pass_their_check(kafka: KafkaAddress) -> None:
+def test_topics_are_created_once_and_pass_their_check(kafka: KafkaAddress) -> None:
     topics = names()
     found = check_topics(kafka.settings, topics)
     missing = {finding.topic: finding.severity for finding in found if finding.setting == "topic"}
@@ -59,7 +59,7 @@ def test_a_deployment_from_before_cancellations_and_progress_passes_its_check(ka
 
 
 def findings(kafka: KafkaAddress, topics: TopicSettings, partitions: int = 48) -> list[Finding]:
-    """What must be mended; the one broker of the tests is warned of."""
+    """What must be fixed, without the warning about the tests' single broker."""
     found = check_topics(kafka.settings, topics, request_partitions=partitions)
     warnings = [finding for finding in found if finding.severity is Severity.WARNING]
     assert [(finding.topic, finding.setting) for finding in warnings] == [("the cluster", "brokers")]
@@ -84,12 +84,12 @@ def test_a_changed_setting_is_found(kafka: KafkaAddress, setting: str, value: st
     admin = AdminClient(common_config(kafka.settings))
     for answer in admin.incremental_alter_configs([resource]).values():
         answer.result(120)
-    # The broker answers before it shows the change.
-    until(lambda: findings(kafka, topics, 1), 30, "the change is seen")
+    # The broker acknowledges the change before it is visible.
+    until(lambda: findings(kafka, topics, 1), 30, "the change is visible")
     (finding,) = findings(kafka, topics, 1)
     assert (finding.topic, finding.setting, finding.got) == (topics.results, setting, value)
 
 
-def test_what_the_broker_refuses_is_said(kafka: KafkaAddress) -> None:
+def test_the_brokers_refusal_is_reported(kafka: KafkaAddress) -> None:
     with pytest.raises(TopicError, match=r"could not be created.*[Rr]eplication"):
         create_topics(kafka.settings, names(), replication_factor=99)

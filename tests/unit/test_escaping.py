@@ -1,4 +1,4 @@
-"""Text from anybody is shown as what it is, and does nothing."""
+"""Untrusted text is displayed recognizably and has no effect on a terminal."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ anything = st.text(st.characters()) | st.text(st.sampled_from(HOSTILE + "\ud800\
 
 
 @given(anything)
-def test_nothing_harmful_is_left(text: str) -> None:
+def test_no_harmful_character_is_left(text: str) -> None:
     assert HARMFUL.search(escaped(text)) is None
     assert "\n" not in escaped(text)
     assert HARMFUL.search(escaped_lines(text)) is None
 
 
 @given(st.text(st.characters(exclude_categories=["C", "Zl", "Zp"])))
-def test_what_harms_nobody_stays_as_it_is(text: str) -> None:
+def test_harmless_text_is_unchanged(text: str) -> None:
     assert escaped(text) == text
 
 
 @pytest.mark.parametrize("text", ["👩‍💻", "می‌خواهم", "עברית\u200f", "\N{SOFT HYPHEN}", "C:\\new"])
-def test_joiners_marks_and_backslashes_are_text(text: str) -> None:
+def test_joiners_combining_marks_and_backslashes_are_kept(text: str) -> None:
     assert escaped(text) == text
 
 
-def test_an_escape_says_which_sign_it_was() -> None:
+def test_an_escape_identifies_its_character() -> None:
     assert escaped("a\x1b\n\t\x9b\u202e\ud800") == "a\\u001b\\n\\t\\u009b\\u202e\\ud800"
     assert escaped_lines("one\ntwo\x1b") == "one\n  two\\u001b"
 
 
 @given(st.dictionaries(anything, anything), st.booleans())
-def test_json_says_the_same_and_is_one_harmless_line(record: dict[str, str], ascii_only: bool) -> None:
+def test_json_keeps_its_meaning_in_one_harmless_line(record: dict[str, str], ascii_only: bool) -> None:
     line = as_json(record, ascii_only=ascii_only)
     assert HARMFUL.search(line) is None
     assert "\n" not in line
@@ -62,7 +62,7 @@ def test_a_log_line_is_one_line_and_its_traceback_is_indented() -> None:
 
 
 @given(anything, st.integers(40, 300), st.integers(1, 100))
-def test_what_is_too_long_is_cut_in_its_middle(text: str, limit: int, times: int) -> None:
+def test_long_text_is_cut_in_the_middle(text: str, limit: int, times: int) -> None:
     text *= times
     short = shortened(text, limit)
     assert len(short) <= limit
@@ -78,13 +78,13 @@ def test_what_is_too_long_is_cut_in_its_middle(text: str, limit: int, times: int
 
 
 @given(st.integers(0, 100), st.integers(0, 100), st.integers(40, 160))
-def test_a_password_is_masked_wherever_the_cut_goes(before: int, after: int, limit: int) -> None:
+def test_a_password_is_masked_wherever_the_text_is_cut(before: int, after: int, limit: int) -> None:
     text = f"{'x' * before} no answer from http://user:hunter2@registry {'x' * after}"
     short = shortened(text, limit)
     assert short == text or not re.search("user|hunt|ter2", short)
 
 
-def test_a_log_line_is_bounded_and_so_is_its_traceback() -> None:
+def test_a_log_line_and_its_traceback_are_shortened() -> None:
     formatter = LineFormatter("%(levelname)s %(message)s")
     try:
         raise ValueError("x" * (4 << 20) + "\n" * (1 << 20))

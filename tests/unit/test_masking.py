@@ -1,4 +1,4 @@
-"""What is secret is known by its name, or by its place in a URL."""
+"""Secrets are recognized by their name, or by their place in a URL."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("name", SECRETS + OTHERS)
-def test_what_librdkafka_hides_is_secret(name: str) -> None:
+def test_options_that_librdkafka_redacts_are_secret(name: str) -> None:
     said: list[str] = []
 
     class Keep(logging.Handler):
@@ -52,12 +52,12 @@ def test_what_librdkafka_hides_is_secret(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["sasl.jaas.config", "SASL_PASSWORD", "secret_key", "access_key", "sasl.kerberos.kinit.cmd"]
 )
-def test_so_is_what_others_call_so(name: str) -> None:
+def test_common_names_of_secrets_are_recognized(name: str) -> None:
     assert is_secret(name)
 
 
 @pytest.mark.parametrize("name", ["ssl.key.location", "ssl_keystore_location", "fetch.min.bytes", "bucket"])
-def test_a_place_is_no_secret(name: str) -> None:
+def test_locations_and_sizes_are_not_secret(name: str) -> None:
     assert not is_secret(name)
 
 
@@ -65,11 +65,11 @@ signs = st.text(st.characters(exclude_categories=["Z", "C"]), min_size=8).map(la
 
 
 @given(signs.filter(lambda text: "://" not in text))
-def test_no_password_in_a_url_is_left_whatever_is_in_it(password: str) -> None:
+def test_any_password_in_a_url_is_masked(password: str) -> None:
     text = masked(f"the registry at http://me:{password}@host:80/path does not answer")
     assert text == "the registry at http://********@host:80/path does not answer"
 
 
-def test_every_url_is_masked_and_others_stay() -> None:
+def test_every_url_with_credentials_is_masked_and_other_text_is_kept() -> None:
     assert masked("http://u:p@a,http://v:q@b and c@d") == "http://********@a,http://********@b and c@d"
     assert masked("http://a:1/b?c=d e@f") == "http://a:1/b?c=d e@f"

@@ -52,7 +52,7 @@ PUBLIC = {
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "numpy", "zimage_consumers", "zimage_producers"}
 
 
-def test_the_exported_names_are_these() -> None:
+def test_the_exported_names() -> None:
     assert set(zimage_stream.__all__) == PUBLIC
     assert set(dir(zimage_stream)) == PUBLIC
     for name in PUBLIC:
@@ -76,7 +76,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     ],
 )
 def test_importing_loads_nothing_heavy(statement: str) -> None:
-    """What a producer installs has no torch, and nobody waits for it to see a help text."""
+    """A producer's installation has no torch, and a help text must not wait for it."""
     code = f"import sys\n{statement}\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -86,7 +86,7 @@ def test_importing_loads_nothing_heavy(statement: str) -> None:
 
 
 def test_the_events_come_without_a_client() -> None:
-    """Whoever makes or reads events over a transport of their own needs neither Kafka nor Avro for it."""
+    """Code that uses events over its own transport needs neither Kafka nor Avro."""
     code = "import sys\nfrom zimage_stream import ImageResult, PromptRequest\nprint(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"confluent_kafka", "fastavro", "pydantic", "minio", "PIL"} & set(loaded.stdout.split())

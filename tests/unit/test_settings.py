@@ -1,4 +1,4 @@
-"""Settings: read once, checked at start, and clear about what is wrong."""
+"""Settings are read once and checked at startup, with clear messages for what is wrong."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from zimage_stream.settings import KafkaSettings, RegistrySettings, Settings, en
 
 
 @pytest.fixture(autouse=True)
-def no_settings_around(monkeypatch: pytest.MonkeyPatch) -> None:
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.upper().startswith("ZIMAGE_"):
             monkeypatch.delenv(name)
 
 
-def test_the_environment_wins_over_the_file_and_arguments_over_both(
+def test_the_environment_overrides_the_file_and_arguments_override_both(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     file = tmp_path / "zimage.toml"
@@ -58,7 +58,7 @@ def test_the_file_may_be_named_in_the_environment(monkeypatch: pytest.MonkeyPatc
         ("STORE__BUCKETT", "x", "there is no such setting"),
     ],
 )
-def test_a_wrong_value_names_the_variable_what_it_got_and_what_it_takes(
+def test_an_invalid_value_is_reported_with_its_variable_and_the_valid_ones(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str
 ) -> None:
     monkeypatch.setenv(f"ZIMAGE_{name}", value)
@@ -68,13 +68,13 @@ def test_a_wrong_value_names_the_variable_what_it_got_and_what_it_takes(
     assert words in str(caught.value)
 
 
-def test_every_problem_has_a_line() -> None:
+def test_every_problem_is_reported_on_its_own_line() -> None:
     with pytest.raises(SettingsError) as caught:
         load_settings(overrides={"worker": {"window": 0}, "store": {"kind": "ftp"}})
     assert len(str(caught.value).splitlines()) == 2
 
 
-def test_secrets_are_not_shown_and_reach_a_child_process() -> None:
+def test_secrets_are_not_shown_but_reach_a_child_process() -> None:
     settings = load_settings(overrides={"store": {"access_key": "key", "secret_key": "hush"}})
     assert "hush" not in repr(settings)
     assert environment_of(settings)["ZIMAGE_STORE__SECRET_KEY"] == "hush"
@@ -91,7 +91,7 @@ def test_a_child_process_gets_exactly_these_settings(monkeypatch: pytest.MonkeyP
     assert load_settings().model_dump() == settings.model_dump()
 
 
-def test_they_are_frozen() -> None:
+def test_settings_are_immutable() -> None:
     settings = Settings()
     with pytest.raises(pydantic.ValidationError):
         settings.kafka.bootstrap_servers = "elsewhere"
@@ -155,7 +155,7 @@ class TestSecretsAreNotShown:
             load_settings()
         assert "1234567" not in "".join(traceback.format_exception(caught.value))
 
-    def test_in_what_represents_them(self) -> None:
+    def test_in_their_representation(self) -> None:
         extra = {"ssl.key.pem": PEM, "sasl.oauthbearer.client.secret": SECRET}
         settings = load_settings(
             overrides={
@@ -168,8 +168,10 @@ class TestSecretsAreNotShown:
         assert settings.kafka.extra == extra
 
 
-class TestTheRegistrysUrl:
-    def test_has_no_user_and_password_once_it_is_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
+class TestRegistryUrl:
+    def test_its_user_and_password_become_settings_of_their_own(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("ZIMAGE_REGISTRY__URL", "https://me%40home:p%2Fw%3A@registry:8081/api")
         registry = load_settings().registry
         assert registry.url == "https://registry:8081/api"
@@ -180,11 +182,11 @@ class TestTheRegistrysUrl:
             monkeypatch.setenv(name, value)
         assert load_settings().registry == registry
 
-    def test_may_be_several(self) -> None:
+    def test_may_be_a_list(self) -> None:
         registry = RegistrySettings(url="http://u:p@a:1, http://b:2")
         assert (registry.url, registry.username) == ("http://a:1,http://b:2", "u")
 
-    def test_stays_as_it_is_without_them(self) -> None:
+    def test_is_unchanged_without_credentials(self) -> None:
         for url in ("http://a:1/x/", "http://a,https://b", "http://[::1]:8081"):
             registry = RegistrySettings(url=url)
             assert (registry.url, registry.username, registry.password) == (url, None, None)
@@ -195,7 +197,7 @@ class TestMisleadingValues:
     @pytest.mark.parametrize(
         "name", ["STORE__SECRET_KEY", "STORE__ACCESS_KEY", "KAFKA__SASL_PASSWORD", "REGISTRY__PASSWORD"]
     )
-    def test_white_space_in_a_secret_is_told_and_the_secret_is_not(
+    def test_white_space_in_a_secret_is_reported_without_showing_the_secret(
         self, monkeypatch: pytest.MonkeyPatch, name: str, value: str
     ) -> None:
         monkeypatch.setenv(f"ZIMAGE_{name}", value)
@@ -204,14 +206,14 @@ class TestMisleadingValues:
         assert "hun" not in str(caught.value)
         assert "line break" in str(caught.value)
 
-    def test_white_space_around_a_name_is_told_and_shown(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_white_space_around_a_name_is_reported_and_shown(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("ZIMAGE_STORE__BUCKET", "pictures\n")
         with pytest.raises(
             SettingsError, match=r"ZIMAGE_STORE__BUCKET: got 'pictures\\n'; it begins or ends"
         ):
             load_settings()
 
-    def test_a_secret_among_the_options_of_librdkafka_too_but_a_pem_has_lines(self) -> None:
+    def test_secret_librdkafka_options_are_checked_too_but_a_pem_may_have_lines(self) -> None:
         assert KafkaSettings(extra={"ssl.key.pem": PEM}).extra == {"ssl.key.pem": PEM}
         with pytest.raises(SettingsError, match=r"ZIMAGE_KAFKA__EXTRA: ssl.key.password: it begins or ends"):
             load_settings(overrides={"kafka": {"extra": {"ssl.key.password": "a\n"}}})
@@ -224,14 +226,14 @@ class TestMisleadingValues:
             ("https://k:s@minio", "'minio' and store.secure to true; set the keys as store.access_key"),
         ],
     )
-    def test_a_scheme_before_the_stores_address_says_what_to_write(self, given: str, says: str) -> None:
+    def test_a_scheme_in_the_store_endpoint_is_reported_with_the_remedy(self, given: str, says: str) -> None:
         with pytest.raises(SettingsError) as caught:
             load_settings(overrides={"store": {"endpoint": given}})
         assert str(caught.value).startswith("ZIMAGE_STORE__ENDPOINT: got ")
         assert "HOST:PORT without a scheme" in str(caught.value)
         assert says in str(caught.value)
 
-    def test_a_byte_order_mark_is_passed_over(self, tmp_path: Path) -> None:
+    def test_a_byte_order_mark_is_ignored(self, tmp_path: Path) -> None:
         file = tmp_path / "zimage.toml"
         file.write_bytes(b"\xef\xbb\xbf[worker]\r\nmax_attempts = 5\r\n")
         assert load_settings(file).worker.max_attempts == 5
@@ -244,7 +246,9 @@ class TestMisleadingValues:
             (b"[worker", "it is not valid TOML: "),
         ],
     )
-    def test_a_file_that_cannot_be_read_says_why(self, tmp_path: Path, data: bytes, says: str) -> None:
+    def test_an_unreadable_file_is_reported_with_the_reason(
+        self, tmp_path: Path, data: bytes, says: str
+    ) -> None:
         file = tmp_path / "zimage.toml"
         file.write_bytes(data)
         with pytest.raises(SettingsError) as caught:
@@ -254,7 +258,7 @@ class TestMisleadingValues:
             load_settings(tmp_path)
 
 
-class TestOptionsOfLibrdkafka:
+class TestLibrdkafkaOptions:
     @pytest.mark.parametrize(
         ("name", "value", "why"),
         [
@@ -265,16 +269,16 @@ class TestOptionsOfLibrdkafka:
             ("enable.auto.commit", "true", "committed together with the results"),
         ],
     )
-    def test_on_which_the_guarantees_rest_are_refused(self, name: str, value: str, why: str) -> None:
+    def test_those_the_guarantees_depend_on_are_refused(self, name: str, value: str, why: str) -> None:
         with pytest.raises(SettingsError, match=rf"ZIMAGE_KAFKA__EXTRA.*{name} cannot be set here.*{why}"):
             load_settings(overrides={"kafka": {"extra": {name: value}}})
 
     @pytest.mark.parametrize(("name", "value"), [("no.such.option", "1"), ("session.timeout.ms", "soon")])
-    def test_that_it_does_not_take_are_named(self, name: str, value: str) -> None:
+    def test_unknown_ones_are_named(self, name: str, value: str) -> None:
         settings = load_settings(overrides={"kafka": {"extra": {name: value}}})
         with pytest.raises(SettingsError, match=rf"ZIMAGE_KAFKA__EXTRA: .*{name}"):
             common_config(settings.kafka)
 
-    def test_of_producers_and_consumers_are_taken(self) -> None:
+    def test_those_of_producers_and_consumers_are_accepted(self) -> None:
         extra = {"linger.ms": "5", "session.timeout.ms": "9000", "socket.timeout.ms": "1000"}
         assert common_config(KafkaSettings(extra=extra))["client.id"] == "zimage"

@@ -15,10 +15,10 @@ import typer
 from confluent_kafka import OFFSET_BEGINNING
 
 from zimage_stream.cli.context import settings_of
-from zimage_stream.cli.printing import plain_fields, say_json
+from zimage_stream.cli.printing import plain_fields, print_json
 from zimage_stream.cli.status.backlog import read_backlog
 from zimage_stream.cli.status.where import Unresolved, Wanted, find_unresolved, results_in
-from zimage_stream.cli.terminal import say
+from zimage_stream.cli.terminal import print_line
 from zimage_stream.deadline import Deadline
 from zimage_stream.errors import RequestError
 from zimage_stream.escaping import NAME_CHARACTERS, shortened
@@ -28,7 +28,7 @@ from zimage_stream.events.codec import Codec, create_codec
 from zimage_stream.events.image_result import ImageResult, Source, Status
 from zimage_stream.events.rules import MAX_NAME_CHARACTERS, check_batch_id, check_name
 from zimage_stream.kafka.canceller import Canceller
-from zimage_stream.kafka.offsets import Offsets
+from zimage_stream.kafka.offsets import OffsetClient
 from zimage_stream.kafka.reader import POLL_S, TopicReader
 from zimage_stream.kafka.record import Record
 from zimage_stream.settings import Settings
@@ -165,7 +165,7 @@ class _Run:
 
     def _readable_results(self) -> list[int]:
         topic = self._settings.topics.results
-        partitions = Offsets(self._settings.kafka).partitions(topic)
+        partitions = OffsetClient(self._settings.kafka).partitions(topic)
         led = [number for number, has_leader in partitions.items() if has_leader]
         self._note_leaderless(topic, sorted(partitions.keys() - led))
         return led
@@ -173,7 +173,7 @@ class _Run:
     def _note_leaderless(self, topic: str, numbers: Sequence[int]) -> None:
         if numbers:
             listed = ", ".join(map(str, numbers))
-            say(f"{topic}: partition {listed} has no leader; its records could not be read", err=True)
+            print_line(f"{topic}: partition {listed} has no leader; its records could not be read", err=True)
             self._all_well = False
 
     def _results(self, records: Iterable[Record]) -> Iterator[ImageResult]:
@@ -200,7 +200,7 @@ class _Run:
             if request_id not in found:
                 self._report(Report(request_id, Outcome.NOT_FOUND))
         if self._batch is not None and not found:
-            say(f"batch {self._batch}: no request is waiting, and no result of it is left", err=True)
+            print_line(f"batch {self._batch}: no request is waiting, and no result of it is left", err=True)
             self._all_well = False
 
     def _send(self, pending: Mapping[Source, Unresolved], reason: str | None) -> None:
@@ -230,17 +230,19 @@ class _Run:
                         cancelled = result.status is Status.CANCELLED
                         self._report(_ended(result, Outcome.CANCELLED if cancelled else Outcome.ENDED_BEFORE))
         except KeyboardInterrupt:
-            say(err=True)
-            say(f"cancellations were sent for {len(pending):,} request(s) that have not ended yet", err=True)
+            print_line(err=True)
+            print_line(
+                f"cancellations were sent for {len(pending):,} request(s) that have not ended yet", err=True
+            )
             raise
 
     def _report(self, report: Report) -> None:
         if report.outcome in (Outcome.NOT_FOUND, Outcome.ASKED):
             self._all_well = False
         if self._json:
-            say_json(plain_fields(report))
+            print_json(plain_fields(report))
         else:
-            say(str(report))
+            print_line(str(report))
 
 
 def _ended(result: ImageResult, outcome: Outcome) -> Report:
@@ -265,7 +267,7 @@ def read_ids(file: str) -> list[str]:
         if line.strip():
             try:
                 ids[_id_in(line.strip())] = None
-            except (RequestError, strict_json.UnfitError) as error:
+            except (RequestError, strict_json.InvalidJsonError) as error:
                 raise typer.BadParameter(f"{where}: line {number}: {error}", param_hint="--file") from error
     if not ids:
         raise typer.BadParameter(f"{where}: it is empty, takes one id per line", param_hint="--file")
@@ -277,7 +279,7 @@ def _id_in(line: str) -> str:
 
     Raises:
         RequestError: it is not a valid id.
-        UnfitError: the line begins an object, but is not JSON.
+        InvalidJsonError: the line begins an object, but is not JSON.
     """
     request_id: str = strict_json.loads(line).get("request_id") if line.startswith("{") else line
     check_name("request_id", request_id)

@@ -13,7 +13,7 @@ import typer
 from pydantic import SecretStr
 
 from zimage_stream.cli.context import config_of
-from zimage_stream.cli.printing import print_table, say_json, table
+from zimage_stream.cli.printing import print_json, print_table, table
 from zimage_stream.masking import MASK, is_secret, masked
 from zimage_stream.settings import CONFIG_VARIABLE, ENV_PREFIX, Settings, load_settings, read_toml
 
@@ -58,7 +58,7 @@ def show(
     ]
     if json:
         for each in shown:
-            say_json(asdict(each))
+            print_json(asdict(each))
         return
     rows = table("SETTING", "VALUE", "FROM")
     for each in shown:

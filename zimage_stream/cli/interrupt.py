@@ -14,18 +14,18 @@ from types import FrameType
 EXIT_CODE = 128 + signal.SIGINT
 
 
-def ends_at_once() -> None:
+def exit_at_once() -> None:
     """Let Ctrl-C end the process immediately from now on."""
-    signal.signal(signal.SIGINT, _end)
+    signal.signal(signal.SIGINT, _exit)
 
 
-def raises() -> None:
+def raise_again() -> None:
     """Let Ctrl-C raise KeyboardInterrupt again, if it would have ended the process."""
-    if signal.getsignal(signal.SIGINT) is _end:
+    if signal.getsignal(signal.SIGINT) is _exit:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def ends_now(code: object) -> None:
+def exit_if_interrupted(code: object) -> None:
     """End an interrupted process without waiting for its threads, one of which may be waiting for a store."""
     if code == EXIT_CODE:
         for stream in (sys.stdout, sys.stderr):
@@ -34,5 +34,5 @@ def ends_now(code: object) -> None:
         os._exit(EXIT_CODE)
 
 
-def _end(_number: int, _frame: FrameType | None) -> None:
+def _exit(_number: int, _frame: FrameType | None) -> None:
     os._exit(EXIT_CODE)

@@ -17,10 +17,10 @@ import typer
 from typer.core import TyperGroup
 
 from zimage_stream.cli import interrupt
-from zimage_stream.cli.terminal import complain, prepare_streams, say
+from zimage_stream.cli.terminal import prepare_streams, print_error, print_line
 from zimage_stream.errors import RequestError, SettingsError, ZImageError
 from zimage_stream.escaping import LineFormatter, escaped
-from zimage_stream.proxies import leave_out_this_machine
+from zimage_stream.proxies import exclude_this_machine
 
 DONE, FAILED_WORK, WRONG_USE = 0, 1, 2
 
@@ -102,7 +102,7 @@ def _show_version(wanted: bool) -> None:
     if wanted:
         from zimage_stream import __version__
 
-        say(f"zimage {__version__}")
+        print_line(f"zimage {__version__}")
         raise typer.Exit
 
 
@@ -126,7 +126,7 @@ def _zimage(
     Exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted.
     """
     # The command's module has been loaded, and its work begins.
-    interrupt.raises()
+    interrupt.raise_again()
     context.obj = {"config": config}
 
 
@@ -149,7 +149,7 @@ def topics_create(
 
     Example: zimage topics create --replication-factor 3
     """
-    from zimage_stream.cli.printing import say_json
+    from zimage_stream.cli.printing import print_json
     from zimage_stream.kafka.topics import create_topics
 
     settings = _settings(context)
@@ -161,9 +161,9 @@ def topics_create(
     )
     for name, new in made.items():
         if json:
-            say_json({"topic": name, "created": new})
+            print_json({"topic": name, "created": new})
         else:
-            say(f"{name} {'created' if new else 'already existed'}")
+            print_line(f"{name} {'created' if new else 'already existed'}")
 
 
 @topics.command("check")
@@ -174,7 +174,7 @@ def topics_check(context: typer.Context, partitions: Partitions = 48, json: Json
 
     Example: zimage topics check --partitions 12
     """
-    from zimage_stream.cli.printing import say_json
+    from zimage_stream.cli.printing import print_json
     from zimage_stream.kafka.oldest import oldest_unresolved
     from zimage_stream.kafka.topics import Severity, check_topics, topic_exists
 
@@ -185,13 +185,13 @@ def topics_check(context: typer.Context, partitions: Partitions = 48, json: Json
     findings = check_topics(kafka, settings.topics, request_partitions=partitions, oldest=oldest)
     for finding in findings:
         if json:
-            say_json(asdict(finding))
+            print_json(asdict(finding))
         else:
-            say(str(finding))
+            print_line(str(finding))
     if any(finding.severity is Severity.ERROR for finding in findings):
         raise typer.Exit(FAILED_WORK)
     if not json:
-        say("the topics meet all requirements")
+        print_line("the topics meet all requirements")
 
 
 def _settings(context: typer.Context) -> Any:
@@ -203,7 +203,7 @@ def _settings(context: typer.Context) -> Any:
 def main() -> None:
     """Run the command line; our own errors are printed as one line, others with their traceback."""
     prepare_streams()
-    leave_out_this_machine(os.environ)
+    exclude_this_machine(os.environ)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LineFormatter("%(levelname)s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -212,9 +212,9 @@ def main() -> None:
     try:
         app(prog_name="zimage")
     except ZImageError as error:
-        complain(f"zimage: {error}")
+        print_error(f"zimage: {error}")
         wrong = isinstance(error, SettingsError | RequestError)
         sys.exit(WRONG_USE if wrong else FAILED_WORK)
     except Exception:
-        complain(traceback.format_exc().rstrip())
+        print_error(traceback.format_exc().rstrip())
         sys.exit(FAILED_WORK)

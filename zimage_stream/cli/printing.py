@@ -12,22 +12,22 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from zimage_stream.cli.terminal import say
+from zimage_stream.cli.terminal import print_line
 from zimage_stream.escaping import NAME_CHARACTERS, escaped, is_utf8, shortened
 from zimage_stream.events.image_result import ImageResult
 
 
-def say_json(record: dict[str, Any]) -> None:
+def print_json(record: dict[str, Any]) -> None:
     """Print a JSON object on one line: in UTF-8, or in ASCII if stdout has another encoding."""
-    say(as_json(record, ascii_only=not is_utf8(sys.stdout)))
+    print_line(as_json(record, ascii_only=not is_utf8(sys.stdout)))
 
 
-def say_result(result: ImageResult, *, json: bool) -> None:
+def print_result(result: ImageResult, *, json: bool) -> None:
     """Print the result of a request, as JSON or as a line for people."""
     if json:
-        say_json(result_as_dict(result))
+        print_json(result_as_dict(result))
     else:
-        say(result_as_line(result))
+        print_line(result_as_line(result))
 
 
 def result_as_dict(result: ImageResult) -> dict[str, Any]:

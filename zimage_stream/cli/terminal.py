@@ -17,7 +17,7 @@ def prepare_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def say(text: str = "", *, err: bool = False) -> None:
+def print_line(text: str = "", *, err: bool = False) -> None:
     """Print one line to stdout or stderr; a line on stderr is for people, and shortened."""
     if err:
         _write(escaped(shortened(text)), sys.stderr)
@@ -25,7 +25,7 @@ def say(text: str = "", *, err: bool = False) -> None:
         _write(escaped(text), sys.stdout)
 
 
-def complain(text: str) -> None:
+def print_error(text: str) -> None:
     """Print an error, possibly of several lines, to stderr, shortened and with passwords in URLs masked."""
     _write(escaped_lines(shortened_lines(masked(text))), sys.stderr)
 

@@ -73,12 +73,12 @@ class PromptClient:
         self._horizon: Mapping[int, int] = {}
         self._reader: ResultReader | None = None
         self._being_read = False
-        forks.follow(self)
+        forks.register(self)
 
     def after_fork(self) -> None:
         """Start afresh with the child's own reader; the child may wait for requests that its parent sent."""
         self._starting, self._news = threading.Lock(), threading.Condition()
-        forks.leave(self._reader)
+        forks.leak(self._reader)
         self._reader, self._being_read = None, False
 
     def __enter__(self) -> PromptClient:
@@ -228,8 +228,8 @@ class PromptClient:
             submission = self._mailbox.get(request_id)
             while submission is not None and submission.pending:
                 if deadline.passed:
-                    trouble = self._reader.topic.trouble if self._reader else None
-                    raise trouble or ResultTimeoutError([request_id], deadline.timeout_s)
+                    problem = self._reader.topic.connection_error if self._reader else None
+                    raise problem or ResultTimeoutError([request_id], deadline.timeout_s)
                 if self._being_read:
                     self._news.wait(deadline.within(POLL_S))
                 else:
@@ -281,8 +281,8 @@ class PromptClient:
                         del wanted[result.request_id]
                     yield result
                 elif deadline.passed:
-                    if reader.topic.trouble is not None:
-                        raise reader.topic.trouble
+                    if reader.topic.connection_error is not None:
+                        raise reader.topic.connection_error
                     if wanted:
                         raise ResultTimeoutError(wanted, deadline.timeout_s)
                     return

@@ -83,7 +83,7 @@ def safe_name(text: str) -> str:
     return f"_{name}" if not name or _RESERVED.fullmatch(name) else name
 
 
-def candidates(stem: str, extension: str) -> Iterator[str]:
+def candidate_names(stem: str, extension: str) -> Iterator[str]:
     """Yield ``stem.ext``, then ``stem-2.ext`` and so on, indefinitely."""
     yield stem + extension
     number = 2
@@ -111,7 +111,7 @@ def table_row(result: ImageResult, file: str, prompt: str = "") -> list[str]:
     if image is not None:
         for name in ("uri", "width", "height", "seed", "steps", "sha256"):
             values[name] = getattr(image, name)
-    return [_cell(values.get(column, "")) for column in COLUMNS]
+    return [_escaped_cell(values.get(column, "")) for column in COLUMNS]
 
 
 class Saver:
@@ -215,7 +215,7 @@ class Saver:
     def _fetch(self, image: StoredImage, stem: str) -> str:
         extension = os.path.splitext(image.key)[1]
         first = self._folder / (stem + extension)
-        if _holds(first, image):
+        if _is_copy_of(first, image):
             return first.name
         data = self._get(image.key)
         if hashlib.sha256(data).hexdigest() != image.sha256:
@@ -223,12 +223,12 @@ class Saver:
         unfinished = self._folder / f".{secrets.token_hex(8)}.part"
         try:
             unfinished.write_bytes(data)
-            for name in candidates(stem, extension):
+            for name in candidate_names(stem, extension):
                 try:
                     # Unlike a rename, a link never replaces an existing file.
                     os.link(unfinished, self._folder / name)
                 except FileExistsError:
-                    if not _holds(self._folder / name, image):
+                    if not _is_copy_of(self._folder / name, image):
                         continue
                 return name
             raise AssertionError("candidates never end")
@@ -256,7 +256,7 @@ def _remove_stale(folder: Path) -> None:
                 path.unlink()
 
 
-def _holds(path: Path, image: StoredImage) -> bool:
+def _is_copy_of(path: Path, image: StoredImage) -> bool:
     try:
         if path.stat().st_size != image.size_bytes:
             return False
@@ -277,14 +277,14 @@ def _rows(table: Path) -> Iterator[dict[str, Any]]:
     """Read the rows of the table for the page, with numbers converted."""
     with table.open(encoding="utf-8-sig", newline="") as file:
         for row in csv.DictReader(file):
-            values: dict[str, Any] = {name: _uncell(text) for name, text in row.items() if text}
+            values: dict[str, Any] = {name: _unescaped_cell(text) for name, text in row.items() if text}
             for name in ("width", "height"):
                 if name in values:
                     values[name] = int(values[name])
             yield {"prompt": "", "file": ""} | values
 
 
-def _cell(value: object) -> str:
+def _escaped_cell(value: object) -> str:
     """Convert a value to a cell, and quote text that a spreadsheet would run as a formula: attributes are
     untrusted."""
     text = str(value)
@@ -293,5 +293,5 @@ def _cell(value: object) -> str:
     return "'" + text if isinstance(value, str) and _FORMULA.match(text) else text
 
 
-def _uncell(text: str) -> str:
+def _unescaped_cell(text: str) -> str:
     return text[1:] if text.startswith("'") and _FORMULA.match(text) else text

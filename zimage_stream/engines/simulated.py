@@ -32,8 +32,8 @@ from zimage_stream.errors import (
     OutOfMemoryError,
     RequestError,
 )
-from zimage_stream.faults import Fault, FaultKind
 from zimage_stream.settings import EngineSettings
+from zimage_stream.simulated_faults import Fault, FaultKind
 
 _REFERENCE_PIXELS, _REFERENCE_STEPS = 1024 * 1024, 8
 _HANG_S = 86_400.0

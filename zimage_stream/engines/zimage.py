@@ -77,8 +77,8 @@ class ZImageEngine:
             SettingsError: the model cannot be loaded, or an option does not work here.
             EngineError: the first image could not be generated.
         """
-        _quieten(diffusers_logging)
-        _quieten(transformers_logging)
+        _silence(diffusers_logging)
+        _silence(transformers_logging)
         started = time.monotonic()
         pipeline = self._read()
         pipeline.set_progress_bar_config(disable=True)
@@ -334,7 +334,7 @@ def _between_steps(steps: int, cancelled: Callable[[], bool]) -> Callable[..., d
     return check
 
 
-def _quieten(library: Any) -> None:
+def _silence(library: Any) -> None:
     """Silence a library's logging and progress bars; its failures are raised anyway."""
     library.set_verbosity_error()
     library.disable_progress_bar()

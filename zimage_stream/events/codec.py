@@ -27,7 +27,7 @@ from zimage_stream.events.schemas import (
     by_fingerprint,
     current,
 )
-from zimage_stream.events.untrusted import MAX_STEPS, Body, Writer
+from zimage_stream.events.untrusted import MAX_STEPS, ExactReader, WriterSchema
 from zimage_stream.settings import RegistrySettings
 
 CONFLUENT_V0 = b"\x00"
@@ -159,7 +159,7 @@ class Codec:
                 f"decoding {len(body):,} bytes with its schema could take "
                 f"{writer.cost.steps(len(body)):,} steps; at most {MAX_STEPS:,} are allowed"
             )
-        reader = io.BytesIO(body) if writer.cost is None else Body(body)
+        reader = io.BytesIO(body) if writer.cost is None else ExactReader(body)
         today = current(name).parsed
         try:
             decoded = fastavro.schemaless_reader(reader, schema, None if schema is today else today)
@@ -177,7 +177,7 @@ class Codec:
         event: dict[str, Any] = decoded if schema is today else conform(decoded, today)
         return event
 
-    def _writer_schema(self, data: bytes) -> tuple[Writer, bytes]:
+    def _writer_schema(self, data: bytes) -> tuple[WriterSchema, bytes]:
         if data.startswith(SINGLE_OBJECT):
             body = len(SINGLE_OBJECT) + _FINGERPRINT_BYTES
             if len(data) < body:
@@ -189,7 +189,7 @@ class Codec:
                     f"no published schema has the fingerprint {mark.hex()}; if a newer producer wrote the "
                     f"record, upgrade this reader"
                 )
-            return Writer(schema.parsed), data[body:]
+            return WriterSchema(schema.parsed), data[body:]
         if data.startswith(CONFLUENT_V0):
             body = len(CONFLUENT_V0) + _ID.size
             if len(data) < body:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from zimage_stream.errors import WireError, shorten
+from zimage_stream.errors import WireError, short_repr
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _PRIMITIVES: dict[str, tuple[type, ...]] = {
@@ -47,7 +47,7 @@ def conform(value: Any, schema: Any, field: str = "") -> Any:
     if schema.get("logicalType") == "timestamp-millis":
         return _time(value, field)
     if not _is_primitive(value, kind):
-        raise WireError(f"{field}: got {shorten(value)}, takes {kind}")
+        raise WireError(f"{field}: got {short_repr(value)}, takes {kind}")
     return value
 
 
@@ -75,4 +75,4 @@ def _time(value: Any, field: str) -> datetime:
             return _EPOCH + timedelta(milliseconds=value)
         except OverflowError:
             pass
-    raise WireError(f"{field}: got {shorten(value)}, takes a time in milliseconds since 1970, in UTC")
+    raise WireError(f"{field}: got {short_repr(value)}, takes a time in milliseconds since 1970, in UTC")

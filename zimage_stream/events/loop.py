@@ -18,24 +18,24 @@ class LoopThread:
 
     Args:
         name: of the thread.
-        last: coroutine that :meth:`close` runs after cancelling all others.
+        cleanup: coroutine that :meth:`close` runs after cancelling all others.
     """
 
-    def __init__(self, name: str, last: Callable[[], Awaitable[Any]]) -> None:
+    def __init__(self, name: str, cleanup: Callable[[], Awaitable[Any]]) -> None:
         self._name = name
-        self._last = last
+        self._cleanup = cleanup
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        forks.follow(self)
+        forks.register(self)
 
     def after_fork(self) -> None:
         """Forget the parent's thread; the child starts its own when it needs one."""
         self._lock = threading.Lock()
-        forks.leave(self._loop)
+        forks.leak(self._loop)
         self._loop = self._thread = None
 
-    def begin(self, call: Callable[[], Awaitable[_T]]) -> Future[_T]:
+    def submit(self, call: Callable[[], Awaitable[_T]]) -> Future[_T]:
         """Start a coroutine and return its future at once."""
 
         async def called() -> _T:
@@ -49,20 +49,20 @@ class LoopThread:
             return asyncio.run_coroutine_threadsafe(called(), self._loop)
 
     def close(self) -> None:
-        """Cancel the running coroutines, run the last one, and end the thread."""
+        """Cancel the running coroutines, run the cleanup coroutine, and end the thread."""
         with self._lock:
             loop, thread = self._loop, self._thread
             self._loop = self._thread = None
         if loop is None or thread is None:
             return
-        asyncio.run_coroutine_threadsafe(self._wind_up(), loop).result()
+        asyncio.run_coroutine_threadsafe(self._shut_down(), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
 
-    async def _wind_up(self) -> None:
+    async def _shut_down(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
-        await self._last()
+        await self._cleanup()

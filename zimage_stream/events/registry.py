@@ -26,8 +26,8 @@ from zimage_stream.errors import (
 from zimage_stream.escaping import NAME_CHARACTERS, shortened
 from zimage_stream.events.loop import LoopThread
 from zimage_stream.events.schemas import Schema, published
-from zimage_stream.events.untrusted import RefusedSchemaError, Writer, admit
-from zimage_stream.proxies import through_proxy
+from zimage_stream.events.untrusted import RefusedSchemaError, WriterSchema, admit
+from zimage_stream.proxies import proxy_note
 from zimage_stream.settings import RegistrySettings
 
 TIMEOUT_S = 3.0
@@ -46,7 +46,7 @@ MAX_ASKED = 16
 MAX_IDS = 10_000
 """Maximum number of cached ids of each kind. Beyond it the oldest entries are dropped and queried again."""
 _NOT_FOUND = 404
-_OF_EVERY_ID = frozenset((401, 403, 407, 408, 425, 429))
+_CONCERN_ALL_IDS = frozenset((401, 403, 407, 408, 425, 429))
 """HTTP statuses that concern all ids: bad credentials, too many requests."""
 
 
@@ -62,7 +62,7 @@ class SchemaPendingError(RegistryUnavailableError):
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _RegisteredSchema:
     """A registered schema and the texts of its references, each after its own references."""
 
     schema: RegistrySchema
@@ -70,7 +70,7 @@ class _Found:
 
 
 @dataclass(frozen=True, slots=True)
-class _Silent:
+class _NoResponse:
     """A query without a response; ``others`` tells whether the registry answers other queries."""
 
     error: RegistryUnavailableError
@@ -78,15 +78,15 @@ class _Silent:
 
 
 @dataclass(frozen=True, slots=True)
-class _Question:
+class _Query:
     """A query for an id and its start time."""
 
     at: float
-    answer: Future[_Found | WireError | _Silent]
+    answer: Future[_RegisteredSchema | WireError | _NoResponse]
 
 
 @dataclass(slots=True)
-class _Failing:
+class _FailingId:
     """An id for which the registry does not answer, although it answers for others."""
 
     since: float
@@ -120,31 +120,31 @@ class Registry:
             config["basic.auth.user.info"] = f"{settings.username}:{password}"
         if settings.ssl_ca_location is not None:
             config["ssl.ca.location"] = str(settings.ssl_ca_location)
-        self._url = settings.url + through_proxy(settings.url)
+        self._url = settings.url + proxy_note(settings.url)
         self._auto_register = settings.auto_register
         self._config = config
         self._client = AsyncSchemaRegistryClient(config)
-        self._loop = LoopThread("zimage-registry", self._hang_up)
+        self._loop = LoopThread("zimage-registry", self._close_connections)
         self._clock = clock
         self._patience_s = patience_s
         self._lock = threading.Lock()
-        self._asked: dict[int, _Question] = {}
-        self._schemas: dict[int, Writer] = {}
+        self._queries: dict[int, _Query] = {}
+        self._schemas: dict[int, WriterSchema] = {}
         self._unknown: dict[int, tuple[float, WireError]] = {}
-        self._failing: dict[int, _Failing] = {}
+        self._failing: dict[int, _FailingId] = {}
         self._ask_at = float("-inf")
         self._reason = ""
         self._ids: dict[tuple[str, bytes], int] = {}
-        forks.follow(self)
+        forks.register(self)
 
     def after_fork(self) -> None:
         """Use the child's own connections; the cache stays."""
         self._lock = threading.Lock()
-        self._asked = {}
-        forks.leave(self._client)
+        self._queries = {}
+        forks.leak(self._client)
         self._client = AsyncSchemaRegistryClient(self._config)
 
-    def schema(self, schema_id: int) -> Writer:
+    def schema(self, schema_id: int) -> WriterSchema:
         """Return the writer schema with an id.
 
         Raises:
@@ -158,15 +158,15 @@ class Registry:
         with self._lock:
             if schema_id in self._schemas:
                 return self._schemas[schema_id]
-            question, patience_s = self._question(schema_id)
+            query, patience_s = self._query(schema_id)
         try:
-            answer = question.answer.result(None if math.isinf(patience_s) else patience_s)
+            answer = query.answer.result(None if math.isinf(patience_s) else patience_s)
         except TimeoutError:
             raise SchemaPendingError(f"schema id {schema_id} is being fetched from {self._url}") from None
         with self._lock:
-            if self._asked.get(schema_id) is question:
-                del self._asked[schema_id]
-                return self._learn(schema_id, question, answer)
+            if self._queries.get(schema_id) is query:
+                del self._queries[schema_id]
+                return self._process_answer(schema_id, query, answer)
         # Another thread has processed the response meanwhile.
         return self.schema(schema_id)
 
@@ -180,31 +180,31 @@ class Registry:
         subject = f"{topic}-value"
         key = (subject, schema.fingerprint)
         if key not in self._ids:
-            self._ids[key] = self._loop.begin(lambda: self._look_up(subject, schema)).result()
+            self._ids[key] = self._loop.submit(lambda: self._look_up(subject, schema)).result()
         return self._ids[key]
 
     def close(self) -> None:
         """Release the connections; the cache stays."""
         self._loop.close()
 
-    def _question(self, schema_id: int) -> tuple[_Question, float]:
+    def _query(self, schema_id: int) -> tuple[_Query, float]:
         """Return the query for an id, started if necessary, and how many seconds to wait for its response.
 
         Raises the error of a recent query instead of repeating it.
         """
-        known = self._asked.get(schema_id)
+        known = self._queries.get(schema_id)
         at = self._clock()
         if known is None:
-            self._raise_known(schema_id, at)
-        others = sum(not question.answer.done() for question in self._asked.values())
+            self._raise_recent_error(schema_id, at)
+        others = sum(not query.answer.done() for query in self._queries.values())
         if known is None and others >= MAX_ASKED:
             raise SchemaPendingError(f"schema id {schema_id} waits for {others} other queries to finish")
-        question = known or _Question(at, self._loop.begin(lambda: self._fetch(schema_id)))
-        _keep(self._asked, schema_id, question)
+        query = known or _Query(at, self._loop.submit(lambda: self._fetch(schema_id)))
+        _cache(self._queries, schema_id, query)
         waits = math.isinf(self._patience_s) or (known is None and not others)
-        return question, self._patience_s if waits else 0.0
+        return query, self._patience_s if waits else 0.0
 
-    def _raise_known(self, schema_id: int, at: float) -> None:
+    def _raise_recent_error(self, schema_id: int, at: float) -> None:
         until, error = self._unknown.get(schema_id, (float("-inf"), WireError()))
         if at < until:
             raise type(error)(*error.args)
@@ -214,26 +214,28 @@ class Registry:
         if failing is not None and at < failing.ask_at:
             raise SchemaUnavailableError(failing.reason)
 
-    def _learn(self, schema_id: int, question: _Question, answer: _Found | WireError | _Silent) -> Writer:
+    def _process_answer(
+        self, schema_id: int, query: _Query, answer: _RegisteredSchema | WireError | _NoResponse
+    ) -> WriterSchema:
         """Cache a response, then return its schema or raise its error.
 
         The schema is parsed here rather than on the loop's thread: if parsing kills the process, the death is
         attributed to the record that names the schema.
         """
-        if isinstance(answer, _Silent):
-            raise self._unanswered(schema_id, answer, question.at) from answer.error
+        if isinstance(answer, _NoResponse):
+            raise self._error_without_answer(schema_id, answer, query.at) from answer.error
         try:
             if isinstance(answer, WireError):
                 raise answer
             writer = _writer(schema_id, answer)
         except WireError as error:
-            _keep(self._unknown, schema_id, (self._clock() + UNKNOWN_FOR_S, error))
+            _cache(self._unknown, schema_id, (self._clock() + UNKNOWN_FOR_S, error))
             raise
         self._failing.pop(schema_id, None)
-        _keep(self._schemas, schema_id, writer)
+        _cache(self._schemas, schema_id, writer)
         return writer
 
-    def _unanswered(self, schema_id: int, silent: _Silent, asked_at: float) -> ZImageError:
+    def _error_without_answer(self, schema_id: int, silent: _NoResponse, asked_at: float) -> ZImageError:
         """Decide which error to raise for an unanswered query: one for this id, or for the whole registry."""
         at = self._clock()
         if not silent.others:
@@ -241,8 +243,8 @@ class Registry:
             self._failing.pop(schema_id, None)
             self._ask_at, self._reason = at + max(ASK_AGAIN_S, at - asked_at), str(silent.error)
             return RegistryUnavailableError(self._reason)
-        failing = self._failing.get(schema_id) or _Failing(asked_at)
-        _keep(self._failing, schema_id, failing)
+        failing = self._failing.get(schema_id) or _FailingId(asked_at)
+        _cache(self._failing, schema_id, failing)
         failing.tries += 1
         failing.ask_at = at + min(LONGEST_WAIT_S, ASK_AGAIN_S * 2 ** (failing.tries - 1))
         failing.reason = f"schema id {schema_id}: {silent.error}; it answers other queries"
@@ -251,17 +253,17 @@ class Registry:
             given_up = UnknownSchemaError(
                 f"{failing.reason}. It was queried {failing.tries} times in {at - failing.since:.0f} s"
             )
-            _keep(self._unknown, schema_id, (at + UNKNOWN_FOR_S, given_up))
+            _cache(self._unknown, schema_id, (at + UNKNOWN_FOR_S, given_up))
             return given_up
         return SchemaUnavailableError(failing.reason)
 
     # -- on the loop's thread: queries only, no shared state
 
-    async def _hang_up(self) -> None:
+    async def _close_connections(self) -> None:
         async with self._client:  # leaving the context closes its connections
             pass
 
-    async def _fetch(self, schema_id: int) -> _Found | WireError | _Silent:
+    async def _fetch(self, schema_id: int) -> _RegisteredSchema | WireError | _NoResponse:
         name = f"schema id {schema_id}"
         texts: dict[tuple[str, int], str] = {}
         try:
@@ -271,14 +273,14 @@ class Registry:
         except WireError as error:
             return error
         except RegistryUnavailableError as error:
-            return _Silent(error, await self._answers())
+            return _NoResponse(error, await self._is_answering())
         except TimeoutError:
-            return _Silent(self._too_slow(), await self._answers())
+            return _NoResponse(self._too_slow(), await self._is_answering())
         except Exception as error:
             # A malformed response. It must end the query, otherwise the id could never be queried again.
             what = f"{type(error).__name__}: {error}"[:300]
             return UnknownSchemaError(f"the registry's response for {name} cannot be read: {what}")
-        return _Found(found, tuple(texts.values()))
+        return _RegisteredSchema(found, tuple(texts.values()))
 
     async def _collect(self, name: str, schema: RegistrySchema, texts: dict[tuple[str, int], str]) -> None:
         """Collect the texts of a schema's references, each after its own references."""
@@ -307,7 +309,7 @@ class Registry:
                 raise UnknownSchemaError(f"{what} is unavailable: {error}") from error
             raise
 
-    async def _answers(self) -> bool:
+    async def _is_answering(self) -> bool:
         """Whether the registry answers a query that is independent of any schema."""
         try:
             async with asyncio.timeout(ANSWERED_WITHIN_S):
@@ -361,7 +363,7 @@ class Registry:
         )
 
 
-def _writer(schema_id: int, found: _Found) -> Writer:
+def _writer(schema_id: int, found: _RegisteredSchema) -> WriterSchema:
     """Parse a registered schema. Raises UnknownSchemaError or RefusedSchemaError."""
     name = f"schema id {schema_id}"
     kind = found.schema.schema_type or "AVRO"
@@ -378,7 +380,7 @@ def _writer(schema_id: int, found: _Found) -> Writer:
         raise UnknownSchemaError(f"{name} is not an Avro schema: {what}") from error
     # A schema identical to one of ours is treated as ours: decoding is faster, and trusted.
     ours = (each.parsed for versions in published().values() for each in versions)
-    return next((Writer(parsed) for parsed in ours if parsed == writer.parsed), writer)
+    return next((WriterSchema(parsed) for parsed in ours if parsed == writer.parsed), writer)
 
 
 def _is_refusal(error: RegistryUnavailableError) -> bool:
@@ -386,10 +388,10 @@ def _is_refusal(error: RegistryUnavailableError) -> bool:
     cause = error.__cause__
     if not isinstance(cause, SchemaRegistryError):
         return False
-    return 400 <= cause.http_status_code < 500 and cause.http_status_code not in _OF_EVERY_ID
+    return 400 <= cause.http_status_code < 500 and cause.http_status_code not in _CONCERN_ALL_IDS
 
 
-def _keep(kept: dict[int, _T], schema_id: int, what: _T) -> None:
+def _cache(kept: dict[int, _T], schema_id: int, what: _T) -> None:
     """Cache a value for an id; beyond ``MAX_IDS`` entries, drop the oldest one."""
     if schema_id not in kept and len(kept) >= MAX_IDS:
         del kept[next(iter(kept))]

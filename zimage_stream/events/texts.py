@@ -14,20 +14,20 @@ from zimage_stream.events.prompt_request import PromptRequest
 
 FIELDS = frozenset(field.name for field in fields(PromptRequest))
 
-_WHOLE = frozenset(("width", "height", "seed", "steps", "quality", "priority"))
-_TIMES = frozenset(("expires_at", "created_at"))
-_NAMES = frozenset(("request_id", "tenant", "batch_id"))
+_INT_FIELDS = frozenset(("width", "height", "seed", "steps", "quality", "priority"))
+_TIME_FIELDS = frozenset(("expires_at", "created_at"))
+_NAME_FIELDS = frozenset(("request_id", "tenant", "batch_id"))
 
 _WHOLE_NUMBER = re.compile(r"([+-]?\d+)(\.0*)?")
 _SCIENTIFIC = re.compile(r"[+-]?\d+([.,]\d*)?[eE][+-]?\d+")
 _EXCEL_DAY = re.compile(r"\d{5}([.,]\d+)?")
-_EXACT = 2**53
+_MAX_EXACT = 2**53
 """Largest bound up to which floating-point numbers represent every whole number exactly."""
 
 
 def is_text(name: str) -> bool:
     """Whether a field accepts any text."""
-    return name not in _WHOLE | _TIMES | {"guidance_scale", "attributes"}
+    return name not in _INT_FIELDS | _TIME_FIELDS | {"guidance_scale", "attributes"}
 
 
 def field_from_text(name: str, value: Any) -> Any:
@@ -42,52 +42,52 @@ def field_from_text(name: str, value: Any) -> Any:
     """
     if not isinstance(value, str):
         return _field_from_value(name, value)
-    if name in _WHOLE:
-        return _whole_from_text(name, value.strip())
+    if name in _INT_FIELDS:
+        return _int_from_text(name, value.strip())
     if name == "guidance_scale":
         try:
             return float(value)
         except ValueError:
             raise RequestError(name, "a number", value) from None
-    if name in _TIMES:
+    if name in _TIME_FIELDS:
         return time_from_text(name, value)
     if name == "attributes":
         try:
             return strict_json.loads(value)
-        except strict_json.UnfitError as error:
+        except strict_json.InvalidJsonError as error:
             raise RequestError(name, f"a JSON object of texts ({error})", value) from None
     return value
 
 
 def _field_from_value(name: str, value: Any) -> Any:
-    if name in _TIMES:
+    if name in _TIME_FIELDS:
         raise RequestError(name, "a time such as 2030-01-31T12:00:00+00:00", value)
-    if name in _NAMES and isinstance(value, int) and not isinstance(value, bool):
+    if name in _NAME_FIELDS and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, float | Decimal):
         return value
     number = Decimal(value)
-    if name in _WHOLE and number.is_finite():
-        if abs(number) > _EXACT or int(number.as_tuple().exponent) > 0:
-            raise RequestError(name, f"a whole number with all its digits; {_LOST}", str(value))
+    if name in _INT_FIELDS and number.is_finite():
+        if abs(number) > _MAX_EXACT or int(number.as_tuple().exponent) > 0:
+            raise RequestError(name, f"a whole number with all its digits; {_DIGITS_LOST}", str(value))
         if number == int(number):
             return int(number)
     return float(value)
 
 
-_LOST = "this one lost some when it was saved: store it as text"
+_DIGITS_LOST = "this one lost some when it was saved: store it as text"
 
 
-def _whole_from_text(name: str, text: str) -> int:
+def _int_from_text(name: str, text: str) -> int:
     if _SCIENTIFIC.fullmatch(text):
-        raise RequestError(name, f"a whole number with all its digits; {_LOST}", text)
+        raise RequestError(name, f"a whole number with all its digits; {_DIGITS_LOST}", text)
     found = _WHOLE_NUMBER.fullmatch(text)
     # Python refuses to convert very long numbers, because that would take too long.
     if found is None or len(text) > 1_000:
         raise RequestError(name, "a whole number", text)
     number = int(found[1])
-    if found[2] and abs(number) > _EXACT:
-        raise RequestError(name, f"a whole number with all its digits; {_LOST}", text)
+    if found[2] and abs(number) > _MAX_EXACT:
+        raise RequestError(name, f"a whole number with all its digits; {_DIGITS_LOST}", text)
     return number
 
 

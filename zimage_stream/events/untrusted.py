@@ -47,14 +47,14 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
-class Writer:
+class WriterSchema:
     """The schema that a record was written with, parsed by fastavro. ``cost`` is ``None`` for our own."""
 
     parsed: Any
     cost: Cost | None = None
 
 
-class Body(io.BytesIO):
+class ExactReader(io.BytesIO):
     """A byte stream that raises at its end. fastavro by itself ignores a short read, however many follow."""
 
     def read(self, size: int | None = -1) -> bytes:
@@ -66,7 +66,7 @@ class Body(io.BytesIO):
         return data
 
 
-def admit(text: str, references: Iterable[str] = ()) -> Writer:
+def admit(text: str, references: Iterable[str] = ()) -> WriterSchema:
     """Parse a schema and bound the cost of decoding with it.
 
     Args:
@@ -81,7 +81,7 @@ def admit(text: str, references: Iterable[str] = ()) -> Writer:
     for each in references:
         parse_schema(_load(each), named)
     parsed = parse_schema(_load(text), named)
-    return Writer(parsed, _Measure(named).cost(parsed))
+    return WriterSchema(parsed, _CostCalculator(named).cost(parsed))
 
 
 def _load(text: str) -> Any:
@@ -106,7 +106,7 @@ def _plain(node: Any, depth: int) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class _Size:
+class _TypeCost:
     """Bounds for one type: minimum bytes, steps without items, and maximum steps for each byte of items."""
 
     least: int
@@ -114,12 +114,12 @@ class _Size:
     per_byte: int = 0
 
 
-class _Measure:
+class _CostCalculator:
     """Computes the cost of a parsed schema, visiting each named type once."""
 
     def __init__(self, named: Mapping[str, Any]) -> None:
         self._named = named
-        self._known: dict[str, _Size] = {}
+        self._known: dict[str, _TypeCost] = {}
         self._open: set[str] = set()
         self._depth = 0
 
@@ -132,7 +132,7 @@ class _Measure:
             )
         return cost
 
-    def _of(self, schema: Any) -> _Size:
+    def _of(self, schema: Any) -> _TypeCost:
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise RefusedSchemaError(f"its values are nested more than {MAX_DEPTH} levels deep")
@@ -141,7 +141,7 @@ class _Measure:
         finally:
             self._depth -= 1
 
-    def _measured(self, schema: Any) -> _Size:
+    def _measured(self, schema: Any) -> _TypeCost:
         if isinstance(schema, list):
             return self._union(schema)
         if isinstance(schema, str):
@@ -157,9 +157,9 @@ class _Measure:
             case _:
                 return self._of(kind)
 
-    def _by_name(self, name: str) -> _Size:
+    def _by_name(self, name: str) -> _TypeCost:
         if name in _BYTES:
-            return _Size(_BYTES[name], 1)
+            return _TypeCost(_BYTES[name], 1)
         if name in self._open:
             raise RefusedSchemaError(
                 f"{shortened(name, NAME_CHARACTERS)} contains itself; recursive schemas are not supported"
@@ -170,32 +170,32 @@ class _Measure:
             self._open.remove(name)
         return self._known[name]
 
-    def _declared(self, schema: Mapping[str, Any]) -> _Size:
+    def _declared(self, schema: Mapping[str, Any]) -> _TypeCost:
         match schema["type"]:
             case "enum":
-                return _Size(1, 1)
+                return _TypeCost(1, 1)
             case "fixed":
-                return _Size(max(0, int(schema["size"])), 1)
+                return _TypeCost(max(0, int(schema["size"])), 1)
             case _:
                 fields = [self._of(field["type"]) for field in schema["fields"]]
-                return _Size(
+                return _TypeCost(
                     sum(field.least for field in fields),
                     1 + sum(field.once for field in fields),
                     max((field.per_byte for field in fields), default=0),
                 )
 
-    def _union(self, branches: list[Any]) -> _Size:
+    def _union(self, branches: list[Any]) -> _TypeCost:
         sizes = [self._of(branch) for branch in branches]
-        return _Size(
+        return _TypeCost(
             1 + min((size.least for size in sizes), default=0),
             # The decoder examines each branch to find the one that matches the reader's schema.
             1 + len(sizes) + max((size.once for size in sizes), default=0),
             max((size.per_byte for size in sizes), default=0),
         )
 
-    def _items(self, item: _Size, key_bytes: int, kind: str) -> _Size:
+    def _items(self, item: _TypeCost, key_bytes: int, kind: str) -> _TypeCost:
         least = item.least + key_bytes
         if least == 0:
             raise RefusedSchemaError(f"items of its {kind} can take no bytes, so their number has no bound")
         once = item.once + key_bytes
-        return _Size(1, 2, max(item.per_byte, -(-once // least)))
+        return _TypeCost(1, 2, max(item.per_byte, -(-once // least)))

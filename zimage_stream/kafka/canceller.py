@@ -12,7 +12,7 @@ from zimage_stream.errors import BrokerUnavailableError, SubmitError
 from zimage_stream.events.cancellation import Cancellation
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.headers import Headers, cancellation_headers
-from zimage_stream.kafka.clients import Trouble, create_producer, partitions_of
+from zimage_stream.kafka.clients import ConnectionStatus, create_producer, partitions_of
 from zimage_stream.settings import KafkaSettings
 
 ACCEPT_TIMEOUT_S = 30.0
@@ -35,16 +35,16 @@ class Canceller:
         self._topic = topic
         self._codec = codec
         self._source = source
-        self._trouble = Trouble(settings)
+        self._connection = ConnectionStatus(settings)
         self._lock = threading.Lock()
         self._producer: Producer | None = None
         self._partitions = 0
-        forks.follow(self)
+        forks.register(self)
 
     def after_fork(self) -> None:
         """Start afresh with the child's own producer."""
         self._lock = threading.Lock()
-        forks.leave(self._producer)
+        forks.leak(self._producer)
         self._producer = None
 
     def send(self, cancellations: Sequence[Cancellation]) -> None:
@@ -82,16 +82,16 @@ class Canceller:
             self._producer = None
         if left or any(error.code() == KafkaError._MSG_TIMED_OUT for _, error in refused):
             silence = BrokerUnavailableError("no broker acknowledged the cancellation in time")
-            raise self._trouble.error or silence
+            raise self._connection.error or silence
         if refused:
             cancellation, error = refused[0]
             raise _not_accepted(cancellation, error.str())
-        self._trouble.clear()
+        self._connection.clear()
 
     def _connected(self) -> Producer:
         if self._producer is None:
             self._producer = create_producer(
-                self._settings, self._trouble, delivery_timeout_s=ACCEPT_TIMEOUT_S
+                self._settings, self._connection, delivery_timeout_s=ACCEPT_TIMEOUT_S
             )
             self._partitions = 0
         return self._producer
@@ -100,7 +100,7 @@ class Canceller:
         """Check that the topic has the partitions of these requests. Raises as :meth:`send`."""
         last = max(cancellations, key=lambda each: each.source.partition)
         if last.source.partition >= self._partitions:
-            self._partitions = len(partitions_of(producer, self._trouble, self._topic))
+            self._partitions = len(partitions_of(producer, self._connection, self._topic))
         if last.source.partition >= self._partitions:
             reason = (
                 f"topic {self._topic} has {self._partitions} partition(s), fewer than the requests topic. "

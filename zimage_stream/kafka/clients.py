@@ -27,7 +27,7 @@ _TRY_S = 1.0
 _ACCESS_DENIED = (KafkaError._AUTHENTICATION, KafkaError._SSL)
 
 
-class Trouble:
+class ConnectionStatus:
     """Remembers why the brokers do not answer a client.
 
     Pass it to the client as ``error_cb``; librdkafka calls it only while the client is polled.
@@ -54,7 +54,7 @@ class Trouble:
         return None if self._error is None else self.explain(self._error)
 
     @property
-    def is_final(self) -> bool:
+    def is_refused(self) -> bool:
         """Whether waiting is pointless, because the brokers refuse our credentials or certificate."""
         return self._error is not None and self._error.code() in _ACCESS_DENIED
 
@@ -66,7 +66,7 @@ class Trouble:
 
 
 def metadata_of(
-    client: Producer | Consumer | AdminClient, trouble: Trouble, topic: str | None = None
+    client: Producer | Consumer | AdminClient, connection: ConnectionStatus, topic: str | None = None
 ) -> ClusterMetadata:
     """Fetch the metadata of the cluster or of one topic, within a fixed time.
 
@@ -83,12 +83,12 @@ def metadata_of(
             return client.list_topics(topic, timeout=_TRY_S)
         except KafkaException as error:
             client.poll(0)
-            if trouble.is_final or time.monotonic() >= deadline:
-                raise trouble.explain(error.args[0]) from error
+            if connection.is_refused or time.monotonic() >= deadline:
+                raise connection.explain(error.args[0]) from error
 
 
 def partitions_of(
-    client: Producer | Consumer | AdminClient, trouble: Trouble, topic: str
+    client: Producer | Consumer | AdminClient, connection: ConnectionStatus, topic: str
 ) -> dict[int, PartitionMetadata]:
     """The partitions of a topic.
 
@@ -96,25 +96,28 @@ def partitions_of(
         BrokerUnavailableError: as :func:`metadata_of`.
         TopicMissingError: the topic does not exist.
     """
-    found = metadata_of(client, trouble, topic).topics[topic]
+    found = metadata_of(client, connection, topic).topics[topic]
     if found.error is not None:
         raise TopicMissingError(topic, found.error.str())
     return found.partitions
 
 
-def create_admin(settings: KafkaSettings, trouble: Trouble | None = None) -> AdminClient:
-    """Create an admin client that reports connection errors to ``trouble``.
+def create_admin(settings: KafkaSettings, connection: ConnectionStatus | None = None) -> AdminClient:
+    """Create an admin client that reports connection errors to ``connection``.
 
     Raises:
         SettingsError: as :func:`common_config`.
     """
-    return AdminClient(_with_error_callback(common_config(settings) | settings.extra, trouble))
+    return AdminClient(_with_error_callback(common_config(settings) | settings.extra, connection))
 
 
 def create_producer(
-    settings: KafkaSettings, trouble: Trouble | None = None, *, delivery_timeout_s: float | None = None
+    settings: KafkaSettings,
+    connection: ConnectionStatus | None = None,
+    *,
+    delivery_timeout_s: float | None = None,
 ) -> Producer:
-    """Create an idempotent producer that reports connection errors to ``trouble``.
+    """Create an idempotent producer that reports connection errors to ``connection``.
 
     Args:
         delivery_timeout_s: how long a record may wait for the brokers' acknowledgement, in seconds;
@@ -126,11 +129,11 @@ def create_producer(
     config = producer_config(settings)
     if delivery_timeout_s is not None:
         config = {"delivery.timeout.ms": round(delivery_timeout_s * 1_000), **config}
-    return Producer(_with_error_callback(config, trouble))
+    return Producer(_with_error_callback(config, connection))
 
 
-def _with_error_callback(config: dict[str, Any], trouble: Trouble | None) -> dict[str, Any]:
-    return config if trouble is None else {**config, "error_cb": trouble}
+def _with_error_callback(config: dict[str, Any], connection: ConnectionStatus | None) -> dict[str, Any]:
+    return config if connection is None else {**config, "error_cb": connection}
 
 
 def common_config(settings: KafkaSettings) -> dict[str, Any]:

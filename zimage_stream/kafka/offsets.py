@@ -17,7 +17,7 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]
 
-from zimage_stream.kafka.clients import CONTACT_TIMEOUT_S, Trouble, create_admin, partitions_of
+from zimage_stream.kafka.clients import CONTACT_TIMEOUT_S, ConnectionStatus, create_admin, partitions_of
 from zimage_stream.settings import KafkaSettings
 
 _EARLIEST = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
@@ -25,8 +25,8 @@ _LATEST = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True)
-class Log:
-    """The log of one partition.
+class LogBounds:
+    """Where the log of one partition begins and ends.
 
     Attributes:
         low: the log start offset.
@@ -40,22 +40,22 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """A group's committed offset in one partition, and its log; ``None`` while it has no leader."""
+class GroupOffset:
+    """A group's committed offset in one partition, and the bounds of its log, ``None`` without a leader."""
 
     committed: TopicPartition
-    log: Log | None
+    log: LogBounds | None
 
 
-class Offsets:
+class OffsetClient:
     """Queries the brokers for offsets.
 
     All methods raise BrokerUnavailableError if no broker answers.
     """
 
     def __init__(self, kafka: KafkaSettings) -> None:
-        self._trouble = Trouble(kafka)
-        self._admin = create_admin(kafka, self._trouble)
+        self._connection = ConnectionStatus(kafka)
+        self._admin = create_admin(kafka, self._connection)
 
     def partitions(self, topic: str) -> dict[int, bool]:
         """The partitions of a topic, and whether each has a leader.
@@ -63,11 +63,11 @@ class Offsets:
         Raises:
             TopicMissingError: the topic does not exist.
         """
-        found = partitions_of(self._admin, self._trouble, topic)
+        found = partitions_of(self._admin, self._connection, topic)
         return {number: each.leader >= 0 for number, each in sorted(found.items())}
 
-    def logs(self, topic: str) -> dict[int, Log | None]:
-        """The log of each partition of a topic; ``None`` for partitions without a leader.
+    def log_bounds(self, topic: str) -> dict[int, LogBounds | None]:
+        """The bounds of each partition's log; ``None`` for partitions without a leader.
 
         Raises:
             TopicMissingError: the topic does not exist.
@@ -79,7 +79,7 @@ class Offsets:
         end = self._list(topic, led, _LATEST, IsolationLevel.READ_COMMITTED)
         low = self._list(topic, led, _EARLIEST, IsolationLevel.READ_UNCOMMITTED)
         logs = {
-            number: Log(low[number], end[number], max(high[number], end[number]))
+            number: LogBounds(low[number], end[number], max(high[number], end[number]))
             for number in high.keys() & end.keys() & low.keys()
         }
         return {number: logs.get(number) for number in partitions}
@@ -92,10 +92,10 @@ class Offsets:
             answer = self._admin.list_consumer_group_offsets([asked], request_timeout=CONTACT_TIMEOUT_S)
             found: Sequence[TopicPartition] = answer[group_id].result().topic_partitions
         except KafkaException as error:
-            raise self._trouble.explain(error.args[0]) from error
+            raise self._connection.explain(error.args[0]) from error
         for each in found:
             if each.error is not None:
-                raise self._trouble.explain(each.error)
+                raise self._connection.explain(each.error)
         return sorted(found, key=lambda each: each.partition)
 
     def _list(self, topic: str, partitions: Collection[int], spec: Any, isolation: Any) -> Mapping[int, int]:
@@ -110,20 +110,20 @@ class Offsets:
         try:
             found = {place.partition: answer.result().offset for place, answer in answers.items()}
         except KafkaException as error:
-            raise self._trouble.explain(error.args[0]) from error
+            raise self._connection.explain(error.args[0]) from error
         return {number: offset for number, offset in found.items() if offset >= 0}
 
 
-def standings(kafka: KafkaSettings, topic: str, group_id: str) -> list[Standing]:
-    """The group's committed offset and the log of each partition of a topic.
+def group_offsets(kafka: KafkaSettings, topic: str, group_id: str) -> list[GroupOffset]:
+    """The group's committed offset and the log bounds of each partition of a topic.
 
     Raises:
         BrokerUnavailableError: no broker answers.
         TopicMissingError: the topic does not exist.
     """
-    offsets = Offsets(kafka)
-    numbers = offsets.partitions(topic)
+    client = OffsetClient(kafka)
+    numbers = client.partitions(topic)
     # Committed offsets first: a log end that is read later cannot lie below them.
-    committed = offsets.committed(topic, group_id, numbers)
-    logs = offsets.logs(topic)
-    return [Standing(each, logs.get(each.partition)) for each in committed]
+    committed = client.committed(topic, group_id, numbers)
+    logs = client.log_bounds(topic)
+    return [GroupOffset(each, logs.get(each.partition)) for each in committed]

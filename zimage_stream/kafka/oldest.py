@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from confluent_kafka import OFFSET_INVALID
 
-from zimage_stream.kafka.offsets import standings
+from zimage_stream.kafka.offsets import group_offsets
 from zimage_stream.kafka.reader import TopicReader
 from zimage_stream.kafka.record import Record
 from zimage_stream.settings import KafkaSettings
@@ -23,7 +23,7 @@ def oldest_unresolved(kafka: KafkaSettings, topic: str, group_id: str) -> timede
         TopicMissingError: the topic does not exist.
     """
     bases = {}
-    for each in standings(kafka, topic, group_id):
+    for each in group_offsets(kafka, topic, group_id):
         if each.log is None:
             continue
         base = each.log.low if each.committed.offset == OFFSET_INVALID else each.committed.offset

@@ -20,7 +20,7 @@ from zimage_stream.errors import (
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.image_result import ImageResult
 from zimage_stream.events.registry import SchemaUnavailableError
-from zimage_stream.kafka.clients import CONTACT_TIMEOUT_S, Trouble, partitions_of, reader_config
+from zimage_stream.kafka.clients import CONTACT_TIMEOUT_S, ConnectionStatus, partitions_of, reader_config
 from zimage_stream.kafka.record import Record, record_of
 from zimage_stream.settings import KafkaSettings
 
@@ -42,7 +42,7 @@ NEW_PARTITIONS_S = 5.0
 """Interval of the check for partitions that were added to the topic, in seconds."""
 _LOOK_TIMEOUT_S = 1.0
 
-Offsets = Mapping[int, int]
+PartitionOffsets = Mapping[int, int]
 """Offset of the next record by partition number."""
 
 
@@ -57,11 +57,11 @@ class TopicReader:
 
     def __init__(self, settings: KafkaSettings, topic: str, *, uncommitted: bool = False) -> None:
         self._topic = topic
-        self._trouble = Trouble(settings)
+        self._connection = ConnectionStatus(settings)
         self._positions: dict[int, int] = {}
         self._unfinished: set[int] = set()
         self._look_at = float("inf")
-        config = {**reader_config(settings), "enable.partition.eof": True, "error_cb": self._trouble}
+        config = {**reader_config(settings), "enable.partition.eof": True, "error_cb": self._connection}
         if uncommitted:
             config["isolation.level"] = "read_uncommitted"
         self._consumer = Consumer(config)
@@ -94,7 +94,7 @@ class TopicReader:
         try:
             found = self._consumer.offsets_for_times(asked, timeout=CONTACT_TIMEOUT_S)
         except KafkaException as error:
-            raise self._trouble.explain(error.args[0]) from error
+            raise self._connection.explain(error.args[0]) from error
         return {each.partition: each.offset for each in found}
 
     def _end_of(self, partition: int) -> int:
@@ -105,10 +105,10 @@ class TopicReader:
             except KafkaException as error:
                 problem = error.args[0]
                 if problem.code() not in _NO_LEADER_YET or time.monotonic() > deadline:
-                    raise self._trouble.explain(problem) from error
+                    raise self._connection.explain(problem) from error
             time.sleep(0.1)
 
-    def start(self, offsets: Offsets | None = None, *, growing: bool = False) -> None:
+    def start(self, offsets: PartitionOffsets | None = None, *, growing: bool = False) -> None:
         """Start reading. Raises as :meth:`end_offsets`.
 
         Args:
@@ -140,11 +140,11 @@ class TopicReader:
         return frozenset(self._unfinished)
 
     @property
-    def trouble(self) -> BrokerUnavailableError | None:
+    def connection_error(self) -> BrokerUnavailableError | None:
         """The current connection error, or ``None`` if a broker has answered since."""
-        return self._trouble.error
+        return self._connection.error
 
-    def read_to_end(self, ends: Offsets | None = None) -> Iterator[Record]:
+    def read_to_end(self, ends: PartitionOffsets | None = None) -> Iterator[Record]:
         """Yield records from the current positions until every partition has been read to its end.
 
         Args:
@@ -164,8 +164,8 @@ class TopicReader:
                     self._unfinished.discard(record.partition)
                 if record.offset < end:
                     yield record
-            elif self.trouble is not None:
-                raise self.trouble
+            elif self.connection_error is not None:
+                raise self.connection_error
 
     def poll(self, timeout_s: float) -> Record | None:
         """Return the next record, or ``None`` after ``timeout_s`` seconds or at the end of a partition.
@@ -181,18 +181,18 @@ class TopicReader:
             return None
         error = message.error()
         if error is None:
-            self._trouble.clear()
+            self._connection.clear()
             record = record_of(message)
             self._positions[record.partition] = record.offset + 1
             return record
         if error.code() == KafkaError._PARTITION_EOF:
-            self._trouble.clear()
+            self._connection.clear()
             self._unfinished -= {message.partition()}
             return None
         if error.code() in _NOT_TO_BE_READ:
             raise TopicMissingError(self._topic, error.str())
         if error.fatal():
-            raise self._trouble.explain(error)
+            raise self._connection.explain(error)
         log.warning("reading %s: %s", self._topic, error.str())
         return None
 
@@ -220,7 +220,7 @@ class TopicReader:
             self._consumer.incremental_assign(places)
 
     def _partitions(self) -> list[int]:
-        return sorted(partitions_of(self._consumer, self._trouble, self._topic))
+        return sorted(partitions_of(self._consumer, self._connection, self._topic))
 
 
 class ResultReader:

@@ -13,7 +13,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from zimage_stream import forks
 from zimage_stream.errors import BrokerUnavailableError, SubmitError
 from zimage_stream.events.image_result import Source
-from zimage_stream.kafka.clients import CONTACT_TIMEOUT_S, Trouble, create_producer, partitions_of
+from zimage_stream.kafka.clients import CONTACT_TIMEOUT_S, ConnectionStatus, create_producer, partitions_of
 from zimage_stream.kafka.partitions import walk
 from zimage_stream.settings import KafkaSettings
 
@@ -35,7 +35,7 @@ class Submitter:
     def __init__(self, settings: KafkaSettings, topic: str) -> None:
         self._settings = settings
         self._topic = topic
-        self._trouble = Trouble(settings)
+        self._connection = ConnectionStatus(settings)
         self._lock = threading.Lock()
         self._producer: Producer | None = None
         self._partitions = 0
@@ -43,12 +43,12 @@ class Submitter:
         self._walked_at = float("-inf")
         self._closed = threading.Event()
         self._poller: threading.Thread | None = None
-        forks.follow(self)
+        forks.register(self)
 
     def after_fork(self) -> None:
         """Start afresh with the child's own producer; records in flight belong to the parent."""
         self._lock = threading.Lock()
-        forks.leave(self._producer)
+        forks.leak(self._producer)
         self._producer = self._poller = None
         self._closed = threading.Event()
 
@@ -74,7 +74,7 @@ class Submitter:
             # An exception here would end the polling thread, on which all other requests depend.
             try:
                 if error is None:
-                    self._trouble.clear()
+                    self._connection.clear()
                     settled(_source(request_id, message))
                 else:
                     settled(self._refused(request_id, error))
@@ -117,7 +117,9 @@ class Submitter:
         with self._lock:
             producer = self._producer
             if producer is None:
-                producer = create_producer(self._settings, self._trouble, delivery_timeout_s=ACCEPT_TIMEOUT_S)
+                producer = create_producer(
+                    self._settings, self._connection, delivery_timeout_s=ACCEPT_TIMEOUT_S
+                )
                 self._refresh_partitions(producer)
                 self._producer = producer
             elif time.monotonic() - self._walked_at > PARTITIONS_REFRESH_S:
@@ -130,7 +132,7 @@ class Submitter:
     def _refresh_partitions(self, producer: Producer) -> None:
         self._walked_at = time.monotonic()
         try:
-            count = len(partitions_of(producer, self._trouble, self._topic))
+            count = len(partitions_of(producer, self._connection, self._topic))
         except BrokerUnavailableError:
             if self._partitions:
                 return
@@ -166,7 +168,7 @@ class Submitter:
             "no broker acknowledged it in time; it may have been stored nevertheless. Send it again with the "
             "same id: that makes no second image",
         )
-        refused.__cause__ = self._trouble.explain(error)
+        refused.__cause__ = self._connection.explain(error)
         return refused
 
 

@@ -22,7 +22,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from zimage_stream.errors import ZImageError
 from zimage_stream.events.rules import MAX_RECORD_BYTES
-from zimage_stream.kafka.clients import MAX_MESSAGE_BYTES, Trouble, create_admin, metadata_of
+from zimage_stream.kafka.clients import MAX_MESSAGE_BYTES, ConnectionStatus, create_admin, metadata_of
 from zimage_stream.settings import KafkaSettings, TopicSettings
 
 log = logging.getLogger(__name__)
@@ -317,9 +317,9 @@ def make_topics(
     kafka: KafkaSettings, specs: Sequence[TopicSpec], replication_factor: int = _BROKER_DEFAULT
 ) -> dict[str, bool]:
     """Create those of the given topics that are missing. Returns and raises as :func:`create_topics`."""
-    trouble = Trouble(kafka)
-    admin = create_admin(kafka, trouble)
-    present = metadata_of(admin, trouble).topics
+    connection = ConnectionStatus(kafka)
+    admin = create_admin(kafka, connection)
+    present = metadata_of(admin, connection).topics
     wanted = [
         NewTopic(spec.name, spec.partitions, replication_factor, config=spec.config)
         for spec in specs
@@ -334,8 +334,8 @@ def make_topics(
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise TopicError(f"topic {name} could not be created: {error.args[0].str()}") from error
             made[name] = False
-    _wait_until_known(trouble, admin, made)
-    _raise_min_insync(trouble, admin, [name for name, new in made.items() if new])
+    _wait_until_known(connection, admin, made)
+    _raise_min_insync(connection, admin, [name for name, new in made.items() if new])
     return made
 
 
@@ -345,9 +345,9 @@ def topic_exists(kafka: KafkaSettings, name: str) -> bool:
     Raises:
         BrokerUnavailableError: no broker answers.
     """
-    trouble = Trouble(kafka)
-    admin = create_admin(kafka, trouble)
-    return name in metadata_of(admin, trouble).topics
+    connection = ConnectionStatus(kafka)
+    admin = create_admin(kafka, connection)
+    return name in metadata_of(admin, connection).topics
 
 
 def check_topics(
@@ -369,10 +369,10 @@ def check_topics(
         BrokerUnavailableError: no broker answers.
         TopicError: these credentials may not describe a topic.
     """
-    trouble = Trouble(kafka)
-    admin = create_admin(kafka, trouble)
+    connection = ConnectionStatus(kafka)
+    admin = create_admin(kafka, connection)
     specs, notes = required_topics(names, request_partitions), replayed_topic(names)
-    metadata = metadata_of(admin, trouble)
+    metadata = metadata_of(admin, connection)
     states = _states(metadata, admin, [spec.name for spec in specs])
     findings = [finding for spec in specs for finding in compare(spec, states.get(spec.name))]
     brokers = _count_brokers(metadata)
@@ -391,22 +391,22 @@ def check_topics(
     return findings
 
 
-def _wait_until_known(trouble: Trouble, admin: AdminClient, names: Iterable[str]) -> None:
+def _wait_until_known(connection: ConnectionStatus, admin: AdminClient, names: Iterable[str]) -> None:
     """Wait until the metadata shows the topics.
 
     The controller answers before every broker knows of a new topic; without this wait the next submission
     could fail because the topic seems to be missing.
     """
     deadline = time.monotonic() + TIMEOUT_S
-    while not all(name in metadata_of(admin, trouble).topics for name in names):
+    while not all(name in metadata_of(admin, connection).topics for name in names):
         if time.monotonic() > deadline:
             raise TopicError("the topics have been created, but not every broker shows them yet")
         time.sleep(0.05)
 
 
-def _raise_min_insync(trouble: Trouble, admin: AdminClient, names: Sequence[str]) -> None:
+def _raise_min_insync(connection: ConnectionStatus, admin: AdminClient, names: Sequence[str]) -> None:
     """Require two in-sync replicas for a write to those of these topics that have three and require fewer."""
-    states = _visible(metadata_of(admin, trouble), admin, names)
+    states = _visible(metadata_of(admin, connection), admin, names)
     low = [
         name
         for name, state in states.items()

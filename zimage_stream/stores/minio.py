@@ -30,7 +30,7 @@ from zimage_stream.errors import (
     StoreRejectedError,
     StoreUnavailableError,
     ZImageError,
-    shorten,
+    short_repr,
 )
 from zimage_stream.escaping import shortened
 from zimage_stream.settings import StoreSettings
@@ -244,7 +244,7 @@ class MinioStore:
             raise StoreUnavailableError(f"{where} does not answer: {error}") from error
         if isinstance(error, InvalidResponseError | ParseError | ValueError):
             # The answer came from a gateway in front of a store that is down, or from another kind of server.
-            reason = shorten(str(error), 200)
+            reason = short_repr(str(error), 200)
             raise StoreUnavailableError(f"{where} does not answer like an S3 store: {reason}") from error
         raise error
 

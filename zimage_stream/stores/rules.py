@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from zimage_stream.errors import StoreRejectedError, shorten
+from zimage_stream.errors import StoreRejectedError, short_repr
 
 MAX_KEY_BYTES = 1024
 MAX_METADATA_BYTES = 2048
@@ -25,13 +25,18 @@ def checked_key(key: str) -> tuple[str, ...]:
     """
     parts = tuple(key.split("/"))
     if any(not part or part.startswith(".") for part in parts):
-        raise StoreRejectedError(f"the key {shorten(key)} is refused: a part is empty or starts with a dot")
+        raise StoreRejectedError(
+            f"the key {short_repr(key)} is refused: a part is empty or starts with a dot"
+        )
     if not key.replace(" ", "").isprintable() or "\\" in key:
         raise StoreRejectedError(
-            f"the key {shorten(key)} is refused: it may contain printable characters only, and no backslash"
+            f"the key {short_repr(key)} is refused: it may contain printable characters only, "
+            "and no backslash"
         )
     if len(key.encode()) > MAX_KEY_BYTES:
-        raise StoreRejectedError(f"the key {shorten(key)} is refused: it has more than {MAX_KEY_BYTES} bytes")
+        raise StoreRejectedError(
+            f"the key {short_repr(key)} is refused: it has more than {MAX_KEY_BYTES} bytes"
+        )
     return parts
 
 
@@ -46,11 +51,12 @@ def checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     for name, value in lowered.items():
         if not _NAME.fullmatch(name):
             raise StoreRejectedError(
-                f"metadata {shorten(name)} is refused: names take ASCII letters, digits and hyphens"
+                f"metadata {short_repr(name)} is refused: names take ASCII letters, digits and hyphens"
             )
         if not _VALUE.fullmatch(value):
             raise StoreRejectedError(
-                f"metadata {name}: got {shorten(value)}, takes printable ASCII without spaces at either end"
+                f"metadata {name}: got {short_repr(value)}, takes printable ASCII without spaces at either "
+                "end"
             )
     size = sum(len(name) + len(value) for name, value in lowered.items())
     if size > MAX_METADATA_BYTES:

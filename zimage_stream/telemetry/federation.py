@@ -23,12 +23,12 @@ class Member:
     Attributes:
         device: the worker's device, as a label.
         port: port of the worker's own health and metrics on this machine; ``None`` while it has none.
-        trouble: the problem with the worker that its supervisor knows of, if any.
+        problem: the problem with the worker that its supervisor knows of, if any.
     """
 
     device: str
     port: int | None
-    trouble: str | None = None
+    problem: str | None = None
 
 
 class Federation(Collector):
@@ -73,7 +73,7 @@ class Federation(Collector):
 def _reasons(member: Member) -> list[str]:
     text = _get(member, "/readyz")
     if text is None:
-        return [member.trouble or "the worker is not running or does not answer"]
+        return [member.problem or "the worker is not running or does not answer"]
     answer: Mapping[str, list[str]] = json.loads(text)
     return list(answer["reasons"])
 

@@ -83,7 +83,7 @@ class Health:
     def up(self, dependency: str) -> None:
         """Note that a dependency answered."""
         # Called many times a second, and nearly always without a change.
-        if self._dependencies.get(dependency, _UNHEARD) is not None:
+        if self._dependencies.get(dependency, _NEVER_QUERIED) is not None:
             with self._lock:
                 self._dependencies[dependency] = None
 
@@ -162,4 +162,4 @@ class Health:
         return silent_s if silent_s >= bound and (self._started or call is not None) else None
 
 
-_UNHEARD = _Outage("never queried", 0.0)
+_NEVER_QUERIED = _Outage("never queried", 0.0)

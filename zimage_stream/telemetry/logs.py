@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pythonjsonlogger.core import LogData
 from pythonjsonlogger.json import JsonFormatter
 
-from zimage_stream.errors import RequestError, shorten
+from zimage_stream.errors import RequestError, short_repr
 from zimage_stream.escaping import (
     LINE_CHARACTERS,
     NAME_CHARACTERS,
@@ -94,7 +94,7 @@ class _Console(LineFormatter):
         prompt = getattr(record, "prompt", None)
         quoted = getattr(record, QUOTED, None)
         line = super().formatMessage(record) + escaped(f" [{about}]" if about else "")
-        line += "" if prompt is None else f" {shorten(prompt, LINE_CHARACTERS)}"
+        line += "" if prompt is None else f" {short_repr(prompt, LINE_CHARACTERS)}"
         return line if quoted is None else f"{line}\n  {escaped_lines(shortened_lines(quoted.rstrip()))}"
 
 

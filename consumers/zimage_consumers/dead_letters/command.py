@@ -26,8 +26,8 @@ from zimage_consumers.dead_letters.replay import MAX_LETTERS_PER_TRANSACTION, Re
 from zimage_consumers.dead_letters.show import details, groups_table, id_of, line_of
 from zimage_consumers.image_worker.stages.verdict import DEPLOYMENT_CODES
 from zimage_stream.cli.context import settings_of
-from zimage_stream.cli.printing import print_table, say_json
-from zimage_stream.cli.terminal import say
+from zimage_stream.cli.printing import print_json, print_table
+from zimage_stream.cli.terminal import print_line
 from zimage_stream.errors import RequestError
 from zimage_stream.escaping import NAME_CHARACTERS, shortened
 from zimage_stream.events.codec import Codec, create_codec
@@ -80,22 +80,24 @@ def list_(
             if wanted != LetterFilter() or limit is not None:
                 again = letter in replayed
                 if json:
-                    _say_json(letter, again)
+                    _print_json(letter, again)
                 else:
-                    say(line_of(letter, now, replayed=again))
+                    print_line(line_of(letter, now, replayed=again))
             else:
                 groups.setdefault(letter.code, LetterGroup.of(letter)).add(letter, letter in replayed)
             if found == limit:
                 break
     if json:
         for name, group in groups.items():
-            say_json({"code": name, **group.as_dict()})
+            print_json({"code": name, **group.as_dict()})
     elif groups:
         print_table(groups_table(groups, now))
-        say(err=True)
-        say("to list each: zimage dead-letters list --code CODE", err=True)
+        print_line(err=True)
+        print_line("to list each: zimage dead-letters list --code CODE", err=True)
     elif not found:
-        say("there are no such dead letters" if wanted != LetterFilter() else "there are none", err=True)
+        print_line(
+            "there are no such dead letters" if wanted != LetterFilter() else "there are none", err=True
+        )
 
 
 @app.command()
@@ -133,16 +135,16 @@ def show(
                 try:
                     sys.stdout.buffer.write(complete_letter(settings.kafka, codec, letter).value or b"")
                 except NotReplayableError as error:
-                    say(str(error), err=True)
+                    print_line(str(error), err=True)
                     raise typer.Exit(1) from error
             elif json:
-                _say_json(letter, letter in replayed)
+                _print_json(letter, letter in replayed)
             else:
                 if shown:
-                    say()
-                    say("─" * 72)
+                    print_line()
+                    print_line("─" * 72)
                 for line in details(letter, now, replayed=letter in replayed):
-                    say(line)
+                    print_line(line)
             shown += 1
     _end_if_none(shown)
 
@@ -165,7 +167,7 @@ def export(
     with create_codec(settings.registry) as codec:
         letters = read_letters(settings, codec, _wanted(code, id_, tenant, at))
         for number, letter in enumerate(letters, 1):
-            _say_json(letter, letter in replayed)
+            _print_json(letter, letter in replayed)
             if number == limit:
                 break
 
@@ -257,9 +259,9 @@ def release(
     write_releases(settings, codes, until.timestamp())
     names = ", ".join(codes)
     if minutes:
-        say(f"{names}: nothing is held back until {until:%Y-%m-%d %H:%M:%S} UTC", err=True)
+        print_line(f"{names}: nothing is held back until {until:%Y-%m-%d %H:%M:%S} UTC", err=True)
     else:
-        say(f"{names}: workers hold back again what may be the deployment's fault", err=True)
+        print_line(f"{names}: workers hold back again what may be the deployment's fault", err=True)
 
 
 class _ReplayValues:
@@ -305,7 +307,7 @@ class _Tally:
 
     def refuse(self, letter: DeadLetter, error: Exception | str) -> None:
         self._refused += 1
-        say(f"{letter.place} {id_of(letter)} is not sent: {error}", err=True)
+        print_line(f"{letter.place} {id_of(letter)} is not sent: {error}", err=True)
 
     def send(self, waiting: list[Replay], replayer: Replayer | None) -> None:
         """Send these replays, report each, and empty the list."""
@@ -331,9 +333,9 @@ class _Tally:
             code = shortened(letter.code, NAME_CHARACTERS)
             line = f"{letter.place!s:>8}  {code:<17} {id_of(letter)}  {changed}"
             if self._json:
-                say_json(said)
+                print_json(said)
             else:
-                say(line)
+                print_line(line)
         waiting.clear()
 
     def end(self) -> int:
@@ -344,7 +346,7 @@ class _Tally:
             parts.append(f"{self.skipped:,} left out: replayed before (--again sends them again)")
         if self._refused:
             parts.append(f"{self._refused:,} not sent")
-        say("; ".join(parts), err=True)
+        print_line("; ".join(parts), err=True)
         return 1 if self._refused or not (self.chosen or self.skipped) else 0
 
 
@@ -400,11 +402,11 @@ def _bytes_of(path: Path | None) -> bytes | None:
         raise typer.BadParameter(f"{path}: {error.strerror}", param_hint="--value") from error
 
 
-def _say_json(letter: DeadLetter, replayed: bool) -> None:
-    say_json({**letter.as_dict(), "replayed": replayed})
+def _print_json(letter: DeadLetter, replayed: bool) -> None:
+    print_json({**letter.as_dict(), "replayed": replayed})
 
 
 def _end_if_none(count: int) -> None:
     if not count:
-        say("there are no such dead letters", err=True)
+        print_line("there are no such dead letters", err=True)
         raise typer.Exit(1)

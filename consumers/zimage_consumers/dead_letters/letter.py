@@ -58,7 +58,7 @@ class DeadLetter:
     request: PromptRequest | None
     unreadable: str | None
 
-    def said(self, name: str) -> str | None:
+    def header(self, name: str) -> str | None:
         """The last header with this name, as text."""
         values = [value for header, value in self.headers if header == name and value is not None]
         return values[-1].decode(errors="replace") if values else None
@@ -66,17 +66,19 @@ class DeadLetter:
     @property
     def code(self) -> str:
         """Code of the reason why it failed."""
-        return self.said("zimage.code") or UNSAID
+        return self.header("zimage.code") or UNSAID
 
     @property
     def message(self) -> str:
         """Reason why it failed, for people."""
-        return self.said("__connect.errors.exception.message") or ""
+        return self.header("__connect.errors.exception.message") or ""
 
     @property
     def cut(self) -> dict[str, str]:
         """Parts of the record that did not fit into the letter, as its headers state them."""
-        return {name.removeprefix("zimage."): said for name in CUTS if (said := self.said(name)) is not None}
+        return {
+            name.removeprefix("zimage."): said for name in CUTS if (said := self.header(name)) is not None
+        }
 
     @property
     def request_id(self) -> str | None:
@@ -107,7 +109,7 @@ class DeadLetter:
     def source(self) -> str:
         """The record that failed, as topic/partition/offset."""
         names = ("topic", "partition", "offset")
-        return "/".join(self.said(f"__connect.errors.{name}") or "?" for name in names)
+        return "/".join(self.header(f"__connect.errors.{name}") or "?" for name in names)
 
     def as_dict(self) -> dict[str, Any]:
         """The letter as JSON: ``value`` and ``key`` in base64, headers in order, as text if possible."""
@@ -118,8 +120,8 @@ class DeadLetter:
             "at": self.at.isoformat(timespec="milliseconds"),
             "request_id": self.request_id,
             "source": self.source,
-            "attempts": _number(self.said("zimage.attempts")),
-            "worker": self.said("zimage.worker"),
+            "attempts": _number(self.header("zimage.attempts")),
+            "worker": self.header("zimage.worker"),
             "replays": self.replays,
             "cut": self.cut,
             "request": None if self.request is None else plain_fields(self.request),

@@ -22,9 +22,9 @@ def complete_letter(kafka: KafkaSettings, codec: Codec, letter: DeadLetter) -> D
         NotReplayableError: the original record is not available any more.
         BrokerUnavailableError: no broker responds.
     """
-    cut = {name for name in CUTS if letter.said(name) is not None}
+    cut = {name for name in CUTS if letter.header(name) is not None}
     # Headers that the worker could not read cannot be read from the original record either.
-    if not cut or (cut == {HEADERS_LEFT_OUT} and letter.said(HEADERS_LEFT_OUT) == "all"):
+    if not cut or (cut == {HEADERS_LEFT_OUT} and letter.header(HEADERS_LEFT_OUT) == "all"):
         return letter
     record = _find(kafka, letter)
     if not _same_value(record, letter):
@@ -46,15 +46,15 @@ def complete_letter(kafka: KafkaSettings, codec: Codec, letter: DeadLetter) -> D
 
 def _same_value(record: Record, letter: DeadLetter) -> bool:
     """Whether the record has the value that the letter has, or whose hash it has."""
-    hashed = letter.said(VALUE_SHA256)
+    hashed = letter.header(VALUE_SHA256)
     if hashed is None:
         return record.value == letter.value
     return sha256(record.value or b"").hexdigest() == hashed
 
 
 def _find(kafka: KafkaSettings, letter: DeadLetter) -> Record:
-    topic = letter.said("__connect.errors.topic") or ""
-    number, offset = (letter.said(f"__connect.errors.{name}") or "" for name in ("partition", "offset"))
+    topic = letter.header("__connect.errors.topic") or ""
+    number, offset = (letter.header(f"__connect.errors.{name}") or "" for name in ("partition", "offset"))
     gone = NotReplayableError(
         f"{letter.place} does not have all of its record, which is not kept any more at {letter.source}; "
         f"give its bytes with --value"

@@ -10,7 +10,7 @@ from confluent_kafka import KafkaError, KafkaException, Message
 
 from zimage_stream.errors import BrokerUnavailableError
 from zimage_stream.events.image_result import Code
-from zimage_stream.kafka.clients import Trouble, create_producer
+from zimage_stream.kafka.clients import ConnectionStatus, create_producer
 from zimage_stream.kafka.reader import TopicReader
 from zimage_stream.kafka.record import Record
 from zimage_stream.kafka.topics import make_topics, released_topic, topic_exists
@@ -29,8 +29,8 @@ def write_releases(settings: Settings, codes: Iterable[Code], until: float) -> N
         TopicError: the topic does not exist and cannot be created.
     """
     make_topics(settings.kafka, [released_topic(settings.topics)])
-    trouble, failures = Trouble(settings.kafka), list[KafkaError]()
-    producer = create_producer(settings.kafka, trouble)
+    connection, failures = ConnectionStatus(settings.kafka), list[KafkaError]()
+    producer = create_producer(settings.kafka, connection)
 
     def delivered(error: KafkaError | None, _: Message) -> None:
         if error is not None:
@@ -41,7 +41,7 @@ def write_releases(settings: Settings, codes: Iterable[Code], until: float) -> N
         producer.produce(released_topic(settings.topics).name, value, code.encode(), on_delivery=delivered)
     if producer.flush(_TIMEOUT_S) or failures:
         problem = failures[0] if failures else KafkaError(KafkaError._TIMED_OUT)
-        raise trouble.explain(problem)
+        raise connection.explain(problem)
 
 
 def read_releases(settings: Settings) -> dict[Code, float]:

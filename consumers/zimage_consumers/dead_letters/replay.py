@@ -16,7 +16,7 @@ from zimage_consumers.dead_letters.notes import ReplayNote, ReplayNotes, key_of,
 from zimage_stream.errors import ZImageError
 from zimage_stream.events.headers import replay_headers
 from zimage_stream.kafka.clients import (
-    Trouble,
+    ConnectionStatus,
     partitions_of,
     producer_config,
     transactional_config,
@@ -84,11 +84,11 @@ class Replayer:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._trouble = Trouble(settings.kafka)
+        self._connection = ConnectionStatus(settings.kafka)
         make_topics(settings.kafka, [replayed_topic(settings.topics)])
         self._transactional = settings.worker.guarantee == "exactly_once"
         self._producer = self._new_producer()
-        count = len(partitions_of(self._producer, self._trouble, settings.topics.requests))
+        count = len(partitions_of(self._producer, self._connection, settings.topics.requests))
         self._walk: Iterator[int] = walk(count, secrets.randbelow(count))
         self.replayed = self._take_over()
         """Notes of what was replayed before, by this replayer or earlier ones."""
@@ -126,7 +126,7 @@ class Replayer:
             name = transactional_id(kafka, self._settings.worker.group_id, "dead-letters", "replay")
             config = transactional_config(kafka, name)
         # One record that is too large would have all records in its batch refused.
-        return Producer({**config, "batch.num.messages": 1, "error_cb": self._trouble})
+        return Producer({**config, "batch.num.messages": 1, "error_cb": self._connection})
 
     def _take_over(self) -> ReplayNotes:
         """Fence other replayers, then read what was replayed up to now."""
@@ -232,4 +232,6 @@ class Replayer:
     def _error(self, problem: KafkaError) -> ZImageError:
         if problem.code() == KafkaError._FATAL or problem.fatal():
             return ReplayError(f"another process is replaying dead letters now ({problem.str()})")
-        return self._trouble.error or ReplayError(f"the brokers did not accept the replay: {problem.str()}")
+        return self._connection.error or ReplayError(
+            f"the brokers did not accept the replay: {problem.str()}"
+        )

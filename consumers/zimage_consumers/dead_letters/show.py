@@ -58,38 +58,38 @@ def details(letter: DeadLetter, now: datetime, *, replayed: bool) -> Iterator[st
 
     Where anything is shortened, the last line tells how to get all of it.
     """
-    brief = _Brief()
+    shortener = _Shortener()
     said = {
         "dead letter": str(letter.place),
         "died": f"{letter.at:%Y-%m-%d %H:%M:%S} UTC, {age(now - letter.at)} ago",
         "code": letter.code,
         "message": letter.message,
-        "error": letter.said("__connect.errors.exception.class.name") or "",
+        "error": letter.header("__connect.errors.exception.class.name") or "",
         "record": letter.source,
-        "worker": letter.said("zimage.worker") or "",
-        "attempts": letter.said("zimage.attempts") or "",
+        "worker": letter.header("zimage.worker") or "",
+        "attempts": letter.header("zimage.attempts") or "",
         "replayed": "yes" if replayed else "no",
         "replays": f"{letter.replays} before this death",
     }
-    yield from (f"{name:<12} {brief.text(value)}".rstrip() for name, value in said.items())
+    yield from (f"{name:<12} {shortener.text(value)}".rstrip() for name, value in said.items())
     yield ""
     if letter.request is None:
-        yield f"request      it cannot be read: {brief.text(letter.unreadable)}"
+        yield f"request      it cannot be read: {shortener.text(letter.unreadable)}"
     else:
         yield "request"
         fields = plain_fields(letter.request).items()
         yield from _indented(
-            [(name, "" if value is None else brief.text(str(value))) for name, value in fields]
+            [(name, "" if value is None else shortener.text(str(value))) for name, value in fields]
         )
     yield ""
     yield "headers"
-    yield from _headers(without_reasons(letter.headers), brief)
+    yield from _headers(without_reasons(letter.headers), shortener)
     yield ""
     if letter.cut:
-        yield "left out     " + ", ".join(f"{name} {brief.text(cut)}" for name, cut in letter.cut.items())
-        yield f"             all of it, while it is kept, is at {brief.text(letter.source)}"
+        yield "left out     " + ", ".join(f"{name} {shortener.text(cut)}" for name, cut in letter.cut.items())
+        yield f"             all of it, while it is kept, is at {shortener.text(letter.source)}"
         yield ""
-    yield f"key          {brief.data(letter.key)}"
+    yield f"key          {shortener.data(letter.key)}"
     if letter.value is None:
         yield "value        none (a null)"
     else:
@@ -97,7 +97,7 @@ def details(letter: DeadLetter, now: datetime, *, replayed: bool) -> Iterator[st
         yield from dump(letter.value[:DUMPED_BYTES])
         if len(letter.value) > DUMPED_BYTES:
             yield f"  … {len(letter.value) - DUMPED_BYTES:,} more; all of them: --raw"
-    if brief.shortened:
+    if shortener.shortened:
         yield ""
         yield (
             f"shortened    all of it: zimage dead-letters show {letter.place} --json, or "
@@ -105,7 +105,7 @@ def details(letter: DeadLetter, now: datetime, *, replayed: bool) -> Iterator[st
         )
 
 
-class _Brief:
+class _Shortener:
     """Shortens text, and remembers whether it had to."""
 
     def __init__(self) -> None:
@@ -135,11 +135,13 @@ class _Brief:
         return f"{shown}… ({len(value):,} bytes)"
 
 
-def _headers(headers: Headers, brief: _Brief) -> Iterator[str]:
+def _headers(headers: Headers, shortener: _Shortener) -> Iterator[str]:
     some = headers[:SHOWN_HEADERS]
-    yield from _indented([(brief.text(name, NAME_CHARACTERS), brief.data(value)) for name, value in some])
+    yield from _indented(
+        [(shortener.text(name, NAME_CHARACTERS), shortener.data(value)) for name, value in some]
+    )
     if len(some) < len(headers):
-        brief.shortened = True
+        shortener.shortened = True
         yield f"  … {len(headers) - len(some):,} more"
 
 

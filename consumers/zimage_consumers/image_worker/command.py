@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
 from typing import Annotated
 
@@ -38,15 +36,10 @@ def worker(
     Example: zimage worker --devices 0,1
     """
     # Until a worker runs there is nothing to finish, and an import of torch does not take interrupts well.
-    interrupt.ends_at_once()
+    interrupt.exit_at_once()
     from zimage_consumers.image_worker.host.process import StopSignals, run_worker
-    from zimage_consumers.image_worker.host.supervisor import (
-        LOADED,
-        Supervisor,
-        count_gpus,
-        devices_of,
-        die_with,
-    )
+    from zimage_consumers.image_worker.host.report import Reporter
+    from zimage_consumers.image_worker.host.supervisor import Supervisor, count_gpus, devices_of, die_with
     from zimage_consumers.image_worker.worker import Worker
 
     config = config_of(context)
@@ -55,19 +48,13 @@ def worker(
         die_with(parent)
     if not supervise:
         slot = settings.slot(settings.engine.device)
-        signals = StopSignals()
+        signals, reporter = StopSignals(), Reporter(report)
 
         def started(worker: Worker, port: int) -> None:
             signals.watch(worker)
-            tell(b"%d" % port)
+            reporter.listening(port)
 
-        def tell(line: bytes) -> None:
-            if report is not None:
-                # If the supervisor has died, the signal that its death sends us is on its way.
-                with contextlib.suppress(BrokenPipeError):
-                    os.write(report, line + b"\n")
-
-        code = run_worker(settings, slot, started=started, loaded=lambda: tell(LOADED))
+        code = run_worker(settings, slot, started=started, loaded=reporter.loaded)
         raise typer.Exit(signals.exit_code(code))
     configure(settings.telemetry, slot="supervisor")
     # A simulated engine uses no device, so any number of workers can run on any machine.

@@ -477,7 +477,7 @@ class Outcomes:
 
     def _record_attempt(self, job: Job, timings: Timings) -> None:
         """Record the end of an attempt; it is charged if its generation was started."""
-        job.timings = job.timings.and_then(timings)
+        job.timings = job.timings.merged_with(timings)
         job.attempts += timings.started_at is not None
 
     def _end(self, resolution: Resolution) -> None:

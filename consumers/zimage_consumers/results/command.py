@@ -11,8 +11,8 @@ import typer
 
 from zimage_consumers.results.follow import ResultFilter, follow
 from zimage_stream.cli.context import settings_of
-from zimage_stream.cli.printing import say_result
-from zimage_stream.cli.terminal import say
+from zimage_stream.cli.printing import print_result
+from zimage_stream.cli.terminal import print_line
 from zimage_stream.client.saving import Saver
 from zimage_stream.events.codec import create_codec
 from zimage_stream.events.image_result import ImageResult, Status
@@ -60,11 +60,11 @@ def results(
     with _saver(settings, out) as saver:
         for result in _read(settings, wanted, earlier, follow_, timeout):
             found += 1
-            say_result(result, json=json)
+            print_result(result, json=json)
             if saver is not None:
                 saver.save(result)
     if found == 0 and not follow_:
-        say("there are no such results", err=True)
+        print_line("there are no such results", err=True)
     missed = bool(id_) and found == 0
     raise typer.Exit(1 if missed or (saver and saver.failed) else 0)
 
@@ -78,7 +78,7 @@ def _saver(settings: Settings, out: Path | None) -> Iterator[Saver | None]:
     with closing(create_store(settings.store)) as store, Saver(store, out, "Results") as saver:
         yield saver
     for problem in saver.problems:
-        say(f"not saved: {problem}", err=True)
+        print_line(f"not saved: {problem}", err=True)
 
 
 def _read(

@@ -68,8 +68,8 @@ def follow(
 
 def _is_late(reader: ResultReader, missing: Collection[str], deadline: Deadline, until_end: bool) -> bool:
     """Whether to stop after a poll that returned nothing. Raises as :func:`follow`."""
-    if reader.topic.trouble is not None and (until_end or deadline.passed):
-        raise reader.topic.trouble
+    if reader.topic.connection_error is not None and (until_end or deadline.passed):
+        raise reader.topic.connection_error
     if deadline.passed and missing:
         raise ResultTimeoutError(sorted(missing), deadline.timeout_s)
     return deadline.passed

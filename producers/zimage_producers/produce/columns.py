@@ -8,34 +8,34 @@ from collections.abc import Collection, Sequence
 from functools import lru_cache
 
 from zimage_producers.produce.rows import InputError
-from zimage_stream.errors import shorten
+from zimage_stream.errors import short_repr
 from zimage_stream.events.texts import FIELDS
 
 
 @lru_cache(4096)
-def meant(name: str) -> str | None:
+def field_resembled_by(name: str) -> str | None:
     """Return the field that a name differs from only in case, spaces, hyphens, width, invisible characters
     or a plural."""
-    return None if name in FIELDS else alike(name, FIELDS)
+    return None if name in FIELDS else similar_name(name, FIELDS)
 
 
-def alike(name: str, others: Collection[str]) -> str | None:
+def similar_name(name: str, others: Collection[str]) -> str | None:
     """Return the first of the other names that is the same name in a different spelling."""
-    plain = _plain(name)
-    return next((other for other in sorted(others) if other != name and _plain(other) == plain), None)
+    plain = _normalized(name)
+    return next((other for other in sorted(others) if other != name and _normalized(other) == plain), None)
 
 
-def _plain(name: str) -> str:
+def _normalized(name: str) -> str:
     normal = unicodedata.normalize("NFKC", name)
     visible = "".join(each for each in normal if unicodedata.category(each) not in ("Cf", "Cc"))
     return re.sub(r"[\s_-]+", "", visible).casefold().removesuffix("s")
 
 
-def misnamed(names: Collection[str]) -> str | None:
+def misnaming(names: Collection[str]) -> str | None:
     """Describe the problem with the first name that resembles a field's; ``None`` if there is none."""
     for name in names:
-        if field := meant(name):
-            return f"{shorten(name)} is not a field: write {field}, or rename it if it is an attribute"
+        if field := field_resembled_by(name):
+            return f"{short_repr(name)} is not a field: write {field}, or rename it if it is an attribute"
     return None
 
 
@@ -50,24 +50,24 @@ def check_columns(names: Sequence[str], line: int, name_by: str | None) -> None:
     Raises:
         InputError: the header is invalid; the message states the remedy.
     """
-    if problem := misnamed(names):
+    if problem := misnaming(names):
         raise InputError(f"line {line}: the column {problem}")
     if "prompt" not in names:
         hint = ". For JSON Lines, use --input-format jsonl" if "".join(names[:1])[:1] == "{" else ""
         raise InputError(
-            f"line {line} must name the columns, including prompt; it is {shorten([*names])}{hint}"
+            f"line {line} must name the columns, including prompt; it is {short_repr([*names])}{hint}"
         )
     seen: set[str] = set()
     for name in names:
         if name and name in seen:
-            raise InputError(f"line {line}: the column {shorten(name)} occurs twice")
+            raise InputError(f"line {line}: the column {short_repr(name)} occurs twice")
         seen.add(name)
     if name_by is not None and name_by not in seen - {""}:
-        raise InputError(no_such(name_by, [name for name in names if name], f"line {line}"))
+        raise InputError(no_such_column(name_by, [name for name in names if name], f"line {line}"))
 
 
-def no_such(name_by: str, names: Collection[str], where: str) -> str:
+def no_such_column(name_by: str, names: Collection[str], where: str) -> str:
     """Build the message that the column of ``--name-by`` is not among these names."""
-    close = alike(name_by, names)
-    hint = f"did you mean {shorten(close)}?" if close else f"the columns are {shorten([*names], 200)}"
-    return f"--name-by: {where} has no column {shorten(name_by)}; {hint}"
+    close = similar_name(name_by, names)
+    hint = f"did you mean {short_repr(close)}?" if close else f"the columns are {short_repr([*names], 200)}"
+    return f"--name-by: {where} has no column {short_repr(name_by)}; {hint}"

@@ -20,8 +20,8 @@ from zimage_producers.produce.row_ids import RowIds
 from zimage_producers.produce.run import InvalidLine, Run
 from zimage_producers.produce.tally import Tally
 from zimage_stream.cli.context import settings_of
-from zimage_stream.cli.printing import say_json, say_result
-from zimage_stream.cli.terminal import say
+from zimage_stream.cli.printing import print_json, print_result
+from zimage_stream.cli.terminal import print_line
 from zimage_stream.client.prompt_client import PromptClient
 from zimage_stream.client.saving import Saver
 from zimage_stream.errors import RequestError, ZImageError
@@ -70,7 +70,7 @@ def produce(
     """
     if (prompt is None) == (file is None):
         raise typer.BadParameter("give either a prompt or --file", param_hint="PROMPT")
-    fields = _given(
+    fields = _without_none(
         tenant=tenant,
         width=width,
         height=height,
@@ -89,16 +89,16 @@ def produce(
         if input_format or encoding or name_by:
             hint = "--input-format, --encoding, --name-by"
             raise typer.BadParameter("these require --file", param_hint=hint)
-        done = job.one(prompt, _given(request_id=request_id, batch_id=batch))
+        done = job.send_one(prompt, _without_none(request_id=request_id, batch_id=batch))
     else:
         if request_id is not None:
             raise typer.BadParameter("rows of a file have their own ids", param_hint="--request-id")
         path = None if file in (None, "-") else Path(str(file))
-        done = job.file(path, input_format, encoding, batch, name_by)
+        done = job.send_file(path, input_format, encoding, batch, name_by)
     raise typer.Exit(0 if done else 1)
 
 
-def _given(**options: Any) -> dict[str, Any]:
+def _without_none(**options: Any) -> dict[str, Any]:
     """Return the options that were given."""
     return {name: value for name, value in options.items() if value is not None}
 
@@ -112,7 +112,7 @@ class _Job:
     timeout: float | None
     json: bool
 
-    def one(self, prompt: str, more: Mapping[str, Any]) -> bool:
+    def send_one(self, prompt: str, more: Mapping[str, Any]) -> bool:
         """Send one request; return whether it was accepted and, if awaited, succeeded."""
         request = PromptRequest(**{**self.fields, **more, "prompt": prompt})
         with PromptClient(self.settings) as client, ExitStack() as stack:
@@ -120,22 +120,22 @@ class _Job:
             client.submit(request)
             if not self.wait:
                 if self.json:
-                    say_json({"request_id": request.request_id})
+                    print_json({"request_id": request.request_id})
                 else:
-                    say(request.request_id)
+                    print_line(request.request_id)
                 return True
             try:
                 result = client.wait(request.request_id, self.timeout)
             except KeyboardInterrupt:
-                say(err=True)
-                say(f"to get its result: zimage results --follow --id {request.request_id}", err=True)
+                print_line(err=True)
+                print_line(f"to get its result: zimage results --follow --id {request.request_id}", err=True)
                 raise
-            say_result(result, json=self.json)
+            print_result(result, json=self.json)
             if saver is not None:
                 saver.save(result, prompt=request.prompt)
         return result.succeeded and not _report(saver)
 
-    def file(
+    def send_file(
         self,
         path: Path | None,
         input_format: Literal["csv", "jsonl", "xlsx"] | None,
@@ -147,17 +147,19 @@ class _Job:
         try:
             with ExitStack() as stack:
                 reading = open_rows(stack, path, input_format, encoding, name_by)
-                return self.many(path, reading, batch or rows.batch_name(path, datetime.now(UTC)), name_by)
+                return self.send_many(
+                    path, reading, batch or rows.batch_name(path, datetime.now(UTC)), name_by
+                )
         except rows.InputError as error:
             raise typer.BadParameter(str(error), param_hint="--file") from error
 
-    def many(self, path: Path | None, reading: Reading, batch: str, name_by: str | None) -> bool:
+    def send_many(self, path: Path | None, reading: Reading, batch: str, name_by: str | None) -> bool:
         """Send an opened input; return whether all requests were accepted and, if awaited, succeeded."""
-        say(f"batch {batch}, read as {reading.described}", err=True)
+        print_line(f"batch {batch}, read as {reading.described}", err=True)
         if reading.attributes:
             # Printed because a misspelt field would be among them.
             names = ", ".join(reading.attributes)
-            say(f"columns that are not fields are returned as attributes: {names}", err=True)
+            print_line(f"columns that are not fields are returned as attributes: {names}", err=True)
         with PromptClient(self.settings) as client, ExitStack() as stack:
             saving = stack.enter_context(ExitStack())
             saver = self._saver(saving, batch)
@@ -165,20 +167,20 @@ class _Job:
             run = Run(client, tally, self.timeout)
             stopped: list[rows.InputError] = []
             try:
-                items = _items(_counted(reading, tally, stopped), batch, self.fields, name_by)
+                items = _items(_counting(reading, tally, stopped), batch, self.fields, name_by)
                 (run.gather if self.wait else run.submit)(items)
                 # Waits for the images that are still being downloaded.
                 saving.close()
             except (KeyboardInterrupt, ZImageError):
                 for line in ("", tally.summary(), f"to resume: {_resume_command(batch, path)}"):
-                    say(line, err=True)
+                    print_line(line, err=True)
                 raise
         _report(saver)
-        say(tally.summary(), err=self.json)
+        print_line(tally.summary(), err=self.json)
         for error in stopped:
-            say(f"{path or 'the input'}: {error}; the rest was not read", err=True)
-            say(f"fix it; then, to resume: {_resume_command(batch, path)}", err=True)
-        return tally.all_well and not stopped
+            print_line(f"{path or 'the input'}: {error}; the rest was not read", err=True)
+            print_line(f"fix it; then, to resume: {_resume_command(batch, path)}", err=True)
+        return tally.all_succeeded and not stopped
 
     def _saver(self, stack: ExitStack, title: str) -> Saver | None:
         if self.out is None:
@@ -188,7 +190,7 @@ class _Job:
         return stack.enter_context(Saver(store, self.out, title))
 
 
-def _counted(reading: Reading, tally: Tally, stopped: list[rows.InputError]) -> Iterator[rows.Row]:
+def _counting(reading: Reading, tally: Tally, stopped: list[rows.InputError]) -> Iterator[rows.Row]:
     """Yield the rows, and keep the tally's estimate of their number up to date.
 
     Args:
@@ -237,8 +239,8 @@ def _report(saver: Saver | None) -> bool:
     if saver is None:
         return False
     for problem in saver.problems:
-        say(f"not saved: {problem}", err=True)
-    say(f"{saver.saved:,} image(s) saved; to view them, open {saver.page}", err=True)
+        print_line(f"not saved: {problem}", err=True)
+    print_line(f"{saver.saved:,} image(s) saved; to view them, open {saver.page}", err=True)
     return bool(saver.failed)
 
 

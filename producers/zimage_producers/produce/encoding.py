@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from zimage_producers.produce.rows import InputError
-from zimage_stream.errors import shorten
+from zimage_stream.errors import short_repr
 
 MAX_LINE_CHARACTERS = 4 << 20
 """Maximum length of a line, in characters: longer than any request may be, and a bound for input without
@@ -65,7 +65,7 @@ class Encoding:
 UTF_8 = Encoding("utf-8", "UTF-8")
 
 
-def named(name: str) -> Encoding:
+def by_name(name: str) -> Encoding:
     """Return the encoding with a name.
 
     Raises:
@@ -78,13 +78,13 @@ def named(name: str) -> Encoding:
             raise LookupError
     except (LookupError, ValueError):
         raise InputError(
-            f"--encoding: got {shorten(name)}, takes the name of an encoding such as utf-8, gb18030, big5, "
-            "cp1252 or shift_jis"
+            f"--encoding: got {short_repr(name)}, takes the name of an encoding such as utf-8, gb18030, "
+            "big5, cp1252 or shift_jis"
         ) from None
     return Encoding("utf-8" if found == "utf-8-sig" else found, found.upper(), "as requested")
 
 
-def marked(head: bytes) -> Encoding | None:
+def by_byte_order_mark(head: bytes) -> Encoding | None:
     """Return the encoding given by the byte order mark, if there is one.
 
     Raises:
@@ -101,7 +101,7 @@ def marked(head: bytes) -> Encoding | None:
     return None
 
 
-def detected(chunks: Callable[[], Iterable[bytes]]) -> Encoding:
+def detect(chunks: Callable[[], Iterable[bytes]]) -> Encoding:
     """Detect the encoding of a file without a byte order mark. The file is read up to three times.
 
     Args:
@@ -223,7 +223,7 @@ class _Evidence:
         self._korean = self._korean and _reads_as_korean(raw)
         if self._odd_line is None:
             if len(odd) > common or any(each not in _COMMON for each in _IN_A_WORD.findall(line)):
-                self._odd_line = f"line {number:,} would be {shorten(line.strip())}"
+                self._odd_line = f"line {number:,} would be {short_repr(line.strip())}"
             elif _reads_as_utf8(raw, line):
                 self._odd_line = f"line {number:,} reads as UTF-8, but others do not"
 

@@ -101,7 +101,7 @@ def open_rows(
         InputError: the file cannot be opened or read at all. Iterating over the rows raises it too, if the
             file cannot be read any further.
     """
-    explicit = encodings.named(encoding) if encoding is not None else None
+    explicit = encodings.by_name(encoding) if encoding is not None else None
     try:
         file = sys.stdin.buffer if path is None else stack.enter_context(path.open("rb"))
         # A read from a pipe may return less than a chunk.
@@ -112,22 +112,26 @@ def open_rows(
             if path is None or size is None or explicit:
                 raise InputError("an Excel workbook must be a file, without --encoding")
             sheet = read_workbook(stack, path, name_by)
-            return Reading(f"XLSX, {sheet}", sheet.rows, file, None, _no_fields(sheet.columns))
-        found = explicit or encodings.marked(head) or _detected(path if size is not None else None)
+            return Reading(f"XLSX, {sheet}", sheet.rows, file, None, _attribute_columns(sheet.columns))
+        found = (
+            explicit
+            or encodings.by_byte_order_mark(head)
+            or _detect_encoding(path if size is not None else None)
+        )
     except OSError as error:
         raise InputError(f"{path or 'the input'}: {error.strerror}") from error
     lines = without_end_mark(encodings.text_lines(chain((head,), _chunks(file)), found.codec))
     if kind == "jsonl":
         return Reading(f"JSONL in {found}", read_json_lines(lines, name_by), file, size)
     table = read_table(lines, name_by)
-    return Reading(f"CSV in {found}, {table}", table.rows, file, size, _no_fields(table.columns))
+    return Reading(f"CSV in {found}, {table}", table.rows, file, size, _attribute_columns(table.columns))
 
 
-def _no_fields(columns: Iterable[str]) -> tuple[str, ...]:
+def _attribute_columns(columns: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in columns if name and name not in FIELDS)
 
 
-def _detected(path: Path | None) -> Encoding:
+def _detect_encoding(path: Path | None) -> Encoding:
     """Detect the encoding of a file from all its bytes; a pipe is UTF-8, since it can be read only once."""
 
     def chunks() -> Iterator[bytes]:
@@ -138,7 +142,7 @@ def _detected(path: Path | None) -> Encoding:
     if path is None:
         return encodings.UTF_8
     try:
-        return encodings.detected(chunks)
+        return encodings.detect(chunks)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 

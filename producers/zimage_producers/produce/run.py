@@ -47,7 +47,7 @@ class InvalidLine:
     error: ZImageError
 
 
-class SilentError(ZImageError):
+class NoResponseError(ZImageError):
     """Neither brokers nor workers have responded for too long."""
 
 
@@ -74,7 +74,7 @@ class Run:
 
         Raises:
             BrokerUnavailableError: no broker answers.
-            SilentError: there was no response for ``timeout_s``.
+            NoResponseError: there was no response for ``timeout_s``.
         """
         for item in items:
             self._send(item)
@@ -149,7 +149,7 @@ class Run:
     def _check_silence(self, reader: ResultReader | None = None) -> None:
         if self._timeout_s is None or time.monotonic() - self._heard_at < self._timeout_s:
             return
-        if reader is not None and reader.topic.trouble is not None:
-            raise reader.topic.trouble
+        if reader is not None and reader.topic.connection_error is not None:
+            raise reader.topic.connection_error
         left = len(self._outstanding)
-        raise SilentError(f"no response for {self._timeout_s:g} s; {left:,} request(s) are unanswered")
+        raise NoResponseError(f"no response for {self._timeout_s:g} s; {left:,} request(s) are unanswered")

@@ -11,9 +11,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from zimage_producers.produce.columns import check_columns, meant
+from zimage_producers.produce.columns import check_columns, field_resembled_by
 from zimage_producers.produce.rows import InputError, Row
-from zimage_stream.errors import shorten
+from zimage_stream.errors import short_repr
 
 _HEADER_WITHIN = 100
 """Number of rows at the top that are searched for the header, which is the first row that is not empty."""
@@ -30,7 +30,7 @@ class Sheet:
     rows: Iterator[Row]
 
     def __str__(self) -> str:
-        return f"sheet {shorten(self.name)}"
+        return f"sheet {short_repr(self.name)}"
 
 
 def read_workbook(stack: ExitStack, path: Path, name_by: str | None = None) -> Sheet:
@@ -50,7 +50,7 @@ def read_workbook(stack: ExitStack, path: Path, name_by: str | None = None) -> S
     found = [name for name, (_, names) in headers.items() if _has_prompt(names)] or list(headers)[:1]
     if len(found) != 1:
         raise InputError(
-            f"{path}: sheets {', '.join(map(shorten, found))} have prompts: keep one, or save one as CSV"
+            f"{path}: sheets {', '.join(map(short_repr, found))} have prompts: keep one, or save one as CSV"
             if found
             else f"{path}: the workbook has no sheet with cells"
         )
@@ -86,7 +86,7 @@ def _readable(path: Path) -> Iterator[None]:
     except Exception as error:
         raise InputError(
             f"{path}: it looks like an Excel workbook but cannot be read as one ({type(error).__name__}: "
-            f"{shorten(str(error))}): save it again as XLSX, or as CSV UTF-8"
+            f"{short_repr(str(error))}): save it again as XLSX, or as CSV UTF-8"
         ) from error
 
 
@@ -101,7 +101,7 @@ def _header(sheet: Any) -> tuple[int, list[str]]:
 
 
 def _has_prompt(names: Sequence[str]) -> bool:
-    return any(name == "prompt" or meant(name) == "prompt" for name in names)
+    return any(name == "prompt" or field_resembled_by(name) == "prompt" for name in names)
 
 
 def _rows(path: Path, shown: Any, written: Any, header_line: int, header: Sequence[str]) -> Iterator[Row]:
@@ -127,14 +127,15 @@ def _values(
             continue
         name = header[column] if column < len(header) else ""
         if not name:
-            return {}, f"column {column + 1} has no name, but contains {shorten(formula.value)}"
+            return {}, f"column {column + 1} has no name, but contains {short_repr(formula.value)}"
         if cell.data_type == "e":
-            return {}, f"column {shorten(name)} shows {cell.value}: fix the formula"
+            return {}, f"column {short_repr(name)} shows {cell.value}: fix the formula"
         if cell.value is None:
-            return {}, f"column {shorten(name)} has a formula that was never computed: save the file in Excel"
+            problem = "has a formula that was never computed: save the file in Excel"
+            return {}, f"column {short_repr(name)} {problem}"
         if isinstance(cell.value, float) and abs(cell.value) >= _EXACT:
             lost = f"{cell.value} has lost digits, because Excel keeps only 15: format the cell as text"
-            return {}, f"column {shorten(name)}: {lost}"
+            return {}, f"column {short_repr(name)}: {lost}"
         values[name] = _plain(cell.value)
     return values, None
 

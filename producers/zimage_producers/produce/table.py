@@ -8,14 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from zimage_producers.produce.columns import check_columns, meant
+from zimage_producers.produce.columns import check_columns, field_resembled_by
 from zimage_producers.produce.rows import InputError, Row
-from zimage_stream.errors import RequestError, shorten
+from zimage_stream.errors import RequestError, short_repr
 from zimage_stream.events.texts import FIELDS, field_from_text, is_text
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
-_ASKED = re.compile(r'"?sep=([^\w\s"]|\t)"?\s*', re.ASCII)
+_SEP_LINE = re.compile(r'"?sep=([^\w\s"]|\t)"?\s*', re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +41,14 @@ def delimiter_of(header: str) -> str:
     found = [each for each in DELIMITERS if any(_is_prompt(name) for name in _cells(header, each))]
     if len(found) > 1 and any(each in header for each in found):
         raise InputError(
-            f"the columns of {shorten(header.strip())} can be separated by "
+            f"the columns of {short_repr(header.strip())} can be separated by "
             f"{' or '.join(DELIMITERS[each] for each in found)}: insert a line sep=; or sep=, before it"
         )
     return found[0] if found else ","
 
 
 def _is_prompt(name: str) -> bool:
-    return name.strip() == "prompt" or meant(name) == "prompt"
+    return name.strip() == "prompt" or field_resembled_by(name) == "prompt"
 
 
 def _cells(line: str, delimiter: str) -> list[str]:
@@ -65,7 +65,7 @@ def read_table(lines: Iterable[str], name_by: str | None = None) -> Table:
     number, delimiter, why = 0, None, ""
     for line in source:
         number += 1
-        if delimiter is None and (asked := _ASKED.fullmatch(line)):
+        if delimiter is None and (asked := _SEP_LINE.fullmatch(line)):
             delimiter, why = asked[1], f", as specified in line {number}"
         elif line.strip(",;\t \r\n"):
             break
@@ -120,9 +120,9 @@ class _Reader:
             if not any(cell.strip() for cell in cells):
                 continue
             number += 1
-            problem = None if named and len(cells) <= len(header) else _misfit(cells, header)
+            problem = None if named and len(cells) <= len(header) else _stray_cell(cells, header)
             if problem is None and len(self._row) > 1:
-                problem = _swallowed(cells, header, self._delimiter, line)
+                problem = _swallowed_rows(cells, header, self._delimiter, line)
             values = {name: cell for name, cell in zip(header, cells, strict=False) if cell != "" and name}
             yield Row(line, number, {} if problem else values, problem)
 
@@ -164,44 +164,46 @@ def open_quote(lines: Sequence[str], delimiter: str) -> tuple[int, int] | None:
     return last
 
 
-def _misfit(cells: Sequence[str], header: Sequence[str]) -> str | None:
+def _stray_cell(cells: Sequence[str], header: Sequence[str]) -> str | None:
     """Describe a cell that belongs to no column; empty ones are padding from a spreadsheet."""
     for column, cell in enumerate(cells):
         if cell.strip() and not (column < len(header) and header[column]):
             if column < len(header):
-                return f"column {column + 1} has no name, but contains {shorten(cell)}"
+                return f"column {column + 1} has no name, but contains {short_repr(cell)}"
             counts = f"it has {len(cells)} cells, but there are {len(header)} columns"
             return f"{counts}; a cell that contains the separator must be in quotes"
     return None
 
 
-def _swallowed(cells: Sequence[str], header: Sequence[str], delimiter: str, line: int) -> str | None:
+def _swallowed_rows(cells: Sequence[str], header: Sequence[str], delimiter: str, line: int) -> str | None:
     """Detect a cell that has swallowed rows, because its quote is closed by one of a later row."""
     for column, (name, cell) in enumerate(zip(header, cells, strict=False)):
         first, *more = re.split(r"\r\n|\r|\n", cell)
         whole = [part.split(delimiter) for part in more[:-1]]
         begun = [*cells[:column], *first.split(delimiter)]
-        if more and (_is_a_row(begun, header, column + 1) or any(_is_a_row(each, header) for each in whole)):
+        if more and (
+            _looks_like_row(begun, header, column + 1) or any(_looks_like_row(each, header) for each in whole)
+        ):
             return (
-                f"column {shorten(name)} contains {shorten(cell)}, which looks like several rows: is there "
-                f"an unclosed quote in line {line:,}? If it really is one cell, use XLSX or JSON Lines"
+                f"column {short_repr(name)} contains {short_repr(cell)}, which looks like several rows: is "
+                f"there an unclosed quote in line {line:,}? If it really is one cell, use XLSX or JSON Lines"
             )
     return None
 
 
-def _is_a_row(cells: Sequence[str], header: Sequence[str], own: int = 0) -> bool:
+def _looks_like_row(cells: Sequence[str], header: Sequence[str], own: int = 0) -> bool:
     """Whether these could be the cells of a row, judging by those from index ``own`` on."""
     if not max(2, own + 1) <= len(cells) <= len(header) or any(cell[:1].isspace() for cell in cells[1:]):
         # In prose a space follows a comma.
         return False
-    if not any(map(_has_kind, header[own:])):
+    if not any(map(_is_typed, header[own:])):
         return len(cells) == len(header)
     pairs = [*zip(header, cells, strict=False)][own:]
-    typed = [(name, cell) for name, cell in pairs if cell and _has_kind(name)]
+    typed = [(name, cell) for name, cell in pairs if cell and _is_typed(name)]
     return bool(typed) and all(_fits(name, cell) for name, cell in typed)
 
 
-def _has_kind(name: str) -> bool:
+def _is_typed(name: str) -> bool:
     return name in FIELDS and not is_text(name)
 
 

@@ -11,8 +11,8 @@ from types import TracebackType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from zimage_producers.produce.item import Item
-from zimage_stream.cli.printing import age, console, result_as_line, say_json, say_result
-from zimage_stream.cli.terminal import say
+from zimage_stream.cli.printing import age, console, print_json, print_result, result_as_line
+from zimage_stream.cli.terminal import print_line
 from zimage_stream.client.saving import Saver
 from zimage_stream.errors import ZImageError
 from zimage_stream.events.image_result import ImageResult
@@ -72,19 +72,19 @@ class Tally:
         self._live.__exit__(kind, error, trace)
 
     @property
-    def all_well(self) -> bool:
+    def all_succeeded(self) -> bool:
         """Whether nothing was refused and nothing failed."""
         return not self._refused and not self._unsuccessful and not (self._saver and self._saver.failed)
 
     def refused(self, line: int, error: ZImageError) -> None:
         self._refused += 1
-        say(f"line {line}: {error}", err=True)
+        print_line(f"line {line}: {error}", err=True)
         self._show()
 
     def accepted(self, item: Item) -> None:
         self._accepted += 1
         if self._json and not self._wait:
-            say_json({"request_id": item.request.request_id, "line": item.line})
+            print_json({"request_id": item.request.request_id, "line": item.line})
         self._show()
 
     def answered(self, item: Item, result: ImageResult) -> None:
@@ -94,11 +94,11 @@ class Tally:
             self._succeeded += 1
         else:
             self._unsuccessful += 1
-            say(f"line {item.line}: {result_as_line(result)}", err=True)
+            print_line(f"line {item.line}: {result_as_line(result)}", err=True)
         if self._saver is not None:
             self._saver.save(result, item.name, item.request.prompt)
         if self._json:
-            say_result(result, json=True)
+            print_result(result, json=True)
         self._show()
 
     def summary(self) -> str:

@@ -1,4 +1,4 @@
-"""How the benchmarks count, and the page that is made of their figures."""
+"""How benchmark figures are computed, and the page that is rendered from them."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ REPORT = Report(("stack", "images/s"), [("ours", 3.14159), ("theirs", None)], ["
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1), st.floats(0.01, 1.0))
-def test_no_more_than_the_rest_is_above_a_percentile(values: list[float], share: float) -> None:
+def test_a_percentile_is_exceeded_by_at_most_the_remaining_share(values: list[float], share: float) -> None:
     found = percentile(values, share)
     assert found in values
     assert sum(value > found for value in values) <= (1 - share) * len(values) + 1e-9
     assert percentile(values, 1.0) == max(values)
 
 
-def test_a_device_that_never_waits_is_busy_all_the_time() -> None:
+def test_the_busy_share_of_a_device() -> None:
     assert Run([10.0, 11.0, 12.0], [11.5, 12.5, 13.5]).busy(1.0) == 1.0
     assert Run([10.0, 12.0], [12.0, 14.0]).busy(1.0) == pytest.approx(2 / 3)
     assert Run([10.0, 12.0], [12.0, 14.0]).images_a_second == 0.5
 
 
-def test_stages_add_up_to_the_whole_whoever_hears_first() -> None:
+def test_stages_add_up_to_the_total_in_any_order() -> None:
     spans = {stage: (10.0 + number, 10.5 + number) for number, stage in enumerate(WORKER_STAGES)}
     for accepted in (9.5, 12.0):
         stages = stages_of(spans, 9.0, accepted, 20.0)
         assert sum(stages[stage] for stage in STAGES) == pytest.approx(stages["whole"]) == 11.0
         assert min(stages.values()) >= 0
-    beside = spans | {"look up": (11.25, 11.75)}
-    assert stages_of(beside, 9.0, 9.5, 20.0)["look up"] == 0.25
+    overlapping = spans | {"look up": (11.25, 11.75)}
+    assert stages_of(overlapping, 9.0, 9.5, 20.0)["look up"] == 0.25
 
 
 def test_the_same_seed_gives_the_same_arrivals() -> None:
@@ -53,13 +53,13 @@ def test_the_same_seed_gives_the_same_arrivals() -> None:
     assert {user for _, user in arrivals} == {"a", "b"}
 
 
-def test_figures_are_shown_as_people_read_them() -> None:
+def test_figures_are_formatted_for_people() -> None:
     cells = (None, "a", 3, 12_345, 0.98765, 1234.5, 12.345)
     assert [shown(cell) for cell in cells] == ["", "a", "3", "12,345", "0.988", "1,234", "12.3"]
     assert for_people(REPORT) == "stack   images/s\nours        3.14\ntheirs"
 
 
-def test_what_is_published_makes_a_section_of_the_page(
+def test_a_published_report_becomes_a_section_of_the_page(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plot = Plot(
@@ -77,7 +77,7 @@ def test_what_is_published_makes_a_section_of_the_page(
     assert "benchmarks/saturation.svg" in words
 
 
-def test_the_page_is_made_of_the_figures_that_are_kept() -> None:
+def test_the_page_contains_the_stored_figures() -> None:
     page = PAGE.read_text()
     for name in TITLES:
         assert table(json.loads((FOLDER / f"{name}.json").read_text())) in page

@@ -1,4 +1,4 @@
-"""What a commit says of a partition, and what follows from how fast results come."""
+"""What a commit says about a partition, and what follows from the rate of results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zimage_stream.checkpoint import Checkpoint, Mark
 from zimage_stream.cli.status.backlog import Partition, partition_of
 from zimage_stream.cli.status.rate import Rate
 from zimage_stream.cli.status.where import Phase, phase_of, unresolved_before
-from zimage_stream.kafka.offsets import Log
+from zimage_stream.kafka.offsets import LogBounds
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 HELD = Checkpoint(
@@ -26,47 +26,47 @@ def committed(offset: int, metadata: str = "") -> TopicPartition:
     return TopicPartition("requests", 7, offset, metadata)
 
 
-def test_what_is_resolved_above_the_base_is_not_counted() -> None:
-    partition = partition_of(committed(100, HELD.encode()), Log(0, 110, 110))
-    assert partition == Partition(7, HELD, Log(0, 110, 110))
-    waiting = Partition(7, HELD, Log(0, 110, 200), oldest_at=NOW)
+def test_resolved_offsets_above_the_base_are_not_counted() -> None:
+    partition = partition_of(committed(100, HELD.encode()), LogBounds(0, 110, 110))
+    assert partition == Partition(7, HELD, LogBounds(0, 110, 110))
+    waiting = Partition(7, HELD, LogBounds(0, 110, 200), oldest_at=NOW)
     assert (waiting.unresolved, waiting.started, waiting.suspects) == (7, 1, 1)
     assert partition.unresolved == 0, "no record was found above the base, so there is none"
 
 
-def test_a_group_that_never_committed_begins_where_the_log_does() -> None:
-    partition = partition_of(committed(OFFSET_INVALID), Log(20, 30, 30))
+def test_a_group_without_commits_begins_where_the_log_does() -> None:
+    partition = partition_of(committed(OFFSET_INVALID), LogBounds(20, 30, 30))
     assert (partition.checkpoint, partition.lost) == (Checkpoint(20), 0)
 
 
-def test_what_was_deleted_unserved_is_lost() -> None:
-    assert partition_of(committed(100, HELD.encode()), Log(103, 110, 110)).lost == 2
-    assert partition_of(committed(100), Log(103, 110, 110)).lost == 3
+def test_records_deleted_before_they_were_served_are_lost() -> None:
+    assert partition_of(committed(100, HELD.encode()), LogBounds(103, 110, 110)).lost == 2
+    assert partition_of(committed(100), LogBounds(103, 110, 110)).lost == 3
     far = 10**15
-    assert partition_of(committed(100, HELD.encode()), Log(far, far, far)).lost == far - 100 - 3
+    assert partition_of(committed(100, HELD.encode()), LogBounds(far, far, far)).lost == far - 100 - 3
 
 
-def test_a_commit_past_the_end_of_the_log_is_told() -> None:
-    assert partition_of(committed(100), Log(0, 100, 100)).past_end == 0
-    assert partition_of(committed(100), Log(0, 10, 12)).past_end == 88
+def test_a_commit_past_the_end_of_the_log_is_reported() -> None:
+    assert partition_of(committed(100), LogBounds(0, 100, 100)).past_end == 0
+    assert partition_of(committed(100), LogBounds(0, 10, 12)).past_end == 88
 
 
-def test_what_has_no_leader_is_unknown_and_remarkable() -> None:
+def test_a_partition_without_a_leader_is_unknown_and_remarkable() -> None:
     for offset in (100, OFFSET_INVALID):
         partition = partition_of(committed(offset), None)
         assert (partition.unresolved, partition.lost, partition.past_end) == (0, 0, 0)
         assert partition.is_remarkable
-    assert not partition_of(committed(100), Log(0, 100, 100)).is_remarkable
+    assert not partition_of(committed(100), LogBounds(0, 100, 100)).is_remarkable
 
 
 @pytest.mark.parametrize("metadata", ["nonsense", HELD.encode()])
-def test_metadata_of_somebody_else_is_told_and_not_used(metadata: str) -> None:
-    partition = partition_of(committed(90, metadata), Log(0, 110, 110))
+def test_foreign_metadata_is_reported_and_not_used(metadata: str) -> None:
+    partition = partition_of(committed(90, metadata), LogBounds(0, 110, 110))
     assert partition.checkpoint == Checkpoint(90)
     assert partition.damaged
 
 
-def test_where_a_request_is() -> None:
+def test_the_phase_of_a_request() -> None:
     assert [phase_of(HELD, offset) for offset in (100, 102, 105, 106)] == [
         Phase.WAITING,
         Phase.RUNNING,
@@ -97,7 +97,7 @@ def test_a_rate_counts_from_the_first_result() -> None:
     assert rate.time_to_drain(30, NOW) == timedelta(seconds=60)
 
 
-def test_a_result_of_the_year_1_is_counted() -> None:
+def test_a_result_dated_in_the_year_1_is_counted() -> None:
     old = datetime(1, 1, 1, tzinfo=UTC)
     rate = Rate()
     source = Source(topic="t", partition=0, offset=0)

@@ -71,14 +71,14 @@ def finish(process: subprocess.Popen[str], stdin: str | None = None) -> Done:
 
 
 @pytest.fixture
-def nobody() -> str:
+def unused_address() -> str:
     """An address where nothing listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
-def test_the_version_is_the_packages(zimage: Run) -> None:
+def test_the_version_is_that_of_the_package(zimage: Run) -> None:
     done = zimage("--version")
     assert (done.returncode, done.stdout) == (0, f"zimage {version('zimage-stream')}\n")
 
@@ -132,7 +132,9 @@ def test_help_fits_a_terminal(zimage: Run, words: tuple[str, ...]) -> None:
         (("--config", "nosuch.toml", "results"), "does not exist"),
     ],
 )
-def test_wrong_use_is_2_and_one_clear_message(zimage: Run, words: tuple[str, ...], says: str) -> None:
+def test_wrong_usage_exits_with_2_and_one_clear_message(
+    zimage: Run, words: tuple[str, ...], says: str
+) -> None:
     done = zimage(*words)
     assert done.returncode == 2
     assert says in " ".join(done.stderr.replace("│", " ").split())
@@ -140,7 +142,7 @@ def test_wrong_use_is_2_and_one_clear_message(zimage: Run, words: tuple[str, ...
     assert done.stdout == ""
 
 
-def test_a_wrong_setting_names_its_variable(zimage: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_setting_is_reported_by_its_variable(zimage: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZIMAGE_WORKER__WINDOW", "many")
     done = zimage("topics", "check")
     assert done.returncode == 2
@@ -156,19 +158,19 @@ def test_the_settings_file_is_read(zimage: Run, tmp_path: Path) -> None:
     assert "ZIMAGE_KAFKA__BOOTSTRAP_SERVER: there is no such setting" in done.stderr
 
 
-def test_a_broker_that_is_down_is_one_line_within_bounded_time(nobody: str) -> None:
+def test_an_unreachable_broker_is_reported_in_one_line_within_bounded_time(unused_address: str) -> None:
     commands = [("produce", "a"), ("results",), ("topics", "create")]
-    # At once, since each does nothing but wait.
-    started = [start(*words, ZIMAGE_KAFKA__BOOTSTRAP_SERVERS=nobody) for words in commands]
+    # All at the same time, since each of them only waits.
+    started = [start(*words, ZIMAGE_KAFKA__BOOTSTRAP_SERVERS=unused_address) for words in commands]
     for process in started:
         done = finish(process)
         assert done.returncode == 1
-        assert done.stderr.startswith(f"zimage: Kafka at {nobody} does not answer")
+        assert done.stderr.startswith(f"zimage: Kafka at {unused_address} does not answer")
         assert len(done.stderr.splitlines()) == 1
         assert done.stdout == ""
 
 
-def test_a_file_is_sent_and_broken_lines_are_told() -> None:
+def test_a_file_is_sent_and_invalid_lines_are_reported() -> None:
     lines = [
         '{"prompt": "a"}',
         '{"prompt": "b", "width": 65}',
@@ -192,7 +194,7 @@ def test_a_file_is_sent_and_broken_lines_are_told() -> None:
     assert "accepted 2, failed 3" in done.stderr
 
 
-def test_data_goes_to_a_pipe_also_while_a_terminal_shows_progress() -> None:
+def test_data_goes_to_a_pipe_while_a_terminal_shows_progress() -> None:
     terminal, ours = pty.openpty()
     with EmbeddedBroker() as broker, open(terminal, "rb", buffering=0) as screen:
         process = start(
@@ -205,14 +207,14 @@ def test_data_goes_to_a_pipe_also_while_a_terminal_shows_progress() -> None:
         done = finish(process, '{"prompt": "a"}\n')
         assert json.loads(done.stdout)["request_id"].startswith("night-")
         shown = b""
-        # What is left ends with an error, once nobody has the terminal open any more.
+        # Once no process has the terminal open, reading past the end raises an error.
         with contextlib.suppress(OSError):
             while b"accepted 1" not in shown and (more := screen.read(65_536)):
                 shown += more
         assert b"accepted 1" in shown
 
 
-def test_bytes_of_a_stranger_are_not_written_to_a_terminal() -> None:
+def test_untrusted_bytes_are_not_written_to_a_terminal() -> None:
     screen, ours = pty.openpty()
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("ZIMAGE_")}
     words = [sys.executable, "-m", "zimage_stream", "dead-letters", "show", "0:0", "--raw"]
@@ -226,7 +228,7 @@ def test_bytes_of_a_stranger_are_not_written_to_a_terminal() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
-def test_any_encoding_of_the_terminal_will_do(encoding: str) -> None:
+def test_any_encoding_of_the_terminal_works(encoding: str) -> None:
     bucket = "é狐😀"
     env = {"PYTHONUTF8": "0", "PYTHONIOENCODING": encoding, "ZIMAGE_STORE__BUCKET": bucket}
     words = [sys.executable, "-m", "zimage_stream", "config", "show", "--changed"]
@@ -239,7 +241,7 @@ def test_any_encoding_of_the_terminal_will_do(encoding: str) -> None:
         assert done.stderr == b""
         return done.stdout
 
-    # Who reads JSON takes it for UTF-8, whatever the terminal's encoding.
+    # JSON is read as UTF-8, whatever the terminal's encoding.
     assert json.loads(shown("--json").decode("utf-8"))["value"] == bucket
     assert "\\u72d0\\U0001f600" in shown().decode(encoding)
 
@@ -255,22 +257,24 @@ def test_one_prompt_prints_its_id() -> None:
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.1, 0.3, 0.6])
-def test_ctrl_c_while_it_starts_is_130_and_says_nothing(nobody: str, after_s: float, tmp_path: Path) -> None:
-    told = tmp_path / "stderr"
-    with told.open("w") as sink:
+def test_ctrl_c_during_startup_exits_with_130_and_prints_nothing(
+    unused_address: str, after_s: float, tmp_path: Path
+) -> None:
+    log = tmp_path / "stderr"
+    with log.open("w") as sink:
         process = start(
             *("results", "--follow"),
             stderr=sink,
-            ZIMAGE_KAFKA__BOOTSTRAP_SERVERS=nobody,
+            ZIMAGE_KAFKA__BOOTSTRAP_SERVERS=unused_address,
             PYTHONPROFILEIMPORTTIME="1",
         )
-    # What Python says of a Ctrl-C before it has handed over to us is Python's: we begin where the
-    # first import after our own handler has been told.
-    while not re.search(r"zimage_stream\.cli\.interrupt\n.*\n", told.read_text()):
+    # Before our handler is installed, Python itself reports a Ctrl-C. The first import after that has been
+    # logged once it is in place.
+    while not re.search(r"zimage_stream\.cli\.interrupt\n.*\n", log.read_text()):
         assert process.poll() is None
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(after_s)
     process.send_signal(signal.SIGINT)
     done = finish(process)
-    said = [line for line in told.read_text().splitlines() if not line.startswith("import time:")]
+    said = [line for line in log.read_text().splitlines() if not line.startswith("import time:")]
     assert (done.returncode, done.stdout, said) == (130, "", [])

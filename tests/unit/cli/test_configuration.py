@@ -1,4 +1,4 @@
-"""``zimage config show``: every setting, its value, and who set it."""
+"""``zimage config show``: every setting, its value and its source."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zimage_stream.cli.main import main
 def show(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> dict[str, dict[str, object]]:
-    """What is shown of each setting, by name."""
+    """The record shown for each setting, by name."""
     for name in [name for name in os.environ if name.startswith("ZIMAGE_")]:
         monkeypatch.delenv(name)
     config = tmp_path / "z.toml"
@@ -40,7 +40,7 @@ def show(
     return {each["name"]: each | {"file": str(config)} for each in map(json.loads, said.splitlines())}
 
 
-def test_the_strongest_source_is_named(show: dict[str, dict[str, object]]) -> None:
+def test_the_source_that_takes_precedence_is_named(show: dict[str, dict[str, object]]) -> None:
     def of(name: str) -> tuple[object, object]:
         return show[name]["value"], show[name]["source"]
 
@@ -59,7 +59,7 @@ def test_secrets_are_masked(show: dict[str, dict[str, object]]) -> None:
     assert show["store.secret_key"]["value"] is None
 
 
-def test_a_url_has_no_password_and_where_it_came_from_is_said(show: dict[str, dict[str, object]]) -> None:
+def test_a_url_is_shown_without_its_password_and_with_its_source(show: dict[str, dict[str, object]]) -> None:
     assert show["store.public_base_url"]["value"] == "https://********@cdn/pictures"
     assert show["registry.url"]["value"] == "http://registry:8081"
     assert show["registry.username"]["value"] == "me"

@@ -1,4 +1,4 @@
-"""What the commands print, in whatever encoding; and that they print nothing on their own."""
+"""What the commands print, in any encoding, and that all of it goes through one module."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import pytest
 from tests.hostile import HOSTILE, assert_harmless
 from zimage_stream.cli.printing import (
     console,
+    print_json,
     print_table,
     result_as_dict,
     result_as_line,
-    say_json,
     table,
 )
-from zimage_stream.cli.terminal import complain, prepare_streams, say
+from zimage_stream.cli.terminal import prepare_streams, print_error, print_line
 from zimage_stream.events.image_result import Failure, ImageResult, Source, Status
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +32,7 @@ MODULES = [
 
 
 def printing_calls(path: Path) -> list[str]:
-    """Calls that print what they are given as it is."""
+    """Calls that print their arguments unescaped."""
     names = ("echo", "secho", "print", "Console")
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -42,16 +42,16 @@ def printing_calls(path: Path) -> list[str]:
     return found
 
 
-def test_only_one_place_prints() -> None:
+def test_only_one_module_prints() -> None:
     # printing.py prints tables, whose cells it escapes; the demo draws on the console of printing.py.
     may = {ROOT / "zimage_stream/cli/printing.py", ROOT / "zimage_stream/cli/demo/run.py"}
     assert [call for path in MODULES if path not in may for call in printing_calls(path)] == []
 
 
 def test_lines_errors_and_tables_are_escaped(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    say(HOSTILE)
-    say(HOSTILE, err=True)
-    complain(f"first\n{HOSTILE}")
+    print_line(HOSTILE)
+    print_line(HOSTILE, err=True)
+    print_error(f"first\n{HOSTILE}")
     rows = table("NAME", ">COUNT")
     rows.add_row(HOSTILE, "[link=http://x]1[/link]")
     print_table(rows)
@@ -61,18 +61,18 @@ def test_lines_errors_and_tables_are_escaped(capfdbinary: pytest.CaptureFixture[
     assert len(assert_harmless(err).splitlines()) == 5
 
 
-def test_errors_are_bounded_and_json_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_shortened_and_json_is_not(capsys: pytest.CaptureFixture[str]) -> None:
     much = "x" * (4 << 20)
-    say(much, err=True)
-    complain(f"first\n{much}" + "\n" * (1 << 20))
-    say_json({"id": much})
+    print_line(much, err=True)
+    print_error(f"first\n{much}" + "\n" * (1 << 20))
+    print_json({"id": much})
     out, err = capsys.readouterr()
     assert json.loads(out) == {"id": much}
     assert "(4194304 characters)" in err
     assert len(err) < 100_000
 
 
-def test_results_and_tables_for_people_are_bounded() -> None:
+def test_results_and_tables_for_people_are_shortened() -> None:
     much = "x" * (4 << 20)
     at = datetime(2026, 1, 1, tzinfo=UTC)
     result = ImageResult(
@@ -94,17 +94,17 @@ def test_results_and_tables_for_people_are_bounded() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1", "utf-8", "cp437"])
-def test_any_encoding_can_be_printed_to(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+def test_output_works_in_any_encoding(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
     prepare_streams()
     record = {"prompt": "é狐😀"}
-    say_json(record)
-    say("é狐😀")
+    print_json(record)
+    print_line("é狐😀")
     rows = table("NAME")
     rows.add_row("é狐😀")
     print_table(rows)
     first, second, *_ = raw.getvalue().splitlines()
-    # Who reads JSON takes it for UTF-8, whatever the terminal's encoding.
+    # JSON is read as UTF-8, whatever the terminal's encoding.
     assert json.loads(first.decode("utf-8")) == record
     assert second.decode(encoding) in ("é狐😀", "é\\u72d0\\U0001f600", "\\xe9\\u72d0\\U0001f600")

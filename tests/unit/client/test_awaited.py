@@ -29,15 +29,15 @@ def result(request_id: str, offset: int) -> ImageResult:
 
 
 @given(count=st.integers(1, 40), ids=st.integers(1, 40), seed=st.randoms(use_true_random=False))
-def test_everything_is_answered_once_in_whatever_order_things_come(
+def test_every_request_is_answered_once_in_any_order_of_events(
     count: int, ids: int, seed: random.Random
 ) -> None:
     awaited: Awaited[Asked] = Awaited()
-    # Some of them under the same id, as when a file has a row twice.
+    # Some share an id, as when a file contains a row twice.
     asked = [Asked(f"r{number % ids}") for number in range(count)]
     for one in asked:
         awaited.sending(one)
-    # Strangers' results, and copies of our own, come in between.
+    # Results of other clients, and copies of our own, arrive in between.
     events = [("accepted", n) for n in range(count)]
     events += [("result", n) for n in (*range(count), *range(count))]
     events += [("stranger", n) for n in range(1_000, 1_020)]
@@ -59,7 +59,7 @@ def test_everything_is_answered_once_in_whatever_order_things_come(
     assert len(awaited) == 0
 
 
-def test_what_is_dropped_has_no_answer() -> None:
+def test_a_dropped_request_is_not_answered() -> None:
     awaited: Awaited[Asked] = Awaited()
     refused, placed = Asked("a"), Asked("a")
     awaited.sending(refused)
@@ -81,7 +81,7 @@ def test_a_result_under_another_id_answers_nothing() -> None:
     assert awaited.arrived(result("a", 1)) is one
 
 
-def test_of_older_records_results_it_keeps_a_few() -> None:
+def test_only_a_few_results_of_older_records_are_kept() -> None:
     awaited: Awaited[Asked] = Awaited()
     one = Asked("a")
     awaited.sending(one)
@@ -90,7 +90,7 @@ def test_of_older_records_results_it_keeps_a_few() -> None:
     assert awaited.accepted(one, source(999)) == result("a", 999)
     again = Asked("a")
     awaited.sending(again)
-    # What was kept for the one before is nobody's any more.
+    # What was kept for the previous request is not used for this one.
     assert awaited.accepted(again, source(998)) is None
     awaited.drop(again)
     awaited.sending(once_more := Asked("a"))

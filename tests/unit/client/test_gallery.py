@@ -1,4 +1,4 @@
-"""The page beside saved pictures: what it is given comes out of it whole, whatever it says."""
+"""The gallery page: every text comes out of it as it went in, and none is executed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from zimage_stream.escaping import escaped
 
 
 def data_of(page: Path) -> dict[str, Any]:
-    """What a browser would read from the page."""
+    """The data that a browser would read from the page."""
     html = page.read_text(encoding="utf-8")
     (inside,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
     assert html.count("</script>") == 2
@@ -27,7 +27,7 @@ def data_of(page: Path) -> dict[str, Any]:
 
 
 def shown_as(value: Any) -> Any:
-    """Controls and signs that turn a text around are named, line breaks and tabs stay."""
+    """A value as the page shows it, with control and bidirectional characters escaped."""
     return escaped(value, keep="\n\t") if isinstance(value, str) else value
 
 
@@ -37,7 +37,7 @@ rows = st.lists(st.dictionaries(texts, texts | st.integers() | st.none(), max_si
 
 @given(texts, rows, texts)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_every_text_is_shown_and_none_is_run(
+def test_every_text_is_shown_and_none_is_executed(
     tmp_path: Path, title: str, given_rows: list[dict[str, Any]], note: str
 ) -> None:
     page = write_gallery(tmp_path, title, given_rows, note)
@@ -46,7 +46,7 @@ def test_every_text_is_shown_and_none_is_run(
     assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
 
 
-def test_what_is_too_much_for_a_browser_is_left_out_and_said(
+def test_more_rows_than_a_browser_can_show_are_left_out_and_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gallery, "MAX_ROWS", 3)
@@ -54,7 +54,7 @@ def test_what_is_too_much_for_a_browser_is_left_out_and_said(
     assert ([row["n"] for row in data["rows"]], data["note"]) == ([0, 1, 2], "The first 3 of 5 results.")
 
 
-def test_a_page_that_is_there_stays_whole_when_writing_fails(tmp_path: Path) -> None:
+def test_an_existing_page_stays_intact_if_writing_fails(tmp_path: Path) -> None:
     write_gallery(tmp_path, "before", [])
 
     def broken() -> Iterator[dict[str, Any]]:
@@ -66,7 +66,7 @@ def test_a_page_that_is_there_stays_whole_when_writing_fails(tmp_path: Path) -> 
     assert data_of(tmp_path / "index.html")["title"] == "before"
 
 
-def test_a_text_cannot_turn_the_page_around_or_keep_it_from_being_written(tmp_path: Path) -> None:
+def test_bidirectional_and_surrogate_characters_are_escaped(tmp_path: Path) -> None:
     page = write_gallery(tmp_path, "b\udcff", [{"prompt": "cat\u202egnp.exe"}])
     assert data_of(page)["title"] == "b\\udcff"
     assert data_of(page)["rows"] == [{"prompt": "cat\\u202egnp.exe"}]

@@ -25,7 +25,7 @@ def result(request_id: str, offset: int) -> ImageResult:
     )
 
 
-def test_the_result_of_an_older_record_is_not_taken() -> None:
+def test_the_result_of_an_older_record_is_ignored() -> None:
     mailbox = Mailbox()
     submission = mailbox.sending("a", {})
     mailbox.accepted(submission, source(7))
@@ -35,7 +35,7 @@ def test_the_result_of_an_older_record_is_not_taken() -> None:
     assert submission.result == result("a", 7)
 
 
-def test_a_result_may_come_before_the_brokers_answer() -> None:
+def test_a_result_may_arrive_before_the_brokers_acknowledgement() -> None:
     mailbox = Mailbox()
     submission = mailbox.sending("a", {})
     mailbox.arrived(result("a", 3))
@@ -61,7 +61,7 @@ def test_a_request_sent_again_waits_for_its_own_result() -> None:
     kept=st.integers(1, 20),
     steps=st.lists(st.tuples(st.integers(0, 30), st.booleans()), max_size=200),
 )
-def test_it_is_bounded_and_loses_nothing_silently(
+def test_its_size_is_bounded_and_nothing_is_lost_silently(
     remembered: int, kept: int, steps: list[tuple[int, bool]]
 ) -> None:
     mailbox = Mailbox(remembered, kept)
@@ -79,7 +79,7 @@ def test_it_is_bounded_and_loses_nothing_silently(
         if submission.result is not None:
             assert submission.result.source == source(offset)
         elif answered:
-            # Whoever waits for it must be told to look for himself.
+            # Whoever waits for it must be told to search for it.
             assert submission.dropped
         elif mailbox.get(submission.request_id) is not submission:
             assert submission.dropped

@@ -68,7 +68,7 @@ def pictures(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".png"}
 
 
-def test_pictures_and_a_table_of_them(store: ImageStore, tmp_path: Path) -> None:
+def test_images_are_saved_with_a_table(store: ImageStore, tmp_path: Path) -> None:
     out = tmp_path / "out" / "deep"
     failed = replace(
         stored(store, "c", b"-"),
@@ -90,7 +90,7 @@ def test_pictures_and_a_table_of_them(store: ImageStore, tmp_path: Path) -> None
     assert "上海" in rows["c"]["attributes"]
 
 
-def test_one_name_for_two_pictures_loses_neither(store: ImageStore, tmp_path: Path) -> None:
+def test_two_images_with_one_name_are_both_saved(store: ImageStore, tmp_path: Path) -> None:
     with Saver(store, tmp_path / "out") as saver:
         for number in range(20):
             saver.save(stored(store, f"r{number}", b"%d" % number), "same")
@@ -98,7 +98,7 @@ def test_one_name_for_two_pictures_loses_neither(store: ImageStore, tmp_path: Pa
     assert len({row["file"] for row in table(tmp_path / "out")}) == 20
 
 
-def test_a_second_run_fetches_nothing_again(store: ImageStore, tmp_path: Path) -> None:
+def test_a_second_run_fetches_no_image_again(store: ImageStore, tmp_path: Path) -> None:
     result = stored(store, "a", b"one")
     with Saver(store, tmp_path / "out") as saver:
         saver.save(result)
@@ -121,23 +121,21 @@ def test_damaged_bytes_are_not_saved(store: ImageStore, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\n=", "＝", "＋", "－", "＠"])
-def test_a_spreadsheet_runs_nothing_of_what_others_wrote(
-    store: ImageStore, tmp_path: Path, sign: str
-) -> None:
+def test_a_spreadsheet_does_not_run_untrusted_text(store: ImageStore, tmp_path: Path, sign: str) -> None:
     error = Failure(code="GENERATION_FAILED", message=f"{sign}cmd|' /C calc'!A0", retriable=True)
     with Saver(store, tmp_path / "out") as saver:
         saver.save(replace(stored(store, "a", b"one"), status=Status.FAILED, image=None, error=error))
     assert table(tmp_path / "out")[0]["message"].startswith(f"'{sign}")
 
 
-def test_a_folder_that_cannot_be_is_said(store: ImageStore, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(store: ImageStore, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
     with pytest.raises(SavingError, match="out"):
         Saver(store, tmp_path / "out")
 
 
 @given(text=st.text(max_size=300))
-def test_every_text_makes_a_safe_name(text: str) -> None:
+def test_every_text_becomes_a_safe_name(text: str) -> None:
     name = safe_name(text)
     assert 0 < len(name.encode()) <= 201
     assert not name.startswith(".")
@@ -145,14 +143,14 @@ def test_every_text_makes_a_safe_name(text: str) -> None:
     assert name.split(".")[0].lower() not in ("con", "nul", "aux", "prn", "com1")
 
 
-def test_long_names_are_cut_by_their_bytes_and_stay_apart() -> None:
+def test_long_names_are_cut_to_a_number_of_bytes_and_stay_distinct() -> None:
     names = [safe_name("千里江山图" * 17 + end) for end in ("甲", "乙")]
     assert all(len(name.encode()) <= 200 for name in names)
     assert names[0] != names[1]
     assert names[0].startswith("千里江山图")
 
 
-def test_a_picture_whose_name_is_84_chinese_characters_is_saved(store: ImageStore, tmp_path: Path) -> None:
+def test_an_image_whose_name_is_84_chinese_characters_is_saved(store: ImageStore, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with Saver(store, out) as saver:
         saver.save(stored(store, "a", b"no picture at all"), name="千" * 84, prompt="x")
@@ -161,7 +159,7 @@ def test_a_picture_whose_name_is_84_chinese_characters_is_saved(store: ImageStor
     assert (out / row["file"]).read_bytes() == b"no picture at all"
 
 
-def test_what_a_killed_run_left_behind_is_removed_and_a_running_ones_is_not(
+def test_partial_files_of_killed_runs_are_removed_and_those_of_running_ones_kept(
     store: ImageStore, tmp_path: Path
 ) -> None:
     old, young = tmp_path / ".0123456789abcdef.part", tmp_path / ".fedcba9876543210.part"
@@ -178,7 +176,7 @@ def test_what_a_killed_run_left_behind_is_removed_and_a_running_ones_is_not(
 @pytest.mark.parametrize(
     "prompt", ["'=1+1", "=1+1", "'+' sign", "''=", "'quoted'", "'", "'-ish", "x" * 31_999]
 )
-def test_the_page_says_a_prompt_as_it_is(store: ImageStore, tmp_path: Path, prompt: str) -> None:
+def test_the_page_shows_a_prompt_unchanged(store: ImageStore, tmp_path: Path, prompt: str) -> None:
     with Saver(store, tmp_path) as saver:
         saver.save(stored(store, "a", b"no picture at all"), prompt=prompt)
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
@@ -187,7 +185,7 @@ def test_the_page_says_a_prompt_as_it_is(store: ImageStore, tmp_path: Path, prom
     assert not table(tmp_path)[0]["prompt"].startswith(("=", "+", "-", "@"))
 
 
-def test_a_cell_that_no_spreadsheet_holds_is_cut_and_the_page_is_written(
+def test_a_cell_too_long_for_a_spreadsheet_is_cut_and_the_page_is_written(
     store: ImageStore, tmp_path: Path
 ) -> None:
     with Saver(store, tmp_path) as saver:
@@ -196,7 +194,7 @@ def test_a_cell_that_no_spreadsheet_holds_is_cut_and_the_page_is_written(
     assert (tmp_path / "index.html").exists()
 
 
-def test_the_page_shows_what_the_table_says(store: ImageStore, tmp_path: Path) -> None:
+def test_the_page_shows_the_rows_of_the_table(store: ImageStore, tmp_path: Path) -> None:
     out = tmp_path / "out"
     data = encode(Image.new("RGB", (8, 8)), "png", None, {"prompt": "a lighthouse"}).data
     with Saver(store, out, "lights") as saver:
@@ -209,10 +207,8 @@ def test_the_page_shows_what_the_table_says(store: ImageStore, tmp_path: Path) -
     assert {row["prompt"] for row in table(out)} == {"a lighthouse", "'=SUM(1)"}
 
 
-def test_a_picture_that_another_run_has_just_finished_is_no_reason_not_to_start(
-    store: ImageStore, tmp_path: Path
-) -> None:
-    # A link to nothing: it is listed, and asked for it is gone.
+def test_a_partial_file_that_disappears_during_cleanup_is_ignored(store: ImageStore, tmp_path: Path) -> None:
+    # A dangling link is listed, but its target does not exist.
     (tmp_path / ".0123456789abcdef.part").symlink_to(tmp_path / "gone")
     with Saver(store, tmp_path) as saver:
         saver.save(stored(store, "a", b"one"))

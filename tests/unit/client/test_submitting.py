@@ -13,7 +13,7 @@ PLACE = Source(topic="requests", partition=0, offset=0)
 
 
 class Brokers:
-    """Hold every answer back until as many are on their way as may be, or no more will come."""
+    """Brokers that answer only once as many requests are in flight as allowed, or all have been sent."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self._error = error
@@ -50,7 +50,7 @@ class Brokers:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._all_sent or len(self._held) >= IN_FLIGHT)
-                # A sender that knows no bound sends on in the meantime.
+                # A sender without a limit would send more in the meantime.
                 self._changed.wait(0.02)
                 held, self._held = self._held, []
                 if not held and self._all_sent:
@@ -68,21 +68,21 @@ def requests(count: int, brokers: Brokers) -> Iterator[PromptRequest]:
     brokers.no_more()
 
 
-def test_no_more_than_the_bound_are_on_their_way() -> None:
+def test_the_number_of_requests_in_flight_is_limited() -> None:
     with Brokers() as brokers:
         done = submit_each(brokers.submit, requests(10_000, brokers), lambda request, error: None)
     assert done == Submitted(accepted=9_900, failed=100)
     assert brokers.most == IN_FLIGHT
 
 
-def test_failures_go_to_the_log_where_nobody_asks(caplog: pytest.LogCaptureFixture) -> None:
+def test_failures_that_nobody_asks_for_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     with Brokers() as brokers:
         done = submit_each(brokers.submit, requests(1, brokers))
     assert done == Submitted(accepted=0, failed=1)
     assert "steps: got 51" in caplog.text
 
 
-def test_brokers_that_take_nothing_end_it() -> None:
+def test_submitting_ends_if_the_brokers_accept_nothing() -> None:
     refused = SubmitError("any", "nobody answers")
     refused.__cause__ = BrokerUnavailableError("Kafka does not answer")
     told: list[Exception] = []

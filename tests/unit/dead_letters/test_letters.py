@@ -42,7 +42,7 @@ def test_invalid_positions_are_refused(text: str) -> None:
 
 
 @given(headers, st.integers(1, 5))
-def test_dying_and_replaying_in_turn_keeps_the_senders_headers(
+def test_repeated_failures_and_replays_keep_the_senders_headers(
     own: list[tuple[str, bytes | None]], rounds: int
 ) -> None:
     record = list(own)

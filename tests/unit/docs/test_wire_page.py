@@ -1,4 +1,4 @@
-"""The page on the wire format says what the schemas, the topics and the tests say."""
+"""The page on the wire format agrees with the schemas, the topics and the codes."""
 
 from __future__ import annotations
 

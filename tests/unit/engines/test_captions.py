@@ -1,4 +1,4 @@
-"""What the packaged checkpoint can be asked for."""
+"""The prompts that the packaged checkpoint understands."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from zimage_stream.engines.tiny.captions import COLOURS, COMBINATIONS, Language,
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_every_caption_of_a_combination_is_another_and_then_they_repeat(language: Language) -> None:
+def test_captions_of_a_combination_differ_until_they_repeat(language: Language) -> None:
     for shape, colour, background in COMBINATIONS:
         count = variants(shape, language)
         captions = [caption(shape, colour, background, language, index) for index in range(count)]
@@ -16,7 +16,7 @@ def test_every_caption_of_a_combination_is_another_and_then_they_repeat(language
         assert caption(shape, colour, background, language, count) == captions[0]
 
 
-def test_captions_name_what_they_ask_for() -> None:
+def test_a_caption_names_its_combination() -> None:
     for shape, colour, background in COMBINATIONS:
         english = caption(shape, colour, background, "en", 0)
         chinese = caption(shape, colour, background, "zh", 0)
@@ -25,6 +25,6 @@ def test_captions_name_what_they_ask_for() -> None:
         assert COLOURS[background] in chinese
 
 
-def test_orange_has_its_article() -> None:
+def test_orange_gets_the_article_an() -> None:
     assert caption("star", "orange", "red", "en", 0) == "an orange star on a red background"
     assert caption("star", "red", "orange", "en", 0) == "a red star on an orange background"

@@ -1,4 +1,4 @@
-"""Engines by settings, and what is imported for which."""
+"""Which engine the settings create, and what it imports."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def python(program: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_simulated_engine_and_imaging_need_pillow_alone() -> None:
+def test_the_simulated_engine_and_imaging_need_only_pillow() -> None:
     done = python(
         "import sys\n"
         "from zimage_stream.engines import ImageSpec, create_engine\n"
@@ -51,7 +51,7 @@ def test_without_the_worker_extra_the_error_says_what_to_install(missing: str) -
     assert "pip install 'zimage-stream[worker]'" in done.stdout
 
 
-def test_the_simulated_engine_is_made_as_the_settings_say() -> None:
+def test_the_simulated_engine_is_created_from_the_settings() -> None:
     settings = EngineSettings(kind="simulated", simulated_faults={"bad": "raise"}, simulated_salt="other")
     assert isinstance(create_engine(settings), SimulatedEngine)
 
@@ -59,7 +59,7 @@ def test_the_simulated_engine_is_made_as_the_settings_say() -> None:
 @pytest.mark.parametrize(
     "directive", ["explode", "slow", "slow:", "slow:-1", "kill:1", "", "RAISE", "oom:two"]
 )
-def test_a_wrong_directive_is_named_with_what_is_taken(directive: str) -> None:
+def test_an_invalid_directive_is_reported_with_the_valid_ones(directive: str) -> None:
     with pytest.raises(SettingsError) as caught:
         load_settings(None, {"engine": {"kind": "simulated", "simulated_faults": {"x": directive}}})
     assert str(caught.value) == (
@@ -80,7 +80,7 @@ def test_a_wrong_directive_is_named_with_what_is_taken(directive: str) -> None:
         ("offload", "text_encoder"),
     ],
 )
-def test_what_the_device_cannot_do_is_a_wrong_setting(setting: str, value: str) -> None:
+def test_what_the_device_does_not_support_is_a_settings_error(setting: str, value: str) -> None:
     settings = EngineSettings.model_validate({"model": "tiny", "device": "cpu", setting: value})
     with pytest.raises(SettingsError, match=f"ZIMAGE_ENGINE__{setting.upper()}: got '{value}'"):
         create_engine(settings)

@@ -1,4 +1,4 @@
-"""What torch says when it fails, and whether the process can go on after it."""
+"""How torch's errors are classified, and whether the process can continue."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ CUDA_HINT = "\nCUDA kernel errors might be asynchronously reported at some other
         ("KeyError", "'out of memory'", EngineError),
     ],
 )
-def test_what_a_failure_means(kind: str, message: str, expected: type[EngineError]) -> None:
+def test_the_class_of_a_failure(kind: str, message: str, expected: type[EngineError]) -> None:
     assert type(failure_of(kind, message)) is expected
 
 
@@ -62,7 +62,7 @@ def test_the_message_is_one_line_that_names_the_class() -> None:
 
 
 @given(st.text(max_size=3000))
-def test_any_message_gives_a_short_one(message: str) -> None:
+def test_any_message_is_shortened(message: str) -> None:
     said = str(failure_of("RuntimeError", message))
     assert said.startswith("RuntimeError: ")
     assert len(said) <= 500

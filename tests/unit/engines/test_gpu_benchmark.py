@@ -1,4 +1,4 @@
-"""What of the GPU benchmark can be tried without one."""
+"""The parts of the GPU benchmark that run without a GPU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_its_weights_have_the_published_sizes() -> None:
     assert sizes == pytest.approx(published, abs=0.001)
 
 
-def test_the_floor_grows_faster_than_the_picture() -> None:
+def test_the_lower_bound_grows_faster_than_the_number_of_pixels() -> None:
     assert floor_flops(1024, 2) == 2 * floor_flops(1024, 1)
     assert floor_flops(1024, 1) > 4 * floor_flops(512, 1)
 
@@ -30,7 +30,7 @@ def test_the_floor_grows_faster_than_the_picture() -> None:
 def run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str]]:
-    """Runs the program in this process, which has torch already; returns its exit code and what it said."""
+    """Runs the program in this process, which has loaded torch already. Returns its exit code and output."""
 
     def run(*words: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["gpu.py", *words])
@@ -42,7 +42,7 @@ def run(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_what_it_needs(run: Callable[..., tuple[int, str]]) -> None:
+def test_without_a_gpu_it_states_its_requirements(run: Callable[..., tuple[int, str]]) -> None:
     assert run() == (1, f"{NEEDS}\n")
 
 

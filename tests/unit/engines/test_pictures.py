@@ -1,4 +1,4 @@
-"""The judge of the other tests: right about what was drawn, and not about what was not."""
+"""The judge of images in other tests recognizes what was drawn, and nothing else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tools.tiny_checkpoint.shapes import render
 from zimage_stream.engines.tiny.captions import COMBINATIONS
 
 
-def test_every_combination_is_told_from_every_other() -> None:
+def test_all_combinations_are_distinguished() -> None:
     rng = random.Random(5)
     for combination in COMBINATIONS:
         seen = judge(Image.fromarray(render(*combination, rng).astype(np.uint8)))
@@ -20,6 +20,6 @@ def test_every_combination_is_told_from_every_other() -> None:
         assert seen.overlap > 0.85
 
 
-def test_an_empty_picture_shows_no_shape() -> None:
+def test_an_empty_image_shows_no_shape() -> None:
     seen = judge(Image.new("RGB", (64, 64), (220, 40, 40)))
     assert (seen.shape, seen.colour, seen.background) == (None, None, "red")

@@ -1,4 +1,4 @@
-"""The simulated engine: its times, its pictures, and every fault it plays."""
+"""The simulated engine: its timing, its images, and every fault it injects."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from zimage_stream.errors import (
     OutOfMemoryError,
     RequestError,
 )
-from zimage_stream.faults import Fault
 from zimage_stream.imaging import encode
+from zimage_stream.simulated_faults import Fault
 
 
 def spec(
@@ -50,7 +50,7 @@ def engine(faults: dict[str, str] | None = None, salt: str = "") -> tuple[Simula
         (16, 512, 8, 16 * 0.08 / 3.14),
     ],
 )
-def test_time_scales_as_stated(count: int, side: int, steps: int, seconds: float) -> None:
+def test_time_scales_as_documented(count: int, side: int, steps: int, seconds: float) -> None:
     simulated, slept = engine()
     images = simulated.generate([spec(width=side, height=side, steps=steps, seed=i) for i in range(count)])
     assert sum(slept) == pytest.approx(seconds)
@@ -58,14 +58,14 @@ def test_time_scales_as_stated(count: int, side: int, steps: int, seconds: float
 
 
 @given(st.integers(1, 20), st.sampled_from([64, 256, 512, 768, 1024]), st.integers(1, 50))
-def test_a_larger_batch_takes_longer_in_all_and_no_longer_for_each(count: int, side: int, steps: int) -> None:
+def test_a_larger_batch_takes_longer_in_total_but_not_per_image(count: int, side: int, steps: int) -> None:
     specs = [spec(width=side, height=side, steps=steps)] * (count + 1)
     small, large = service_seconds(specs[:count], 0.32), service_seconds(specs, 0.32)
     assert small < large
     assert large / (count + 1) <= small / count * (1 + 1e-9)
 
 
-def test_equal_specs_give_equal_pictures_and_others_do_not() -> None:
+def test_equal_specs_give_equal_images_and_different_ones_do_not() -> None:
     simulated, _ = engine()
     others = [
         spec(),
@@ -81,12 +81,12 @@ def test_equal_specs_give_equal_pictures_and_others_do_not() -> None:
     assert [image.tobytes() for image in engine()[0].generate(others)] == pictures
 
 
-def test_a_view_is_as_hard_to_encode_as_a_photograph_and_equal_for_equal_specs() -> None:
+def test_scenery_is_as_hard_to_encode_as_a_photograph_and_equal_for_equal_specs() -> None:
     simulated = SimulatedEngine(0.0, scenic=True)
     one, same, other = (simulated.generate([spec(prompt, 512)])[0] for prompt in ("a", "a", "b"))
     assert one.tobytes() == same.tobytes() != other.tobytes()
     flat = SimulatedEngine(0.0).generate([spec("a", 512)])[0]
-    # A photograph keeps about half of its bytes.
+    # A photograph compresses to about half its size.
     assert len(encode(one, "png", None, {}).data) > 0.4 * len(one.tobytes())
     assert len(encode(flat, "png", None, {}).data) < 0.1 * len(flat.tobytes())
 
@@ -106,7 +106,7 @@ def test_a_salt_changes_the_pixels() -> None:
         ("lost", ContextLostError),
     ],
 )
-def test_a_fault_is_raised_for_the_prompts_it_is_for(directive: str, error: type[Exception]) -> None:
+def test_a_fault_is_raised_for_matching_prompts(directive: str, error: type[Exception]) -> None:
     simulated, _ = engine({"poison": directive})
     with pytest.raises(error) as caught:
         simulated.generate([spec("some poison here")])
@@ -114,20 +114,20 @@ def test_a_fault_is_raised_for_the_prompts_it_is_for(directive: str, error: type
     assert len(simulated.generate([spec("some medicine")])) == 1
 
 
-def test_a_prompt_alone_does_nothing() -> None:
+def test_a_prompt_alone_causes_no_fault() -> None:
     simulated, slept = engine()
     assert len(simulated.generate([spec("kill raise hang oom:0 refuse lost slow:3")])) == 1
     assert slept == pytest.approx([0.32 / 256])
 
 
-def test_out_of_memory_only_above_its_batch() -> None:
+def test_oom_applies_only_above_its_batch_size() -> None:
     simulated, _ = engine({"large": "oom:2"})
     assert len(simulated.generate([spec("large"), spec()])) == 2
     with pytest.raises(OutOfMemoryError):
         simulated.generate([spec("large"), spec(), spec()])
 
 
-def test_a_refusal_names_the_request_only_when_it_is_alone() -> None:
+def test_a_refusal_names_the_request_only_if_it_runs_alone() -> None:
     simulated, _ = engine({"poison": "refuse"})
     with pytest.raises(EngineError):
         simulated.generate([spec(), spec("poison")])
@@ -136,7 +136,7 @@ def test_a_refusal_names_the_request_only_when_it_is_alone() -> None:
     assert caught.value.field == "prompt"
 
 
-def test_slow_takes_its_seconds_more() -> None:
+def test_slow_adds_its_seconds() -> None:
     simulated, slept = engine({"heavy": "slow:2.5"})
     simulated.generate([spec("heavy")])
     assert slept == pytest.approx([2.5, 0.32 / 256])
@@ -148,13 +148,13 @@ def test_hang_sleeps_beyond_any_patience() -> None:
     assert slept[0] >= 3600
 
 
-def test_corrupt_gives_half_a_picture_for_the_prompts_it_is_for() -> None:
+def test_corrupt_returns_half_an_image_for_matching_prompts() -> None:
     simulated, _ = engine({"poison": "corrupt"})
     images = simulated.generate([spec("poison"), spec()])
     assert [image.size for image in images] == [(64, 32), (64, 64)]
 
 
-def test_leak_keeps_its_megabytes_for_good() -> None:
+def test_leak_keeps_its_megabytes_allocated() -> None:
     simulated, _ = engine({"drip": "leak:64"})
     assert simulated.device_memory() == {}
     for prompt in ("drip", "no leak", "drip"):
@@ -162,7 +162,7 @@ def test_leak_keeps_its_megabytes_for_good() -> None:
     assert simulated.device_memory() == {"allocated": 128 << 20, "reserved": 128 << 20}
 
 
-def test_a_generation_is_cancelled_on_its_way() -> None:
+def test_a_running_generation_can_be_cancelled() -> None:
     simulated, slept = engine()
     answers = iter([False, False, True])
     with pytest.raises(GenerationCancelledError):
@@ -173,7 +173,7 @@ def test_a_generation_is_cancelled_on_its_way() -> None:
 def test_kill_ends_the_process_at_once() -> None:
     program = (
         "from zimage_stream.engines import ImageSpec\n"
-        "from zimage_stream.faults import Fault\n"
+        "from zimage_stream.simulated_faults import Fault\n"
         "from zimage_stream.engines.simulated import SimulatedEngine\n"
         "engine = SimulatedEngine(0, {'poison': Fault.parse('kill')})\n"
         "engine.generate([ImageSpec('fine', 64, 64, 8, 0.0, 1)])\n"

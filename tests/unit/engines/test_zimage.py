@@ -32,7 +32,7 @@ PROMPTS = (
     "圆",
 )
 BEYOND_ANY_MEMORY = 16 * 2**21
-"""Pixels a side: its noise alone is 2**50 bytes, which no allocator gives."""
+"""Pixels per side: the noise alone takes 2**50 bytes, which no allocator provides."""
 
 
 def specs(prompts: Sequence[str], steps: int = 4) -> list[ImageSpec]:
@@ -40,7 +40,7 @@ def specs(prompts: Sequence[str], steps: int = 4) -> list[ImageSpec]:
 
 
 class Memory:
-    """A device's memory with figures as they are set; counts releases."""
+    """A device's memory with figures set by the test. Counts releases."""
 
     def __init__(self) -> None:
         self.unused = 0
@@ -79,7 +79,7 @@ def engine() -> Iterator[ZImageEngine]:
 
 @pytest.fixture
 def watched() -> Iterator[tuple[ZImageEngine, Memory, Clock]]:
-    """An engine whose memory and clock the test holds, idle after 60 s."""
+    """An engine whose memory and clock the test controls; idle after 60 s."""
     memory, clock = Memory(), Clock()
     engine = ZImageEngine(settings(idle_release_s=60), memory, clock)
     engine.load()
@@ -91,7 +91,7 @@ def furthest(one: Image.Image, other: Image.Image) -> int:
     return max(high for _, high in ImageChops.difference(one, other).getextrema())  # type: ignore[misc]
 
 
-def test_a_mixed_batch_gives_the_pictures_that_each_spec_gives_alone(engine: ZImageEngine) -> None:
+def test_a_mixed_batch_gives_the_same_images_as_each_spec_alone(engine: ZImageEngine) -> None:
     batch = specs(PROMPTS)
     together = engine.generate(batch)
     assert len(together) == len(batch)
@@ -110,22 +110,22 @@ SIZES = st.sampled_from([(64, 64), (96, 64), (64, 128)])
 
 @hyp_settings(max_examples=4, deadline=None)
 @given(BATCHES, SIZES)
-def test_any_batch_gives_the_pictures_that_each_spec_gives_alone(
+def test_any_batch_gives_the_same_images_as_each_spec_alone(
     engine: ZImageEngine, asked: list[tuple[str, int]], size: tuple[int, int]
 ) -> None:
-    assert_as_alone(engine, asked, size)
+    assert_same_as_alone(engine, asked, size)
 
 
 @pytest.mark.slow
 @hyp_settings(max_examples=30, deadline=None)
 @given(BATCHES, SIZES)
-def test_many_batches_give_the_pictures_that_each_spec_gives_alone(
+def test_many_batches_give_the_same_images_as_each_spec_alone(
     engine: ZImageEngine, asked: list[tuple[str, int]], size: tuple[int, int]
 ) -> None:
-    assert_as_alone(engine, asked, size)
+    assert_same_as_alone(engine, asked, size)
 
 
-def assert_as_alone(engine: ZImageEngine, asked: list[tuple[str, int]], size: tuple[int, int]) -> None:
+def assert_same_as_alone(engine: ZImageEngine, asked: list[tuple[str, int]], size: tuple[int, int]) -> None:
     batch = [ImageSpec(prompt, *size, 2, 0.0, seed) for prompt, seed in asked]
     for spec, image in zip(batch, engine.generate(batch), strict=True):
         assert image.size == size
@@ -138,7 +138,7 @@ def test_the_same_specs_give_the_same_bytes_again(engine: ZImageEngine) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_pixels_are_those_that_diffusers_makes(dtype: torch.dtype) -> None:
+def test_pixels_equal_those_from_diffusers(dtype: torch.dtype) -> None:
     decoded = (torch.rand((2, 3, 40, 24), generator=torch.Generator().manual_seed(1)) * 2.4 - 1.2).to(dtype)
     processor = VaeImageProcessor()
     ours = to_images(processor.postprocess(decoded, output_type="pt"))
@@ -158,11 +158,11 @@ def test_seed_prompt_and_steps_each_matter(engine: ZImageEngine) -> None:
     assert len(pictures) == 4
 
 
-def test_sizes_and_proportions_are_as_asked(engine: ZImageEngine) -> None:
+def test_sizes_and_proportions_are_as_requested(engine: ZImageEngine) -> None:
     assert engine.generate([ImageSpec(PROMPTS[0], 96, 64, 1, 0.0, 1)])[0].size == (96, 64)
 
 
-def test_the_engine_goes_on_after_the_pipeline_failed(engine: ZImageEngine) -> None:
+def test_the_engine_works_after_the_pipeline_failed(engine: ZImageEngine) -> None:
     with pytest.raises(EngineError, match="ZeroDivisionError") as caught:
         engine.generate([ImageSpec(PROMPTS[0], 64, 64, 0, 0.0, 1)])
     assert type(caught.value) is EngineError
@@ -170,7 +170,7 @@ def test_the_engine_goes_on_after_the_pipeline_failed(engine: ZImageEngine) -> N
 
 
 @pytest.mark.parametrize("step", [1, 3, 8])
-def test_a_generation_is_cancelled_between_steps_and_the_next_one_is_right(
+def test_a_generation_is_cancelled_between_steps_and_the_next_one_is_correct(
     engine: ZImageEngine, step: int
 ) -> None:
     asked = 0
@@ -187,7 +187,7 @@ def test_a_generation_is_cancelled_between_steps_and_the_next_one_is_right(
     assert engine.generate(specs(PROMPTS[:1]))[0].tobytes() == before.tobytes()
 
 
-def test_numbers_that_are_none_are_an_error_and_no_black_picture(tmp_path: Path) -> None:
+def test_nan_is_an_error_and_not_a_black_image(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(CHECKPOINT, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     (weights,) = (folder / "transformer").glob("*.safetensors")
@@ -200,7 +200,7 @@ def test_numbers_that_are_none_are_an_error_and_no_black_picture(tmp_path: Path)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_numbers_that_break_in_the_decoder_are_an_error_of_their_pictures(
+def test_nan_or_infinity_from_the_decoder_is_an_error_that_names_the_images(
     watched: tuple[ZImageEngine, Memory, Clock], value: float
 ) -> None:
     engine, _, _ = watched
@@ -217,14 +217,14 @@ def test_numbers_that_break_in_the_decoder_are_an_error_of_their_pictures(
     assert len(engine.generate(asked)) == 2
 
 
-def test_a_picture_that_does_not_fit_is_out_of_memory_and_frees_the_cache(
+def test_an_image_that_does_not_fit_is_out_of_memory_and_frees_the_cache(
     watched: tuple[ZImageEngine, Memory, Clock],
 ) -> None:
     engine, memory, _ = watched
     with pytest.raises(OutOfMemoryError, match="allocate") as caught:
         engine.generate([ImageSpec(PROMPTS[0], BEYOND_ANY_MEMORY, BEYOND_ANY_MEMORY, 1, 0.0, 1)])
     assert memory.releases == 1
-    # What did not fit must not be kept alive by the error that says so.
+    # The error must not keep the tensors alive that did not fit.
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None
     assert len(engine.generate(specs(PROMPTS[:1]))) == 1
@@ -242,7 +242,7 @@ def test_the_cache_is_released_when_too_much_of_it_is_unused(
     assert memory.releases == 1
 
 
-def test_idle_weights_leave_the_device_once_and_come_back_by_themselves(
+def test_idle_weights_leave_the_device_once_and_return_on_demand(
     watched: tuple[ZImageEngine, Memory, Clock], caplog: pytest.LogCaptureFixture
 ) -> None:
     engine, memory, clock = watched
@@ -275,12 +275,12 @@ def test_tokens_are_those_of_the_chat_template(engine: ZImageEngine) -> None:
         counted = engine.count_tokens(prompt)
         assert counted is not None
         assert counted > empty
-    # Bytes that no caption has are tokens of their own: four for this one, three for that.
+    # Characters outside the vocabulary take a token for each byte: four here, three below.
     assert engine.count_tokens("🎨" * 100) == empty + 400
     assert engine.count_tokens("龘" * 100) == empty + 300
 
 
-def test_tokens_can_be_counted_beside_generation(engine: ZImageEngine) -> None:
+def test_tokens_can_be_counted_during_generation(engine: ZImageEngine) -> None:
     expected = [engine.count_tokens(prompt) for prompt in PROMPTS]
     with ThreadPoolExecutor(2) as pool:
         counting = [
@@ -295,13 +295,13 @@ def test_before_load_there_is_no_tokenizer() -> None:
     assert ZImageEngine(settings()).count_tokens("a heron") is None
 
 
-def test_results_can_say_which_model_it_was(engine: ZImageEngine) -> None:
+def test_the_model_and_its_revision_are_known(engine: ZImageEngine) -> None:
     assert (engine.model, engine.model_revision) == ("tiny-zimage", "")
     named = ZImageEngine(EngineSettings(model="Tongyi-MAI/Z-Image-Turbo", revision="abc", device="cpu"))
     assert (named.model, named.model_revision) == ("Tongyi-MAI/Z-Image-Turbo", "abc")
 
 
-def test_a_folder_is_a_model(tmp_path: Path) -> None:
+def test_a_folder_can_be_used_as_a_model(tmp_path: Path) -> None:
     shutil.copytree(CHECKPOINT, tmp_path / "model", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     engine = ZImageEngine(settings(model=str(tmp_path / "model")))
     engine.load()
@@ -309,7 +309,7 @@ def test_a_folder_is_a_model(tmp_path: Path) -> None:
     engine.close()
 
 
-def test_a_cut_file_is_a_wrong_model_and_no_crash(tmp_path: Path) -> None:
+def test_a_truncated_file_is_an_error_and_not_a_crash(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(CHECKPOINT, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
@@ -318,18 +318,18 @@ def test_a_cut_file_is_a_wrong_model_and_no_crash(tmp_path: Path) -> None:
         ZImageEngine(settings(model=str(folder))).load()
 
 
-def test_an_empty_folder_is_a_wrong_model(tmp_path: Path) -> None:
+def test_an_empty_folder_is_not_a_model(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"ZIMAGE_ENGINE__MODEL: got .* cannot be loaded"):
         ZImageEngine(settings(model=str(tmp_path))).load()
 
 
 @pytest.mark.parametrize("backend", ["flash", "no-such-thing"])
-def test_an_attention_that_is_not_installed_is_a_wrong_setting(backend: str) -> None:
+def test_an_attention_backend_that_is_not_installed_is_a_settings_error(backend: str) -> None:
     with pytest.raises(SettingsError, match=f"ZIMAGE_ENGINE__ATTENTION: got '{backend}'"):
         ZImageEngine(settings(attention=backend)).load()
 
 
-def test_torchs_own_attention_gives_the_same_picture(engine: ZImageEngine) -> None:
+def test_torchs_own_attention_gives_the_same_image(engine: ZImageEngine) -> None:
     native = ZImageEngine(settings(attention="native"))
     native.load()
     pictures = [e.generate(specs(PROMPTS[:1]))[0] for e in (engine, native)]
@@ -337,7 +337,7 @@ def test_torchs_own_attention_gives_the_same_picture(engine: ZImageEngine) -> No
     assert furthest(*pictures) <= 2
 
 
-def test_bfloat16_is_taken_where_it_is_asked_for(engine: ZImageEngine) -> None:
+def test_bfloat16_is_used_on_request(engine: ZImageEngine) -> None:
     half = ZImageEngine(settings(dtype="bfloat16"))
     half.load()
     exact, rounded = (e.generate(specs(PROMPTS[:1], steps=8))[0] for e in (engine, half))
@@ -345,7 +345,7 @@ def test_bfloat16_is_taken_where_it_is_asked_for(engine: ZImageEngine) -> None:
     assert exact.tobytes() != rounded.tobytes()
 
 
-def test_loading_says_one_line_and_the_libraries_say_nothing(
+def test_loading_logs_one_line_and_the_libraries_log_nothing(
     caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level(logging.INFO)

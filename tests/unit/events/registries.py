@@ -1,4 +1,4 @@
-"""A registry that answers whatever a test likes, over HTTP."""
+"""An HTTP schema registry that answers as a test tells it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 
 
 class AnyRegistry:
-    """Answers questions by path as it was told, and 404 to the others. A context manager."""
+    """Answers requests by path as told, and all others with 404. A context manager."""
 
     def __init__(self) -> None:
         self.answers: dict[str, tuple[int, Any]] = {"/schemas/types": (200, ["AVRO"])}
-        """By path: status, and what the body is in JSON."""
+        """Status and JSON body by path."""
         self.asked: list[str] = []
         self._held: dict[str, threading.Event] = {}
         self._dripping: set[str] = set()
@@ -46,27 +46,27 @@ class AnyRegistry:
                 self.do_GET()
 
             def log_message(self, *_: object) -> None:
-                """Nobody reads it."""
+                """Log nothing."""
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,))
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
 
     def put(self, schema_id: int, schema: Any, kind: str = "AVRO", **more: Any) -> None:
-        """Have it know a schema; a text as it is, anything else as JSON."""
+        """Register a schema: a text as it is, anything else as JSON."""
         text = schema if isinstance(schema, str) else json.dumps(schema)
         self.answers[f"/schemas/ids/{schema_id}"] = 200, {"schema": text, "schemaType": kind, **more}
 
     def fail(self, schema_id: int, status: int = 500) -> None:
-        """Have it answer an id with an error."""
+        """Answer an id with an error."""
         self.answers[f"/schemas/ids/{schema_id}"] = status, {"error_code": status * 100, "message": "no"}
 
     def hold(self, schema_id: int) -> threading.Event:
-        """Have it begin its answer for an id, and go on when the event is set."""
+        """Start the response for an id, and continue when the event is set."""
         return self._held.setdefault(f"/schemas/ids/{schema_id}", threading.Event())
 
     def drip(self, schema_id: int) -> None:
-        """Have its answer for an id come byte by byte, without end."""
+        """Send the response for an id byte by byte, without end."""
         self._dripping.add(f"/schemas/ids/{schema_id}")
 
     def _drip(self, out: BufferedIOBase) -> None:

@@ -1,4 +1,4 @@
-"""Events on the wire: what is written is read, older and newer versions too, and garbage is only garbage."""
+"""Events on the wire: they are read as written, in older and newer versions too, and garbage is refused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from zimage_stream.events.schemas import IMAGE_RESULT, PROMPT_REQUEST, current, 
 longs = st.integers(-(2**63), 2**63 - 1)
 ints = st.integers(-(2**31), 2**31 - 1)
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
-# Whole milliseconds are what the wire carries.
+# The wire format has a resolution of milliseconds.
 times = st.integers(0, 4_000_000_000_000).map(lambda ms: datetime.fromtimestamp(ms // 1000, UTC))
 doubles = st.floats(allow_nan=False)
 
@@ -144,22 +144,22 @@ class TestRoundTrip:
 
 
 class TestFraming:
-    def test_is_single_object_where_there_is_no_registry(self) -> None:
+    def test_is_single_object_encoding_without_a_registry(self) -> None:
         data = codec.encode_request(PromptRequest(prompt="p"), "t")
         assert data[:2] == b"\xc3\x01"
         assert data[2:10] == current(PROMPT_REQUEST).fingerprint
 
-    def test_fingerprints_are_those_of_the_specification(self) -> None:
-        # The value that Java's SchemaNormalization gives for the schema "null", as bytes on the wire.
+    def test_fingerprints_agree_with_the_specification(self) -> None:
+        # What Java's SchemaNormalization computes for the schema "null", as bytes on the wire.
         assert fingerprint('"null"', "CRC-64-AVRO") == "8a8f25cce724dd63"
 
     @given(st.binary(max_size=60))
-    def test_random_bytes_are_a_wire_error_and_nothing_else(self, data: bytes) -> None:
+    def test_random_bytes_raise_only_wire_errors(self, data: bytes) -> None:
         with pytest.raises(WireError):
             codec.decode_request(data)
 
     @given(requests, st.data())
-    def test_a_damaged_record_is_read_or_refused_and_nothing_else(
+    def test_a_damaged_record_is_either_read_or_refused(
         self, request: PromptRequest, data: st.DataObject
     ) -> None:
         raw = bytearray(codec.encode_request(request, "t"))
@@ -173,7 +173,7 @@ class TestFraming:
         assert isinstance(decoded, PromptRequest)
 
     @pytest.mark.parametrize("length", [2**20, 2**40, 2**62])
-    def test_a_huge_length_costs_no_memory(self, length: int) -> None:
+    def test_a_huge_length_allocates_no_memory(self, length: int) -> None:
         zigzag = length << 1
         prefix = bytearray()
         while zigzag > 0x7F:
@@ -193,15 +193,15 @@ class TestFraming:
             (b"\x00\x00", "within its schema's id"),
         ],
     )
-    def test_the_message_says_what_is_wrong(self, data: bytes | None, words: str) -> None:
+    def test_the_message_states_the_problem(self, data: bytes | None, words: str) -> None:
         with pytest.raises(WireError, match=words):
             codec.decode_request(data)
 
-    def test_what_follows_an_event_does_not_belong_to_it(self) -> None:
+    def test_bytes_after_an_event_are_refused(self) -> None:
         with pytest.raises(WireError, match="2 extra bytes follow"):
             codec.decode_request(codec.encode_request(PromptRequest(prompt="p"), "t") + b"xy")
 
-    def test_another_event_is_named(self) -> None:
+    def test_an_event_of_another_type_is_named(self) -> None:
         data = codec.encode_request(PromptRequest(prompt="p"), "t")
         with pytest.raises(WireError, match=r"holds zimage\.PromptRequest, not zimage\.ImageResult"):
             codec.decode_result(data)
@@ -214,7 +214,7 @@ class TestFraming:
 
 
 def as_written_by(name: str, change: Any, record: dict[str, Any]) -> tuple[Any, bytes]:
-    """An event written with a changed schema: the schema as loaded, and the framed bytes."""
+    """An event written with a changed schema: the loaded schema, and the framed bytes."""
     raw = json.loads(current(name).text)
     change(raw)
     parsed = fastavro.parse_schema(copy.deepcopy(raw))
@@ -226,11 +226,13 @@ def as_written_by(name: str, change: Any, record: dict[str, Any]) -> tuple[Any, 
 
 
 class TestVersions:
-    def test_all_published_ones_are_known_by_their_fingerprints(self) -> None:
+    def test_all_published_schemas_are_found_by_their_fingerprints(self) -> None:
         for versions in published().values():
             assert [schema.version for schema in versions] == list(range(1, len(versions) + 1))
 
-    def test_an_older_request_is_read_with_today_s_defaults(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_older_request_is_read_with_the_current_defaults(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def older(raw: dict[str, Any]) -> None:
             raw["fields"] = [f for f in raw["fields"] if f["name"] in ("request_id", "prompt", "width")]
 
@@ -238,7 +240,7 @@ class TestVersions:
         monkeypatch.setitem(schemas.by_fingerprint(), schema.fingerprint, schema)
         assert codec.decode_request(data) == PromptRequest(request_id="a", prompt="p", width=64)
 
-    def test_a_newer_request_is_read_without_what_is_new(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_newer_request_is_read_without_its_new_fields(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def newer(raw: dict[str, Any]) -> None:
             raw["fields"].append({"name": "mood", "type": "string", "default": ""})
 
@@ -248,7 +250,7 @@ class TestVersions:
         monkeypatch.setitem(schemas.by_fingerprint(), schema.fingerprint, schema)
         assert codec.decode_request(data) == PromptRequest(request_id="a", prompt="p")
 
-    def test_a_status_of_the_future_is_unknown(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_status_added_later_is_read_as_unknown(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def newer(raw: dict[str, Any]) -> None:
             (status,) = [f for f in raw["fields"] if f["name"] == "status"]
             status["type"]["symbols"].append("POSTPONED")

@@ -1,4 +1,4 @@
-"""Record headers: what a result and a dead letter say beside their values."""
+"""Record headers of requests, results and dead letters."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def die(headers: list[tuple[str, bytes | None]], **changes: Any) -> list[tuple[s
     return dead_letter_headers(headers, **reason | changes)
 
 
-def test_a_request_is_a_cloud_event_with_its_authors_headers_after_it() -> None:
+def test_a_request_is_a_cloud_event_followed_by_its_authors_headers() -> None:
     request = PromptRequest(prompt="p", request_id="a", created_at=AT)
     headers = request_headers(request, "/upstream", TRACE)
     assert dict(headers[:6]) == {
@@ -58,7 +58,7 @@ def test_a_result_has_an_id_of_its_own_and_the_trace_of_its_request() -> None:
     assert "mine" not in dict(headers)
 
 
-def test_a_dead_letter_keeps_what_was_sent_and_says_why() -> None:
+def test_a_dead_letter_keeps_the_original_headers_and_states_the_reason() -> None:
     sent: list[tuple[str, bytes | None]] = [("mine", b"\xff"), ("mine", None), ("ce_id", b"a")]
     headers = die(sent)
     assert headers[:3] == sent
@@ -71,7 +71,7 @@ def test_a_dead_letter_keeps_what_was_sent_and_says_why() -> None:
     assert said["zimage.code"] == b"UNDECODABLE"
 
 
-def test_a_record_that_dies_again_has_its_reasons_replaced() -> None:
+def test_a_record_that_fails_again_gets_new_reasons() -> None:
     once = die([("mine", b"1")])
     twice = die(once, message="still no Avro")
     assert len(twice) == len(once)

@@ -1,4 +1,4 @@
-"""Whatever a registry answers for an id, it is read, waited for or refused, and no other waits for it."""
+"""Whatever a registry answers for an id, it is decoded, awaited or refused, and no other id waits for it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_an_error_page_is_not_quoted_whole(server: AnyRegistry, registry: Regist
     [
         ('{"properties": {"prompt": {"type": "string"}}}', "JSON", "is a JSON schema"),
         ('syntax = "proto3"; message A {}', "PROTOBUF", "is a PROTOBUF schema"),
-        # Registries and proxies that leave the type out, or say what is not so.
+        # Some registries and proxies omit the schema type, or state a wrong one.
         ('{"properties": {}}', "AVRO", "is not an Avro schema: KeyError"),
         ("{", "AVRO", "is not an Avro schema: JSONDecodeError"),
         ("7", "AVRO", "is not an Avro schema"),
@@ -74,7 +74,7 @@ def test_an_error_page_is_not_quoted_whole(server: AnyRegistry, registry: Regist
         ("[" * 5_000, "AVRO", "is not an Avro schema: RecursionError"),
     ],
 )
-def test_what_is_no_avro_schema_is_said_once_and_for_all(
+def test_a_schema_that_is_not_avro_is_refused_without_another_query(
     server: AnyRegistry, registry: Registry, text: str, kind: str, says: str
 ) -> None:
     server.put(7, text, kind)
@@ -85,7 +85,7 @@ def test_what_is_no_avro_schema_is_said_once_and_for_all(
 
 
 @pytest.mark.parametrize("body", [[], {}, {"schema": 7}, {"schema": None}, "text", None, 7])
-def test_an_answer_of_any_shape_is_an_outage_or_no_schema(
+def test_a_malformed_answer_is_an_outage_or_an_unknown_schema(
     server: AnyRegistry, registry: Registry, body: Any
 ) -> None:
     server.answers["/schemas/ids/7"] = 200, body
@@ -103,7 +103,7 @@ def test_an_id_that_the_registry_refuses_is_unknown(
 
 
 @pytest.mark.parametrize("status", [401, 403, 429, 500, 503])
-def test_an_error_for_everything_is_an_outage_and_held_against_no_id(
+def test_an_error_for_all_ids_is_an_outage_and_counts_against_none(
     server: AnyRegistry, registry: Registry, clock: list[float], status: int
 ) -> None:
     server.fail(7, status)
@@ -113,12 +113,12 @@ def test_an_error_for_everything_is_an_outage_and_held_against_no_id(
             registry.schema(7)
         assert not isinstance(caught.value, SchemaUnavailableError)
     before = len(server.asked)
-    with pytest.raises(RegistryUnavailableError):  # another id, at the same moment: nobody is asked again
+    with pytest.raises(RegistryUnavailableError):  # another id, at the same moment: no further query
         registry.schema(8)
     assert len(server.asked) == before
 
 
-def test_an_error_for_one_id_holds_up_no_other_and_ends(
+def test_an_error_for_one_id_holds_up_no_other_and_is_given_up(
     server: AnyRegistry, registry: Registry, clock: list[float]
 ) -> None:
     server.fail(7)
@@ -127,7 +127,7 @@ def test_an_error_for_one_id_holds_up_no_other_and_ends(
         registry.schema(7)
     assert registry.schema(8).parsed["name"] == PROMPT_REQUEST
     asked = len(server.asked)
-    with pytest.raises(SchemaUnavailableError):  # it is not asked for again at once
+    with pytest.raises(SchemaUnavailableError):  # no second query at once
         registry.schema(7)
     assert len(server.asked) == asked
     for second in range(1, int(GIVE_UP_S)):
@@ -137,22 +137,22 @@ def test_an_error_for_one_id_holds_up_no_other_and_ends(
     clock[0] = 2 * GIVE_UP_S
     with pytest.raises(UnknownSchemaError, match=r"schema id 7.*it answers other queries"):
         registry.schema(7)
-    # What is mended is read: nothing is for ever.
+    # An id that is repaired is read: no verdict is permanent.
     server.put(7, OURS)
     clock[0] += 60.0
     assert registry.schema(7).parsed["name"] == PROMPT_REQUEST
 
 
 @pytest.fixture
-def hasty(server: AnyRegistry) -> Iterator[Registry]:
-    """One that waits for no answer, as good as."""
+def impatient(server: AnyRegistry) -> Iterator[Registry]:
+    """A registry client that waits for a response for only a millisecond."""
     made = Registry(RegistrySettings(url=server.url), patience_s=0.001)
     yield made
     made.close()
 
 
-def read_in_the_end(registry: Registry, schema_id: int) -> Any:
-    """What an id is, once its answer is in."""
+def wait_for_schema(registry: Registry, schema_id: int) -> Any:
+    """The schema with an id, once its response has arrived."""
 
     def read() -> Any:
         with suppress(SchemaPendingError):
@@ -162,34 +162,34 @@ def read_in_the_end(registry: Registry, schema_id: int) -> Any:
     return until(read, 30, f"schema id {schema_id} is known")
 
 
-def test_nobody_waits_for_an_answer_that_takes_its_time(server: AnyRegistry, hasty: Registry) -> None:
+def test_a_slow_answer_holds_up_no_other(server: AnyRegistry, impatient: Registry) -> None:
     server.put(7, OURS)
     server.put(8, OURS)
     goes_on = server.hold(7)
     for _ in range(3):
         with pytest.raises(SchemaPendingError, match="schema id 7"):
-            hasty.schema(7)
-    assert read_in_the_end(hasty, 8)["name"] == PROMPT_REQUEST
+            impatient.schema(7)
+    assert wait_for_schema(impatient, 8)["name"] == PROMPT_REQUEST
     goes_on.set()
-    assert read_in_the_end(hasty, 7)["name"] == PROMPT_REQUEST
+    assert wait_for_schema(impatient, 7)["name"] == PROMPT_REQUEST
     assert server.asked.count("/schemas/ids/7") == 1
 
 
-def test_so_many_are_asked_for_at_once_and_no_more(server: AnyRegistry, hasty: Registry) -> None:
+def test_the_number_of_queries_in_progress_is_limited(server: AnyRegistry, impatient: Registry) -> None:
     for schema_id in range(MAX_ASKED + 1):
         server.put(schema_id, OURS)
         server.hold(schema_id)
         with pytest.raises(SchemaPendingError):
-            hasty.schema(schema_id)
-    until(lambda: len(server.asked) >= MAX_ASKED, 30, "all of them are asked for")
+            impatient.schema(schema_id)
+    until(lambda: len(server.asked) >= MAX_ASKED, 30, "the registry has received all queries")
     for schema_id in range(MAX_ASKED + 1):
         server.hold(schema_id).set()
     for schema_id in range(MAX_ASKED + 1):
-        assert read_in_the_end(hasty, schema_id)["name"] == PROMPT_REQUEST
+        assert wait_for_schema(impatient, schema_id)["name"] == PROMPT_REQUEST
         assert server.asked.count(f"/schemas/ids/{schema_id}") == 1
 
 
-def test_an_answer_that_drips_is_none(
+def test_a_response_that_never_finishes_times_out(
     server: AnyRegistry, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "ANSWERED_WITHIN_S", 0.5)
@@ -200,16 +200,16 @@ def test_an_answer_that_drips_is_none(
         registry.schema(7)
 
 
-def test_what_is_asked_for_ends_with_the_registry(server: AnyRegistry, hasty: Registry) -> None:
+def test_closing_the_client_ends_its_queries(server: AnyRegistry, impatient: Registry) -> None:
     server.hold(7)
     with pytest.raises(SchemaPendingError):
-        hasty.schema(7)
-    until(lambda: server.asked, 30, "it is asked for")
-    hasty.close()
+        impatient.schema(7)
+    until(lambda: server.asked, 30, "the registry has received the query")
+    impatient.close()
     assert "zimage-registry" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_ours_from_a_registry_is_decoded_as_ours(server: AnyRegistry, registry: Registry) -> None:
+def test_one_of_our_schemas_from_a_registry_is_trusted(server: AnyRegistry, registry: Registry) -> None:
     server.put(7, json.dumps(OURS, separators=(",", ":")))
     assert registry.schema(7).parsed is current(PROMPT_REQUEST).parsed
     assert registry.schema(7).cost is None
@@ -219,7 +219,7 @@ def test_ours_from_a_registry_is_decoded_as_ours(server: AnyRegistry, registry: 
 
 class TestReferences:
     def put(self, server: AnyRegistry) -> dict[str, Any]:
-        """A later version of ours, one of whose types is a schema of its own."""
+        """Register a later version of ours, in which one type is a schema of its own."""
         style = {"type": "record", "name": "zimage.Style", "fields": [{"name": "of", "type": "zimage.Era"}]}
         era = {"type": "enum", "name": "zimage.Era", "symbols": ["OLD", "NEW"]}
         schema = OURS | {"fields": [*OURS["fields"], {"name": "style", "type": "zimage.Style"}]}
@@ -245,20 +245,20 @@ class TestReferences:
         decoded = Codec(registry).decode_request(b"\x00\x00\x00\x00\x07" + out.getvalue())
         assert decoded == PromptRequest(prompt="a star", request_id="r")
 
-    def test_that_lead_nowhere_are_named(self, server: AnyRegistry, registry: Registry) -> None:
+    def test_missing_ones_are_named(self, server: AnyRegistry, registry: Registry) -> None:
         self.put(server)
         del server.answers["/subjects/era/versions/2"]
         with pytest.raises(UnknownSchemaError, match="version 2 of subject era, to which schema id 7 refers"):
             registry.schema(7)
 
-    def test_that_the_registry_answers_oddly_are_asked_for_again(
+    def test_that_get_a_malformed_answer_are_queried_again(
         self, server: AnyRegistry, registry: Registry, clock: list[float], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         self.put(server)
         with monkeypatch.context() as patch:
 
             async def nothing(*_: Any) -> None:
-                """What a client of another version may make of an odd answer."""
+                """What another version of the client may return for a malformed answer."""
 
             patch.setattr(registry._client, "get_version", nothing)
             with pytest.raises(UnknownSchemaError, match="the registry's response for schema id 7"):
@@ -266,7 +266,7 @@ class TestReferences:
         clock[0] += 60.0
         assert registry.schema(7).parsed["name"] == PROMPT_REQUEST
 
-    def test_in_a_circle_end(self, server: AnyRegistry, registry: Registry) -> None:
+    def test_cycles_end(self, server: AnyRegistry, registry: Registry) -> None:
         circle = [{"name": "a", "subject": "a", "version": 1}]
         server.put(7, OURS, references=circle)
         registered = {"subject": "a", "id": 1, "version": 1, "schema": '"a"', "references": circle}
@@ -274,7 +274,7 @@ class TestReferences:
         with pytest.raises(UnknownSchemaError, match="not an Avro schema"):
             registry.schema(7)
 
-    def test_without_end_are_refused(self, server: AnyRegistry, registry: Registry) -> None:
+    def test_too_many_are_refused(self, server: AnyRegistry, registry: Registry) -> None:
         def to(number: int) -> list[dict[str, Any]]:
             return [{"name": f"n{number}", "subject": f"s{number}", "version": 1}]
 

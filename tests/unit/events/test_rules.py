@@ -1,4 +1,4 @@
-"""The rules: what may reach a GPU, and a clear word for everything else."""
+"""The rules for requests: what may reach a GPU, and a clear message for everything else."""
 
 from __future__ import annotations
 
@@ -79,12 +79,12 @@ def test_a_broken_rule_names_field_rule_and_value(field: str, value: Any) -> Non
         "a" * 2_000,
     ],
 )
-def test_text_of_any_script_is_text(prompt: str) -> None:
+def test_text_in_any_script_is_accepted(prompt: str) -> None:
     checked = check_request(replace(GOOD, prompt=prompt))
     assert checked.prompt == unicodedata.normalize("NFC", prompt)
 
 
-# Written as code points: in an editor all of them look like nothing.
+# Written as code points, since they are invisible in an editor.
 INVISIBLE = [
     *"\u00ad\u034f\u061c\u115f\u1160\u17b4\u180e\u200b\u200d\u2060\u2800\u3000\u3164\ufe0f\ufeff\uffa0",
     *"\u00a0\u2028\U00013441\U0001d159\U000e0041\U000e0100",
@@ -94,7 +94,7 @@ INVISIBLE = [
 
 
 @pytest.mark.parametrize("prompt", INVISIBLE, ids=ascii)
-def test_a_prompt_that_nobody_can_see_is_refused(prompt: str) -> None:
+def test_an_invisible_prompt_is_refused(prompt: str) -> None:
     with pytest.raises(RequestError, match=r"^prompt: got .* at least one of them visible"):
         check_request(replace(GOOD, prompt=prompt))
     assert check_request(replace(GOOD, prompt=f"{prompt}a")).prompt.endswith("a")
@@ -103,7 +103,7 @@ def test_a_prompt_that_nobody_can_see_is_refused(prompt: str) -> None:
 @pytest.mark.parametrize(
     "prompt", ["👩\u200d👩\u200d👧\u200d👦", "☠\ufe0f", "1\ufe0f\u20e3", "\ue000", "。", "\u0301"]
 )
-def test_one_visible_sign_is_a_prompt(prompt: str) -> None:
+def test_one_visible_character_is_a_prompt(prompt: str) -> None:
     assert check_request(replace(GOOD, prompt=prompt)).prompt == unicodedata.normalize("NFC", prompt)
 
 
@@ -118,22 +118,22 @@ def test_every_value_within_the_rules_passes(width: int, height: int, seed: int,
     assert check_request(request) == request
 
 
-def test_a_deployment_may_allow_less_and_more() -> None:
+def test_limits_can_be_configured() -> None:
     with pytest.raises(UnsupportedSizeError, match="1,048,576 pixels"):
         check_request(replace(GOOD, width=2048, height=1024), Limits(max_pixels=1024 * 1024))
     assert check_request(replace(GOOD, guidance_scale=4.0), Limits(allow_guidance=True))
 
 
-def test_a_prompt_that_the_model_would_cut_is_refused() -> None:
+def test_a_prompt_that_the_model_would_truncate_is_refused() -> None:
     with pytest.raises(RequestError, match="at most 512 tokens; this one has 513"):
         check_request(GOOD, count_tokens=lambda _: 513)
     assert check_request(GOOD, count_tokens=lambda _: 512) == GOOD
     assert check_request(GOOD, count_tokens=lambda _: None) == GOOD
 
 
-class TestWhatIsDerived:
+class TestDerivedValues:
     @given(st.text(), st.text())
-    def test_a_seed_is_the_same_every_time_and_fits_a_javascript_number(self, tenant: str, name: str) -> None:
+    def test_the_seed_is_deterministic_and_fits_a_javascript_number(self, tenant: str, name: str) -> None:
         try:
             request = PromptRequest(prompt="p", tenant=tenant, request_id=name)
             seed = request.chosen_seed
@@ -142,14 +142,14 @@ class TestWhatIsDerived:
         assert 0 <= seed < 2**53
         assert replace(request, prompt="q").chosen_seed == seed
 
-    def test_the_digest_says_what_determines_the_picture_and_no_more(self) -> None:
+    def test_the_digest_covers_exactly_what_determines_the_image(self) -> None:
         digest = GOOD.parameter_digest
         for same in ({"priority": 3}, {"attributes": {"a": "b"}}, {"batch_id": "b"}):
             assert replace(GOOD, **same).parameter_digest == digest
         for other in ({"prompt": "x"}, {"seed": 1}, {"steps": 4}, {"width": 512}, {"format": "webp"}):
             assert replace(GOOD, **other).parameter_digest != digest
 
-    def test_ids_are_uuids_of_version_7_in_order_of_time(self) -> None:
+    def test_ids_are_version_7_uuids_in_order_of_time(self) -> None:
         ids = [new_request_id() for _ in range(50)]
         assert len(set(ids)) == 50
         assert {name[14] for name in ids} == {"7"}

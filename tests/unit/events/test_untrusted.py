@@ -1,4 +1,4 @@
-"""No schema of anybody's makes decoding take longer than its record explains."""
+"""No schema, whoever wrote it, makes decoding cost more than the size of the record justifies."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ EXABYTES = b"\xfe\xff\xff\xff\xff\xff\xff\xff\x7f"
 
 
 def asking(extra: Any) -> str:
-    """A request's schema that has another field first, which no reader of ours knows."""
+    """A request's schema with an additional first field, unknown to our reader."""
     schema = json.loads(current(PROMPT_REQUEST).text)
     return json.dumps(schema | {"fields": [{"name": "extra", "type": extra}, *schema["fields"]]})
 
 
 def doubling(levels: int) -> Any:
-    """A record that holds nothing, two to the power of so many times."""
+    """A record of nested empty records, 2**depth of them."""
     fields: list[Any] = [{"name": "a", "type": {"type": "record", "name": "R0", "fields": []}}]
     for level in range(1, levels):
         pair = [{"name": name, "type": f"R{level - 1}"} for name in "ab"]
@@ -47,7 +47,7 @@ def nested(levels: int) -> Any:
 
 
 class Served:
-    """A codec that has every schema from one registry."""
+    """A codec that gets every schema from one registry."""
 
     def __init__(self, server: AnyRegistry, registry: Registry) -> None:
         self._server = server
@@ -86,7 +86,7 @@ def served() -> Iterator[Served]:
         ({"type": "enum", "name": "E", "symbols": [f"S{i:05}" for i in range(40_000)]}, "characters"),
     ],
 )
-def test_a_schema_that_bounds_nothing_is_refused(served: Served, extra: Any, says: str) -> None:
+def test_a_schema_of_unbounded_cost_is_refused(served: Served, extra: Any, says: str) -> None:
     with pytest.raises(RefusedSchemaError, match=rf"schema id \d+ is refused: .*{says}"):
         served.decode(asking(extra), EXABYTES * 9)
 
@@ -98,7 +98,7 @@ def test_a_schema_that_bounds_nothing_is_refused(served: Served, extra: Any, say
 @pytest.mark.parametrize(
     "count", [EXABYTES, b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01\x00", b"\xfd" + b"\xff" * 7 + b"\x7f\x00"]
 )
-def test_a_count_beyond_the_record_ends_with_the_record(
+def test_an_item_count_beyond_the_record_is_an_error(
     served: Served, items: Any, kind: str, count: bytes
 ) -> None:
     schema = {"type": kind, "values" if kind == "map" else "items": items}
@@ -106,7 +106,7 @@ def test_a_count_beyond_the_record_ends_with_the_record(
         served.decode(asking(schema), count)
 
 
-def test_a_record_that_could_take_long_for_its_size_is_refused(served: Served) -> None:
+def test_a_record_too_expensive_for_its_size_is_refused(served: Served) -> None:
     nulls = [{"name": f"n{i}", "type": "null"} for i in range(900)]
     fields = [*nulls, {"name": "one", "type": "boolean"}]
     wide = {"type": "array", "items": {"type": "record", "name": "Wide", "fields": fields}}
@@ -116,7 +116,7 @@ def test_a_record_that_could_take_long_for_its_size_is_refused(served: Served) -
         served.decode(asking("int"), bytes(MAX_EVENT_BYTES + 1))
 
 
-def test_a_number_of_a_million_digits_is_not_made(served: Served) -> None:
+def test_a_number_of_a_million_digits_is_not_converted(served: Served) -> None:
     schema = json.loads(current(PROMPT_REQUEST).text)
     for field in schema["fields"]:
         if field["name"] == "prompt":
@@ -127,14 +127,14 @@ def test_a_number_of_a_million_digits_is_not_made(served: Served) -> None:
         served.decode(json.dumps(schema), body)
 
 
-def test_a_step_is_counted_for_everything_that_is_read() -> None:
+def test_every_decoding_step_is_counted() -> None:
     item: dict[str, Any] = {
         "type": "record",
         "name": "I",
         "fields": [{"name": n, "type": "null"} for n in "abc"],
     }
     item["fields"].append({"name": "d", "type": ["null", "long"]})
-    # Of an item: the record, three nulls, the union with a look at its branches, one of these.
+    # For each item: the record, three nulls, the union and its two branches, the chosen branch.
     assert admit(json.dumps({"type": "array", "items": item})).cost == Cost(2, 1 + 3 + 3 + 1)
     assert admit(json.dumps({"type": "map", "values": "string"})).cost == Cost(2, 1)
     assert admit('"double"').cost == Cost(1, 0)
@@ -181,6 +181,6 @@ bodies = st.lists(
 @example({"type": "array", "items": "null"}, EXABYTES)
 @example({"type": "array", "items": "boolean"}, EXABYTES)
 @example({"type": "record", "name": "R1", "fields": [{"name": "r", "type": ["null", "R1"]}]}, b"\x02" * 10**6)
-def test_any_schema_and_any_bytes_end(served: Served, extra: Any, body: bytes) -> None:
+def test_decoding_any_bytes_with_any_schema_ends(served: Served, extra: Any, body: bytes) -> None:
     with suppress(WireError):
         served.decode(asking(extra), body)

@@ -1,4 +1,4 @@
-"""Pictures as files: the pixels and the fields that went in come out."""
+"""Encoded images: the pixels and fields that went in come out again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FIELDS = {
     "size": "64x64",
 }
 
-# What the request rules let through: any text without surrogates and controls but tab and line ends.
+# What the rules for requests allow: no surrogates, and no control characters except tab and line breaks.
 prompts = st.text(
     st.one_of(
         st.characters(exclude_categories=("Cs", "Cc")),
@@ -34,7 +34,7 @@ prompts = st.text(
 
 
 def picture(size: tuple[int, int] = (64, 48)) -> Image.Image:
-    """Smooth, so that a lossy format stays near it."""
+    """A smooth image, which lossy formats hardly change."""
     red = Image.linear_gradient("L").resize(size)
     return Image.merge("RGB", (red, red.rotate(180), Image.radial_gradient("L").resize(size)))
 
@@ -47,7 +47,7 @@ def decoded(data: bytes) -> Image.Image:
     ("format_", "content_type", "extension"),
     [("png", "image/png", "png"), ("webp", "image/webp", "webp"), ("jpeg", "image/jpeg", "jpg")],
 )
-def test_a_format_is_what_it_says_it_is(format_: str, content_type: str, extension: str) -> None:
+def test_a_file_has_the_requested_format(format_: str, content_type: str, extension: str) -> None:
     encoded = encode(picture(), format_, None, FIELDS)
     assert (encoded.content_type, encoded.extension) == (content_type, extension)
     with Image.open(io.BytesIO(encoded.data)) as image:
@@ -62,15 +62,13 @@ def test_without_a_quality_no_pixel_changes(format_: str) -> None:
 
 @pytest.mark.parametrize("missing", [None, "isal", "numpy"])
 @given(data=st.data())
-def test_a_png_is_well_formed_and_its_pixels_are_those_that_went_in(
-    missing: str | None, data: st.DataObject
-) -> None:
+def test_a_png_is_well_formed_and_keeps_its_pixels(missing: str | None, data: st.DataObject) -> None:
     size = data.draw(st.tuples(st.integers(1, 40), st.integers(1, 40)))
     pixels = data.draw(st.binary(min_size=3 * size[0] * size[1], max_size=3 * size[0] * size[1]))
     image = Image.frombytes("RGB", size, pixels)
     with pytest.MonkeyPatch.context() as patch:
         if missing is not None:
-            # As where the extra "worker" is not installed.
+            # As without the extra "worker".
             patch.delitem(sys.modules, "zimage_stream.imaging.idat", raising=False)
             patch.setitem(sys.modules, missing, None)
         encoded = encode(image, "png", None, FIELDS).data
@@ -82,7 +80,7 @@ def test_a_png_is_well_formed_and_its_pixels_are_those_that_went_in(
 
 
 @pytest.mark.parametrize("size", [(1024, 1024), (700, 501), (64, 2048), (2048, 175)])
-def test_a_large_png_is_one_stream_too(size: tuple[int, int]) -> None:
+def test_a_large_png_is_a_single_stream(size: tuple[int, int]) -> None:
     noise = Image.frombytes("RGB", size, random.Random(1).randbytes(3 * size[0] * size[1]))
     for image in (picture(size), noise):
         encoded = encode(image, "png", None, FIELDS).data
@@ -94,7 +92,7 @@ def test_a_large_png_is_one_stream_too(size: tuple[int, int]) -> None:
 
 
 def chunks(data: bytes) -> list[tuple[bytes, bytes]]:
-    """The parts of a PNG, each with its checksum verified."""
+    """The chunks of a PNG, with their checksums verified."""
     assert data.startswith(b"\x89PNG\r\n\x1a\n")
     out, at = [], 8
     while at < len(data):
@@ -106,34 +104,34 @@ def chunks(data: bytes) -> list[tuple[bytes, bytes]]:
     return out
 
 
-def test_png_takes_no_notice_of_quality() -> None:
+def test_png_ignores_quality() -> None:
     assert encode(picture(), "png", 1, FIELDS) == encode(picture(), "png", None, FIELDS)
 
 
 @pytest.mark.parametrize("format_", ["webp", "jpeg"])
-def test_quality_trades_bytes_for_likeness(format_: str) -> None:
+def test_quality_trades_bytes_for_fidelity(format_: str) -> None:
     low, high = (encode(picture((256, 256)), format_, quality, {}).data for quality in (10, 95))
     assert len(low) < len(high)
     difference = ImageChops.difference(decoded(high), picture((256, 256)))
     assert max(high for _, high in difference.getextrema()) < 24  # type: ignore[misc]
 
 
-def test_jpeg_has_quality_95_unless_told() -> None:
+def test_jpeg_quality_is_95_by_default() -> None:
     assert encode(picture(), "jpeg", None, {}) == encode(picture(), "jpeg", 95, {})
 
 
 @pytest.mark.parametrize("format_", FORMATS)
 @pytest.mark.parametrize("fields", [FIELDS, {}])
-def test_a_picture_says_how_to_make_it_again(format_: str, fields: dict[str, str]) -> None:
+def test_an_image_contains_the_fields_needed_to_reproduce_it(format_: str, fields: dict[str, str]) -> None:
     assert read_text(encode(picture(), format_, None, fields).data) == fields
 
 
 @pytest.mark.parametrize("format_", FORMATS)
 @given(prompt=prompts)
 @example("a\ufffeb\uffffc")
-def test_any_prompt_comes_back(format_: str, prompt: str) -> None:
+def test_any_prompt_is_read_back(format_: str, prompt: str) -> None:
     data = encode(picture((16, 16)), format_, None, {"prompt": prompt, "seed": "1"}).data
-    # XML has no way to write these two; everything else is exact.
+    # XML cannot represent these two; everything else is exact.
     expected = prompt if format_ == "png" else prompt.replace("\ufffe", "\ufffd").replace("\uffff", "\ufffd")
     assert read_text(data) == {"prompt": expected, "seed": "1"}
 
@@ -145,7 +143,7 @@ def test_the_longest_prompt_fits(format_: str) -> None:
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-def test_a_picture_of_others_says_nothing(format_: str) -> None:
+def test_a_foreign_image_has_no_fields(format_: str) -> None:
     out = io.BytesIO()
     picture().save(out, format_)
     assert read_text(out.getvalue()) == {}

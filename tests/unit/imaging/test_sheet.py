@@ -1,4 +1,4 @@
-"""Contact sheets: every picture is there, at its place, with its number below."""
+"""Contact sheets: every image is at its place, with its number below."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ CELL = 40
 
 
 def places(sheet: Image.Image, colour: str) -> tuple[int, int, int, int]:
-    """Bounding box of a colour."""
+    """The bounding box of a colour."""
     rgb = ImageColor.getrgb(colour)
     xy = [(x, y) for x in range(sheet.width) for y in range(sheet.height) if sheet.getpixel((x, y)) == rgb]
     xs, ys = [x for x, _ in xy], [y for _, y in xy]
     return min(xs), min(ys), max(xs) + 1, max(ys) + 1
 
 
-def test_pictures_are_in_reading_order_and_numbered() -> None:
+def test_images_are_in_reading_order_and_numbered() -> None:
     sheet = contact_sheet([Image.new("RGB", (64, 64), colour) for colour in COLOURS], columns=3, cell=CELL)
     boxes = [places(sheet, colour) for colour in COLOURS]
     assert all((right - left, bottom - top) == (CELL, CELL) for left, top, right, bottom in boxes)
@@ -33,13 +33,13 @@ def test_pictures_are_in_reading_order_and_numbered() -> None:
 
 
 @pytest.mark.parametrize("size", [(64, 16), (16, 64), (2048, 16)])
-def test_a_picture_keeps_its_proportions(size: tuple[int, int]) -> None:
+def test_an_image_keeps_its_proportions(size: tuple[int, int]) -> None:
     sheet = contact_sheet([Image.new("RGB", size, "red")], columns=1, cell=CELL)
     left, top, right, bottom = places(sheet, "red")
     scale = CELL / max(size)
     assert (right - left, bottom - top) == (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
 
 
-def test_a_picture_of_another_mode_is_shown() -> None:
+def test_an_image_in_another_mode_is_shown() -> None:
     sheet = contact_sheet([Image.new("L", (8, 8), 128)], columns=1, cell=CELL)
     assert sheet.getpixel((20, 20)) == (128, 128, 128)

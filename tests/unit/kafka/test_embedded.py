@@ -21,7 +21,7 @@ def test_it_serves_the_topics_on_loopback() -> None:
             assert reader.end_offsets() == dict.fromkeys(range(PARTITIONS), 1)
 
 
-def test_it_is_gone_when_the_context_ends() -> None:
+def test_it_stops_when_the_context_ends() -> None:
     with EmbeddedBroker() as broker:
         host, port = broker.bootstrap_servers.split(":")
         socket.create_connection((host, int(port)), timeout=5).close()

@@ -1,4 +1,4 @@
-"""Whatever a record holds, it can be read."""
+"""Every record can be read, whatever it contains."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ longs = st.integers(-(2**63), 2**63 - 1)
 
 
 class AnyMessage:
-    """What a consumer may hand out, in the words of its client."""
+    """A message as the client may return it."""
 
     def __init__(self, timestamp: tuple[int, int], headers: Any, key: bytes | None, value: bytes | None):
         self.timestamp = lambda: timestamp
@@ -50,7 +50,7 @@ any_bytes = st.none() | st.binary(max_size=20)
 @example((1, 1_785_000_000_000_000), None, None, b"")
 @example((1, -(10**15)), None, None, b"")
 @example((1, -1), [], None, None)
-def test_any_record_is_taken_in(
+def test_any_record_is_read(
     timestamp: tuple[int, int], headers: Any, key: bytes | None, value: bytes | None
 ) -> None:
     before = datetime.now(UTC)
@@ -63,7 +63,7 @@ def test_any_record_is_taken_in(
         assert (record.timestamp - EPOCH) / timedelta(milliseconds=1) == milliseconds
     else:
         assert before <= record.timestamp <= datetime.now(UTC)
-    # A result that names it can be written.
+    # A result can refer to it.
     source = record.source
     result = ImageResult(
         request_id="r",

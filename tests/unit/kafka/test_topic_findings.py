@@ -22,12 +22,12 @@ def exact(spec: TopicSpec, **differing: str) -> TopicState:
     return TopicState(spec.partitions, {**spec.config, **named})
 
 
-def test_what_is_made_is_what_is_needed() -> None:
+def test_topics_are_created_as_required() -> None:
     for spec in required_topics(TopicSettings()):
         assert list(compare(spec, exact(spec))) == []
 
 
-def test_what_every_topic_must_be() -> None:
+def test_requirements_of_every_topic() -> None:
     assert (REQUESTS.partitions, RESULTS.partitions, DEAD_LETTERS.partitions) == (48, 12, 1)
     day = 86_400_000
     assert CANCELLATIONS.partitions == REQUESTS.partitions
@@ -55,7 +55,7 @@ def test_progress_may_be_kept_for_longer() -> None:
     assert list(compare(PROGRESS, exact(PROGRESS, retention_ms="86400000"))) == []
 
 
-def test_more_than_needed_is_no_finding() -> None:
+def test_exceeding_the_requirements_is_not_a_finding() -> None:
     state = exact(RESULTS, retention_ms="-1", max_message_bytes=str(8 << 20))
     assert list(compare(RESULTS, TopicState(99, state.config))) == []
 
@@ -74,7 +74,7 @@ def test_more_than_needed_is_no_finding() -> None:
         (DEAD_LETTERS, exact(DEAD_LETTERS, retention_bytes="1000"), "retention.bytes", "=-1"),
     ],
 )
-def test_a_difference_is_named_with_its_remedy(
+def test_a_difference_is_reported_with_its_remedy(
     spec: TopicSpec, state: TopicState | None, setting: str, says: str
 ) -> None:
     (finding,) = compare(spec, state)
@@ -84,12 +84,12 @@ def test_a_difference_is_named_with_its_remedy(
 
 
 @pytest.mark.parametrize("codec", ["lz4", "zstd", "gzip", "snappy"])
-def test_any_codec_has_the_brokers_open_each_batch(codec: str) -> None:
+def test_any_compression_codec_makes_the_brokers_decompress_each_batch(codec: str) -> None:
     assert list(compare_codec(REQUESTS, exact(REQUESTS, compression_type=codec))) == []
 
 
 @pytest.mark.parametrize("codec", ["producer", "uncompressed"])
-def test_batches_that_the_brokers_do_not_open_are_a_warning(codec: str) -> None:
+def test_batches_that_the_brokers_do_not_decompress_are_a_warning(codec: str) -> None:
     (finding,) = compare_codec(REQUESTS, exact(REQUESTS, compression_type=codec))
     assert (finding.setting, finding.severity) == ("compression.type", Severity.WARNING)
     assert "--add-config compression.type=lz4" in finding.remedy
@@ -114,12 +114,12 @@ def kept(
         (kept(1, 2), 1, ["min.insync.replicas"]),
         (kept(3, 2, "true"), 3, ["unclean.leader.election.enable"]),
         (kept(3, 2, leaderless=(0, 4)), 3, ["leader"]),
-        # What so small a cluster cannot do is said of the cluster, once.
+        # What a small cluster cannot do is reported once, for the cluster.
         (kept(1), 1, []),
         (kept(1), 2, []),
     ],
 )
-def test_what_would_lose_or_refuse_requests_is_named_with_its_remedy(
+def test_settings_that_lose_or_refuse_requests_are_reported_with_a_remedy(
     state: TopicState, brokers: int, settings: list[str]
 ) -> None:
     found = list(compare_durability("t", state, brokers))
@@ -128,7 +128,7 @@ def test_what_would_lose_or_refuse_requests_is_named_with_its_remedy(
     assert all(finding.remedy for finding in found)
 
 
-def test_a_remedy_for_too_many_in_sync_replicas_can_be_written_to() -> None:
+def test_the_remedy_for_too_many_in_sync_replicas_allows_writes() -> None:
     (finding,) = compare_durability("t", kept(1, 2), 1)
     assert finding.remedy.endswith("min.insync.replicas=1")
     (finding,) = compare_durability("t", kept(3, 4), 3)

@@ -1,4 +1,4 @@
-"""The transactional id: different for different users, and within the rights of its prefix."""
+"""The transactional id differs between users, and is covered by permissions on its prefix."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def id_of(prefix: str, names: tuple[str, ...]) -> str:
 @example(("zimage", ("prod", "eu-x")), ("zimage", ("prod-eu", "x")))
 @example(("zimage", ("a-b", "c")), ("zimage-a", ("b", "c")))
 @example(("zimage", ("g", "dead-letters-replay")), ("zimage", ("g", "dead-letters", "replay")))
-def test_two_users_share_an_id_only_if_they_are_one(
+def test_only_the_same_user_gets_the_same_id(
     one: tuple[str, tuple[str, ...]], other: tuple[str, tuple[str, ...]]
 ) -> None:
     assert (id_of(*one) == id_of(*other)) == (one == other)
 
 
 @given(users)
-def test_rights_on_a_prefix_cover_the_id(user: tuple[str, tuple[str, ...]]) -> None:
+def test_permissions_on_the_prefix_cover_the_id(user: tuple[str, tuple[str, ...]]) -> None:
     prefix, names = user
     assert id_of(prefix, names).startswith(f"{prefix}-{names[0]}-")
 
 
-def test_a_worker_has_the_same_id_in_every_life() -> None:
+def test_a_restarted_worker_has_the_same_id() -> None:
     assert transactional_id(KafkaSettings(), "zimage-workers", "gpu-1/cuda/0") == (
         "zimage-zimage-workers-gpu-1/cuda/0@6.14"
     )

@@ -1,4 +1,4 @@
-"""Files as people have them: read as they would expect, or refused with the line and what to do."""
+"""Files as people have them: read as expected, or refused with the line and the remedy."""
 
 # ruff: noqa: E501
 from __future__ import annotations
@@ -28,7 +28,7 @@ CHINESE = "红色的心,64,64\n蓝色的星星,64,64\n".encode("gb18030")
 
 
 def read(path: Path, **more: Any) -> tuple[str, list[PromptRequest | str]]:
-    """How a file is read, and each row's request or what is wrong with it and where."""
+    """How a file is read, and for each row its request, or its line and problem."""
     with ExitStack() as stack:
         reading = open_rows(stack, path, **more)
         return reading.described, [_request(row) for row in reading.rows]
@@ -45,7 +45,7 @@ def json(*lines: str) -> bytes:
     return "".join(f'{{"width": 64, "height": 64, {line}}}\n' for line in lines).encode()
 
 
-# Name, bytes, how it is read, and its rows: fields of a request, or a pattern of what is said.
+# Name, bytes, how the file is read, and its rows: fields of a request, or a pattern for the message.
 READ = [
     ("apostrophe.csv", HEAD + b"\"'+' sign\",64,64\n'-ish,64,64\n=1+1,64,64\n", "CSV in UTF-8, columns sep",
      [{"prompt": "'+' sign"}, {"prompt": "'-ish"}, {"prompt": "=1+1"}]),
@@ -151,7 +151,7 @@ def test_a_file_is_read_as_a_person_would_expect(
             assert {field: getattr(one, field) for field in wanted} == wanted
 
 
-# Name, bytes, and a pattern of what is said before anything is sent.
+# Name, bytes, and a pattern for the message before anything is sent.
 REFUSED = [
     ("latin1_french.csv", HEAD + "un éléphant rouge,64,64\nun château,64,64\n".encode("cp1252"),
      "line 2, column 4: byte 0xE9 is not UTF-8, .*would be 'un 閘閜hant.* --encoding cp1252"),
@@ -195,9 +195,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("name", "data", "problem"), REFUSED, ids=[case[0] for case in REFUSED])
-def test_a_file_that_would_be_a_guess_is_refused(
-    tmp_path: Path, name: str, data: bytes, problem: str
-) -> None:
+def test_an_ambiguous_file_is_refused(tmp_path: Path, name: str, data: bytes, problem: str) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(InputError, match=problem):
         read(tmp_path / name)
@@ -213,7 +211,7 @@ def test_a_file_that_would_be_a_guess_is_refused(
         ("gbk", "鹦鹉"),
     ],
 )
-def test_the_encoding_that_is_said_wins(tmp_path: Path, codec: str, text: str) -> None:
+def test_a_given_encoding_takes_precedence(tmp_path: Path, codec: str, text: str) -> None:
     path = tmp_path / "prompts.csv"
     path.write_bytes(f"prompt\n{text}\n".encode(codec))
     how, (request,) = read(path, encoding=codec)
@@ -223,27 +221,27 @@ def test_the_encoding_that_is_said_wins(tmp_path: Path, codec: str, text: str) -
 
 
 @pytest.mark.parametrize("name", ["latin-99", "rot13", "", "utf 8\0", "punycode", "idna"])
-def test_an_encoding_that_is_none_is_refused(tmp_path: Path, name: str) -> None:
+def test_an_unknown_encoding_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "a.csv").write_bytes(b"prompt\na\n")
     with pytest.raises(InputError, match=r"--encoding: got .*, takes the name of an encoding"):
         read(tmp_path / "a.csv", encoding=name)
 
 
-def test_bytes_that_are_not_in_the_encoding_said_are_named(tmp_path: Path) -> None:
+def test_bytes_that_do_not_decode_in_the_given_encoding_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"prompt\na\nb \xe9\n")
     with pytest.raises(InputError, match=r"^line 3, column 3: byte 0xE9 is not UTF-8$"):
         read(tmp_path / "a.csv", encoding="utf8")
 
 
 @pytest.mark.parametrize("end", [b"", b"\0\xd8\n\0"])
-def test_utf_16_without_a_mark_must_be_said_with_its_order(tmp_path: Path, end: bytes) -> None:
+def test_utf_16_without_a_byte_order_mark_needs_its_byte_order(tmp_path: Path, end: bytes) -> None:
     (tmp_path / "a.csv").write_bytes("prompt\na\n".encode("utf-16-le") + end)
     with pytest.raises(InputError, match=r"^the input is not UTF-16 .*--encoding utf-16-le or utf-16-be$"):
         read(tmp_path / "a.csv", encoding="utf-16")
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
-def test_a_column_to_name_files_by_must_be_there(tmp_path: Path, name: str) -> None:
+def test_the_column_to_name_files_by_must_exist(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(
         b"prompt,sku\na,1\n" if name == "a.csv" else b'{"prompt": "a", "sku": 1}\n{"prompt": "b"}\n'
@@ -267,12 +265,12 @@ def test_a_column_to_name_files_by_must_be_there(tmp_path: Path, name: str) -> N
         (Path("a.xlsx"), None, "xlsx"),
     ],
 )
-def test_the_format_is_asked_for_or_named(path: Path | None, asked: Any, kind: str) -> None:
+def test_the_format_is_given_or_follows_from_the_name(path: Path | None, asked: Any, kind: str) -> None:
     assert format_of(path, asked) == kind
 
 
 @given(data=st.binary(max_size=300))
-def test_whatever_the_bytes_there_are_rows_or_a_clear_error(data: bytes) -> None:
+def test_any_bytes_give_rows_or_a_clear_error(data: bytes) -> None:
     for codec in ("utf-8", "gb18030", "utf-16-le"):
         for read_them in (lambda lines: read_table(lines).rows, read_json_lines):
             try:

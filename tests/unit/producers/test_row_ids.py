@@ -1,4 +1,4 @@
-"""A row keeps its id wherever it stands in its file."""
+"""A row keeps its id wherever it is in its file."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def ids_of(prompts: Sequence[str], batch: str = "spring") -> list[str]:
 
 
 @given(prompts, st.text(max_size=150))
-def test_ids_are_in_their_alphabet_and_no_two_are_equal(prompts: list[str], batch: str) -> None:
+def test_ids_are_valid_and_unique(prompts: list[str], batch: str) -> None:
     ids = ids_of(prompts, batch)
     assert all(NAME.fullmatch(each) for each in ids)
     assert len(set(ids)) == len(ids)
 
 
 @given(prompts)
-def test_a_file_in_another_order_with_more_rows_has_the_ids_of_before(
+def test_rows_keep_their_ids_when_reordered_and_extended(
     prompts: list[str],
 ) -> None:
     before = ids_of(prompts)
@@ -38,18 +38,18 @@ def test_a_file_in_another_order_with_more_rows_has_the_ids_of_before(
     assert set(before) <= set(ids_of(again))
 
 
-def test_a_row_keeps_its_id_behind_one_that_was_inserted() -> None:
+def test_a_row_keeps_its_id_when_another_is_inserted_before_it() -> None:
     before = dict(zip("abc", ids_of("abc"), strict=True))
     after = dict(zip("axbc", ids_of("axbc"), strict=True))
     assert before.items() <= after.items()
 
 
-def test_columns_in_another_order_are_the_same_row() -> None:
+def test_the_order_of_columns_does_not_change_an_id() -> None:
     with closing(RowIds("b")) as one, closing(RowIds("b")) as other:
         assert one.id_of(Row(1, 1, {"prompt": "a", "sku": "1"})) == other.id_of(
             Row(2, 2, {"sku": "1", "prompt": "a"})
         )
 
 
-def test_another_batch_has_other_ids() -> None:
+def test_another_batch_has_different_ids() -> None:
     assert not set(ids_of("abc")) & set(ids_of("abc", "autumn"))

@@ -32,7 +32,7 @@ def test_cells_become_fields_and_other_columns_attributes() -> None:
     assert (request.request_id, request.batch_id) == ("r", "b")
 
 
-def test_a_row_keeps_the_id_it_has() -> None:
+def test_a_row_with_an_id_keeps_it() -> None:
     (row,) = rows_of('{"prompt": "x", "request_id": "mine", "attributes": {"k": "v"}, "n": 3}\n', "jsonl")
     request = request_of(row, "b", "r", {})
     assert request.request_id == "mine"
@@ -86,17 +86,17 @@ def test_a_time_keeps_its_zone() -> None:
 
 
 @given(batch=st.text(min_size=1, max_size=128))
-def test_every_batch_gives_ids_that_pass(batch: str) -> None:
+def test_every_batch_name_gives_valid_ids(batch: str) -> None:
     assert NAME.fullmatch(f"{id_prefix(batch)}-1000000")
 
 
 @given(one=st.text(min_size=1, max_size=20), other=st.text(min_size=1, max_size=20))
-def test_two_batches_share_no_ids(one: str, other: str) -> None:
+def test_ids_of_two_batches_do_not_overlap(one: str, other: str) -> None:
     assert (id_prefix(one) == id_prefix(other)) == (one == other)
 
 
 @given(stem=st.from_regex(r"[^/\x00]{1,80}", fullmatch=True))
-def test_a_batch_named_after_a_file_passes(stem: str) -> None:
+def test_a_batch_named_after_a_file_is_valid(stem: str) -> None:
     name = batch_name(Path(stem + ".csv"), datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
     assert name.endswith("-20260102-030405")
     check_request(request_of(Row(1, 1, {"prompt": "a"}), name, f"{id_prefix(name)}-1", {}))

@@ -32,7 +32,7 @@ def read(path: Path, **more: Any) -> tuple[str, list[Row]]:
 
 
 @pytest.mark.parametrize("name", ["prompts.xlsx", "prompts.csv"])
-def test_a_workbook_is_read_whatever_it_is_called(tmp_path: Path, name: str) -> None:
+def test_a_workbook_is_read_whatever_its_name(tmp_path: Path, name: str) -> None:
     rows: list[list[Any]] = [
         [],
         ["prompt", "width", "seed", "expires_at", "sku", None],
@@ -59,7 +59,7 @@ def test_a_workbook_is_read_whatever_it_is_called(tmp_path: Path, name: str) -> 
         ("#REF!", "column 'seed' shows #REF!"),
     ],
 )
-def test_a_cell_that_shows_no_value_is_told(tmp_path: Path, value: Any, problem: str) -> None:
+def test_a_cell_without_a_usable_value_is_reported(tmp_path: Path, value: Any, problem: str) -> None:
     _, (bad, good) = read(saved(tmp_path / "a.xlsx", A=[["prompt", "seed"], ["a", value], ["b", 1]]))
     assert bad.problem is not None
     assert re.search(problem, bad.problem)
@@ -82,7 +82,7 @@ def test_a_workbook_without_one_sheet_of_prompts_is_refused(
         read(saved(tmp_path / "a.xlsx", **sheets))
 
 
-def test_cells_without_a_column_are_told(tmp_path: Path) -> None:
+def test_cells_without_a_column_are_reported(tmp_path: Path) -> None:
     _, (row,) = read(saved(tmp_path / "a.xlsx", A=[["prompt"], ["a", "x"]]))
     assert row.problem == "column 2 has no name, but contains 'x'"
 

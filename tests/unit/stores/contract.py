@@ -1,4 +1,4 @@
-"""What every image store promises; each store's own tests inherit it and give it a store."""
+"""The contract of every image store. Each store's own tests inherit it and provide the store."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class StoreContract:
     def store(self) -> ImageStore:
         raise NotImplementedError
 
-    def test_keeps_what_it_is_given(self, store: ImageStore) -> None:
+    def test_keeps_the_bytes_it_is_given(self, store: ImageStore) -> None:
         key, data = fresh_key(), os.urandom(1000)
         assert store.stat(key) is None
         put = store.put(key, data, PNG, {"Seed": "1", "Request-Id": "r-1"})
@@ -77,7 +77,7 @@ class StoreContract:
         assert store.stat(key) == put.object
         assert store.get(key) == data
 
-    def test_says_of_an_object_what_its_writer_said(self, store: ImageStore) -> None:
+    def test_reports_an_object_as_its_writer_described_it(self, store: ImageStore) -> None:
         @settings(max_examples=25)
         @given(metadata=METADATA, data=st.binary(max_size=100))
         def holds(metadata: dict[str, str], data: bytes) -> None:
@@ -89,17 +89,17 @@ class StoreContract:
         holds()
 
     @pytest.mark.parametrize("name", ["cache-control", "content-type", "content-encoding", "expires"])
-    def test_metadata_with_the_name_of_a_header_are_metadata(self, store: ImageStore, name: str) -> None:
+    def test_metadata_may_be_named_like_an_http_header(self, store: ImageStore, name: str) -> None:
         key = fresh_key()
         store.put(key, b"data", PNG, {name: "mine"})
         assert store.stat(key) == StoredObject(key, 4, PNG, {name: "mine"})
 
     @pytest.mark.parametrize("key", ["客户/图 1.png", "a.b~c_d/-é+&?#%41.png", "a/b/c/d.png"])
-    def test_takes_any_printable_key(self, store: ImageStore, key: str) -> None:
+    def test_accepts_any_printable_key(self, store: ImageStore, key: str) -> None:
         assert store.put(key, b"data", PNG, {}).created
         assert store.get(key) == b"data"
 
-    # Above 5 MiB an S3 client splits an upload unless it is told not to, and the parts overwrite.
+    # An S3 client splits uploads above 5 MiB unless told otherwise, and a multipart upload overwrites.
     @pytest.mark.parametrize("size", [0, 1, 7 << 20])
     def test_the_first_writer_wins(self, store: ImageStore, size: int) -> None:
         key, first = fresh_key(), os.urandom(size)
@@ -109,7 +109,7 @@ class StoreContract:
         assert store.get(key) == first
         assert store.stat(key) == winner.object
 
-    def test_of_writers_that_race_one_wins_and_all_see_it(self, store: ImageStore) -> None:
+    def test_one_of_several_racing_writers_wins_and_all_see_its_object(self, store: ImageStore) -> None:
         with ThreadPoolExecutor(WRITERS) as pool:
             for _ in range(ROUNDS):
                 key, start = fresh_key(), Barrier(WRITERS)
@@ -147,7 +147,7 @@ class StoreContract:
             store.put(key, b"data", PNG, metadata)
         assert store.stat(key) is None
 
-    def test_has_nothing_where_nothing_was_put(self, store: ImageStore) -> None:
+    def test_an_unwritten_key_has_no_object(self, store: ImageStore) -> None:
         key = fresh_key()
         with pytest.raises(StoreError, match=key):
             store.get(key)
@@ -155,7 +155,7 @@ class StoreContract:
         assert store.stat(f"{key}/below.png") is None
         assert store.stat("tenant") is None
 
-    def test_says_that_it_can_be_written(self, store: ImageStore) -> None:
+    def test_reports_that_it_is_writable(self, store: ImageStore) -> None:
         store.check()
         store.probe()
         store.probe()

@@ -43,5 +43,5 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("status", "code", "answer"), TABLE)
-def test_a_refusal_has_one_meaning(status: int, code: str, answer: Answer) -> None:
+def test_an_error_response_is_classified(status: int, code: str, answer: Answer) -> None:
     assert classify(status, code) is answer

@@ -32,26 +32,28 @@ def test_the_settings_choose_the_store(tmp_path: Path) -> None:
         ({"access_key": None}, "ZIMAGE_STORE__ACCESS_KEY"),
     ],
 )
-def test_a_wrong_setting_is_named(settings: dict[str, object], named: str) -> None:
+def test_an_invalid_setting_is_named(settings: dict[str, object], named: str) -> None:
     with pytest.raises(SettingsError, match=named):
         create_store(StoreSettings(**{**KEYS, **settings}))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("prefix", ["", "/"])
-def test_an_object_has_the_address_of_its_bucket(prefix: str) -> None:
+def test_a_uri_contains_the_bucket(prefix: str) -> None:
     store = create_store(StoreSettings(bucket="pictures", prefix=prefix))
     assert (store.bucket, store.uri("t/a.png")) == ("pictures", "s3://pictures/t/a.png")
 
 
 @pytest.mark.parametrize("prefix", ["year/2026", "/year/2026/"])
-def test_a_prefix_is_part_of_the_address(prefix: str) -> None:
+def test_a_prefix_is_part_of_the_uri(prefix: str) -> None:
     assert create_store(StoreSettings(bucket="pictures", prefix=prefix)).uri("t/a.png") == (
         "s3://pictures/year/2026/t/a.png"
     )
 
 
 @pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
-def test_a_line_break_in_the_surroundings_keys_is_told(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_line_break_in_a_key_from_the_environment_is_reported(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "hunter2")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
     monkeypatch.setenv(name, "hunter2\n")

@@ -14,7 +14,7 @@ from zimage_stream.errors import StoreError, StoreMisconfiguredError, StoreRejec
 from zimage_stream.stores import Put, StoredObject
 from zimage_stream.stores.directory import DirectoryStore
 
-# Forks a writer that ends at its n-th change of the file system, for every n until one ends well.
+# Forks a writer that dies at its n-th change of the file system, for every n until one survives.
 CRASHING_WRITERS = """
 import os, sys
 import os
@@ -46,7 +46,7 @@ while True:
 print(step)
 """
 
-# In a file system of 1 MiB, and then in the same one made read-only.
+# Runs in a file system of 1 MiB, and then in the same one mounted read-only.
 FULL_DISK = """
 import os, subprocess, sys
 import os
@@ -107,32 +107,34 @@ class TestFiles:
         assert store.uri("tenant/图.png") == (root / "tenant" / "图.png").as_uri()
         assert store.bucket == ""
 
-    def test_nothing_else_is_left_of_writes_and_probes(self, store: DirectoryStore, root: Path) -> None:
+    def test_writes_and_probes_leave_nothing_else_behind(self, store: DirectoryStore, root: Path) -> None:
         for data in (b"first", b"second", b"third"):
             store.put("tenant/a.png", data, PNG, {})
         store.probe()
         store.check()
         assert files(root) == [".metadata/tenant/.a.png.json", "tenant/a.png"]
 
-    def test_a_note_names_its_metadata_in_json(self, store: DirectoryStore, root: Path) -> None:
+    def test_metadata_is_kept_in_a_json_file(self, store: DirectoryStore, root: Path) -> None:
         store.put("tenant/a.png", b"data", PNG, {"sha256": "ab"})
         note = json.loads((root / ".metadata" / "tenant" / ".a.png.json").read_text())
         assert note == {"content_type": PNG, "metadata": {"sha256": "ab"}}
 
-    def test_a_copy_of_the_folder_is_a_store(self, store: DirectoryStore, root: Path, tmp_path: Path) -> None:
+    def test_a_copy_of_the_folder_works_as_a_store(
+        self, store: DirectoryStore, root: Path, tmp_path: Path
+    ) -> None:
         original = store.put("tenant/a.png", b"data", PNG, {"sha256": "ab"})
         copy = DirectoryStore(shutil.copytree(root, tmp_path / "copy"))
         assert copy.stat("tenant/a.png") == original.object
         assert copy.put("tenant/a.png", b"other", PNG, {}) == Put(original.object, created=False)
 
-    def test_what_somebody_took_away_can_be_written_again(self, store: DirectoryStore, root: Path) -> None:
+    def test_a_removed_object_can_be_written_again(self, store: DirectoryStore, root: Path) -> None:
         store.put("tenant/a.png", b"old", PNG, {"by": "first"})
         (root / "tenant" / "a.png").unlink()
         assert store.stat("tenant/a.png") is None
         assert store.put("tenant/a.png", b"new", PNG, {"by": "second"}).created
         assert store.stat("tenant/a.png") == StoredObject("tenant/a.png", 3, PNG, {"by": "second"})
 
-    def test_what_somebody_else_put_there_is_not_overwritten(self, store: DirectoryStore, root: Path) -> None:
+    def test_a_foreign_file_is_not_overwritten(self, store: DirectoryStore, root: Path) -> None:
         (root / "tenant").mkdir()
         (root / "tenant" / "a.png").write_bytes(b"theirs")
         put = store.put("tenant/a.png", b"ours", PNG, {"by": "us"})
@@ -147,7 +149,9 @@ class TestFiles:
             store.put(key, b"data", PNG, {})
         assert store.get("tenant/a.png") == b"data"
 
-    def test_notes_and_folders_of_like_names_do_not_meet(self, store: DirectoryStore) -> None:
+    def test_metadata_files_and_folders_with_similar_names_do_not_collide(
+        self, store: DirectoryStore
+    ) -> None:
         for key in ("a", "a.json/b", "a.pending/b", "b.json", "b"):
             assert store.put(key, key.encode(), PNG, {"key": key}).created
         for key in ("a", "a.json/b", "a.pending/b", "b.json", "b"):
@@ -155,12 +159,12 @@ class TestFiles:
             assert found is not None
             assert found.metadata == {"key": key}
 
-    def test_a_name_too_long_for_the_file_system_is_the_objects_fault(self, store: DirectoryStore) -> None:
+    def test_a_name_too_long_for_the_file_system_rejects_the_object(self, store: DirectoryStore) -> None:
         with pytest.raises(StoreRejectedError, match="too long"):
             store.put("tenant/" + "a" * 300, b"data", PNG, {})
 
     @pytest.mark.parametrize("inside", ["tenant", "tenant/a.png"])
-    def test_a_link_does_not_lead_out(
+    def test_a_link_does_not_lead_outside_the_folder(
         self, store: DirectoryStore, root: Path, tmp_path: Path, inside: str
     ) -> None:
         outside = tmp_path / "outside"
@@ -181,9 +185,9 @@ class TestFiles:
         assert store.get("tenant/a.png") == b"data"
 
 
-class TestTrouble:
+class TestProblems:
     @pytest.mark.parametrize("in_the_way", [False, True])
-    def test_a_folder_that_is_not_there_needs_an_operator(self, root: Path, in_the_way: bool) -> None:
+    def test_a_missing_folder_needs_an_operator(self, root: Path, in_the_way: bool) -> None:
         if in_the_way:
             root.write_bytes(b"a file")
         store, key = DirectoryStore(root), fresh_key()
@@ -198,7 +202,7 @@ class TestTrouble:
                 ask()
         assert files(root.parent) == (["store"] if in_the_way else [])
 
-    def test_a_folder_that_cannot_be_made_needs_an_operator(self, root: Path) -> None:
+    def test_a_folder_that_cannot_be_created_needs_an_operator(self, root: Path) -> None:
         root.write_bytes(b"a file")
         with pytest.raises(StoreError, match="store's folder"):
             DirectoryStore(root / "below").create()
@@ -210,7 +214,7 @@ class TestTrouble:
         root.mkdir()
         subprocess.run([*own_mounts, sys.executable, "-c", FULL_DISK, str(root)], check=True)
 
-    def test_a_writer_that_dies_leaves_a_store_that_goes_on(self, tmp_path: Path) -> None:
+    def test_a_writer_that_dies_leaves_a_working_store(self, tmp_path: Path) -> None:
         done = subprocess.run(
             [sys.executable, "-c", CRASHING_WRITERS, str(tmp_path)],
             check=True, capture_output=True, text=True,
@@ -227,13 +231,13 @@ class TestTrouble:
             assert put.created == (found is None)
             assert store.stat("tenant/a.png") == put.object
             assert store.get("tenant/a.png") == (b"first" if found else b"other")
-        # The writer was stopped at every stage: before its object could be seen, and after.
+        # Writers died at every stage: before their object was visible, and after.
         assert survived == sorted(survived)
         assert survived.count(False) > 5
         assert survived.count(True) > 2
 
 
-def test_what_writers_that_were_killed_left_behind_is_removed_at_the_next_start(tmp_path: Path) -> None:
+def test_leftovers_of_killed_writers_are_removed_at_the_next_start(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path)
     store.check()
     old, young = (tmp_path / ".incoming" / name for name in ("old", "young"))

@@ -20,7 +20,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def health(clock: Clock) -> Health:
-    """Of a worker that has started."""
+    """The health of a worker that has started."""
     health = Health(clock)
     health.set_started()
     return health
@@ -33,15 +33,15 @@ class TestReady:
         health.set_started()
         assert health.ready() == (True, [])
 
-    def test_reasons_are_bounded_and_keep_their_ends(self, health: Health) -> None:
+    def test_reasons_are_shortened_and_keep_their_ends(self, health: Health) -> None:
         said = "x" * (4 << 20)
         health.down("registry", f"it answered: {said}")
-        health.hold("held-back", f"held back, the latest with {said}. Mend it; then release")
+        health.hold("held-back", f"held back, the latest with {said}. Fix it; then release")
         ready, reasons = health.ready()
         assert not ready
         assert sum(map(len, reasons)) < 5_000
         assert "it answered: x" in reasons[0]
-        assert "Mend it; then release" in reasons[1]
+        assert "Fix it; then release" in reasons[1]
 
     def test_a_dependency_is_down_until_it_answers(self, health: Health, clock: Clock) -> None:
         assert health.is_up("store")
@@ -53,7 +53,7 @@ class TestReady:
         assert health.is_up("store")
         assert health.ready() == (True, [])
 
-    def test_an_outage_counts_from_its_begin_and_shows_its_last_reason(
+    def test_an_outage_counts_from_its_start_and_shows_its_latest_reason(
         self, health: Health, clock: Clock
     ) -> None:
         health.down("kafka", "timed out")
@@ -73,14 +73,14 @@ class TestReady:
         health.release("partition-3")
         assert health.ready() == (True, [])
 
-    def test_what_is_said_of_a_partition_goes_with_it(self, health: Health) -> None:
+    def test_reports_about_a_partition_leave_with_it(self, health: Health) -> None:
         health.hold("partition-3", "partition 3 has lost records", 3)
         health.hold("refused-record-4", "a record of partition 4 is refused", 4)
         health.hold("engine", "the device is sick")
         health.release_partitions({3, 5})
         assert health.ready()[1] == ["the device is sick", "a record of partition 4 is refused"]
 
-    def test_every_reason_is_named(self, clock: Clock) -> None:
+    def test_every_reason_is_listed(self, clock: Clock) -> None:
         health = Health(clock)
         health.hold("engine", "the device is sick")
         health.down("store", "full")
@@ -94,7 +94,7 @@ class TestReady:
 
 
 class TestAlive:
-    def test_is_a_matter_of_the_last_beat(self, health: Health, clock: Clock) -> None:
+    def test_depends_on_the_last_heartbeat(self, health: Health, clock: Clock) -> None:
         clock.now += HEARTBEAT_BOUND_S - 1
         assert health.alive()
         health.beat()
@@ -107,7 +107,7 @@ class TestAlive:
             [f"the Kafka thread has been stuck for {HEARTBEAT_BOUND_S:.0f} s"],
         )
 
-    def test_loading_a_model_may_take_longer_than_a_beat(self, clock: Clock) -> None:
+    def test_loading_a_model_may_take_longer_than_a_heartbeat(self, clock: Clock) -> None:
         health = Health(clock)
         clock.now += 100 * HEARTBEAT_BOUND_S
         assert health.alive()
@@ -116,7 +116,7 @@ class TestAlive:
         clock.now += HEARTBEAT_BOUND_S
         assert not health.alive()
 
-    def test_waiting_for_an_answer_is_no_standstill(self, health: Health, clock: Clock) -> None:
+    def test_waiting_for_an_answer_counts_as_alive(self, health: Health, clock: Clock) -> None:
         with health.waiting("kafka", "a commit"):
             clock.now += PATIENCE_S
             assert health.ready() == (True, [])
@@ -132,7 +132,7 @@ class TestAlive:
         assert health.ready() == (True, [])
 
     @pytest.mark.parametrize("started", [False, True])
-    def test_a_call_that_never_returns_is_a_standstill(self, clock: Clock, started: bool) -> None:
+    def test_a_call_that_never_returns_counts_as_dead(self, clock: Clock, started: bool) -> None:
         health = Health(clock)
         if started:
             health.set_started()
@@ -141,7 +141,7 @@ class TestAlive:
             assert not health.alive()
 
 
-def test_dependencies_are_those_heard_of(health: Health) -> None:
+def test_only_known_dependencies_are_listed(health: Health) -> None:
     assert health.dependencies() == {}
     health.up("kafka")
     health.down("store", "full")

@@ -51,13 +51,13 @@ def test_a_line_is_one_json_object(capsys: pytest.CaptureFixture[str], name: str
     }
 
 
-def test_text_stays_readable(capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_is_not_escaped_to_ascii(capsys: pytest.CaptureFixture[str]) -> None:
     configure(TelemetrySettings(), slot="s")
     logging.getLogger("zimage_stream").info("狐狸")
     assert "狐狸" in capsys.readouterr().err
 
 
-def test_an_exception_is_part_of_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_traceback_is_part_of_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     configure(TelemetrySettings(), slot="s")
     try:
         raise ValueError("broken")
@@ -72,7 +72,7 @@ def test_an_exception_is_part_of_its_line(capsys: pytest.CaptureFixture[str]) ->
     ("level", "expected"),
     [("DEBUG", ["debug", "info", "warning"]), ("INFO", ["info", "warning"]), ("WARNING", ["warning"])],
 )
-def test_the_level_is_ours_alone(
+def test_the_level_applies_only_to_our_loggers(
     capsys: pytest.CaptureFixture[str],
     level: Literal["DEBUG", "INFO", "WARNING"],
     expected: list[str],
@@ -86,14 +86,14 @@ def test_the_level_is_ours_alone(
     assert [line["message"] for line in logged(capsys)] == expected
 
 
-def test_configured_twice_it_says_everything_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_configuring_twice_does_not_duplicate_lines(capsys: pytest.CaptureFixture[str]) -> None:
     configure(TelemetrySettings(), slot="first")
     configure(TelemetrySettings(), slot="second")
     logging.getLogger("zimage_stream").info("once")
     assert [line["slot"] for line in logged(capsys)] == ["second"]
 
 
-def test_the_short_form_has_a_requests_fields(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_console_format_shows_a_requests_fields(capsys: pytest.CaptureFixture[str]) -> None:
     configure(TelemetrySettings(log_format="console"), slot="s")
     logging.getLogger("zimage_stream").info("plain")
     logging.getLogger("zimage_stream").warning("about one", extra=REQUEST | {"tenant": None})
@@ -106,11 +106,11 @@ MUCH = "长" * (4 << 20)
 LONGEST_LINE_BYTES = 64 << 10
 
 
-class TestMegabytes:
-    """Of whatever a record or a server says."""
+class TestHugeText:
+    """Megabytes of text from a record or a server."""
 
     @pytest.mark.parametrize("log_format", ["json", "console"])
-    def test_a_line_is_bounded_and_says_what_it_was(
+    def test_a_line_is_shortened_and_stays_recognizable(
         self, capsys: pytest.CaptureFixture[str], log_format: Literal["json", "console"]
     ) -> None:
         configure(TelemetrySettings(log_format=log_format, log_prompts=True), slot="s")
@@ -120,11 +120,11 @@ class TestMegabytes:
         assert len(line.encode()) < LONGEST_LINE_BYTES
         assert f"({len(MUCH)} characters)" in line
         assert "it says 长" in line
-        # The end of a message says what to do.
+        # The end of a message states the remedy.
         assert "; do this" in line
 
     @pytest.mark.parametrize("log_format", ["json", "console"])
-    def test_so_are_a_traceback_and_what_is_quoted(
+    def test_a_traceback_and_quoted_output_are_shortened(
         self, capsys: pytest.CaptureFixture[str], log_format: Literal["json", "console"]
     ) -> None:
         configure(TelemetrySettings(log_format=log_format), slot="s")
@@ -137,7 +137,7 @@ class TestMegabytes:
         assert len(err.encode()) < 2 * LONGEST_LINE_BYTES
 
     @pytest.mark.parametrize("log_format", ["json", "console"])
-    def test_what_keeps_the_rules_is_whole(
+    def test_valid_fields_are_logged_in_full(
         self, capsys: pytest.CaptureFixture[str], log_format: Literal["json", "console"]
     ) -> None:
         configure(TelemetrySettings(log_format=log_format, log_prompts=log_format == "json"), slot="s")
@@ -151,7 +151,7 @@ class TestMegabytes:
 
 class TestHostileText:
     @pytest.mark.parametrize("log_format", ["json", "console"])
-    def test_a_record_cannot_add_lines_or_obey_the_terminal(
+    def test_a_record_cannot_add_lines_or_control_the_terminal(
         self, capfdbinary: pytest.CaptureFixture[bytes], log_format: Literal["json", "console"]
     ) -> None:
         configure(TelemetrySettings(log_format=log_format, log_prompts=True), slot=HOSTILE)
@@ -160,7 +160,7 @@ class TestHostileText:
         [line] = assert_harmless(capfdbinary.readouterr().err).splitlines()
         assert "[red]:star:[/red]" in line
 
-    def test_what_is_quoted_of_another_program_is_indented(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_quoted_output_of_another_program_is_indented(self, capsys: pytest.CaptureFixture[str]) -> None:
         configure(TelemetrySettings(log_format="console"), slot="s")
         logging.getLogger("zimage_stream").error("it died", extra={QUOTED: f"one\n{HOSTILE}\n"})
         first, *quoted = assert_harmless(capsys.readouterr().err.encode()).splitlines()
@@ -179,7 +179,7 @@ class TestHostileText:
         assert all(line.startswith("  ") for line in others)
 
     @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-    def test_json_is_json_in_any_encoding(self, monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    def test_json_is_valid_in_any_encoding(self, monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
         raw = io.BytesIO()
         stream = io.TextIOWrapper(raw, encoding=encoding, errors="backslashreplace", write_through=True)
         monkeypatch.setattr(sys, "stderr", stream)
@@ -204,7 +204,7 @@ class TestPrompts:
         assert len(err.splitlines()) == 2
 
     @pytest.mark.parametrize("log_format", ["json", "console"])
-    def test_are_logged_where_somebody_wants_it(
+    def test_are_logged_if_enabled(
         self, capsys: pytest.CaptureFixture[str], log_format: Literal["json", "console"]
     ) -> None:
         configure(TelemetrySettings(log_format=log_format, log_prompts=True), slot="s")
@@ -212,7 +212,7 @@ class TestPrompts:
         logging.getLogger("zimage_stream").warning("dead letter: %s", self.REFUSED)
         assert capsys.readouterr().err.count("a secret wish") == 2
 
-    def test_what_is_refused_of_other_fields_is_shown(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_refused_values_of_other_fields_are_shown(self, capsys: pytest.CaptureFixture[str]) -> None:
         configure(TelemetrySettings(), slot="s")
         refused = RequestError("width", "a multiple of 16", 1000)
         logging.getLogger("zimage_stream").warning("dead letter: %s", refused)

@@ -9,7 +9,7 @@ from zimage_stream.telemetry.health import Health
 from zimage_stream.telemetry.metrics import HealthCollector, Metrics
 
 BOUNDED = {"code", "dependency", "kind", "outcome", "partition", "status", "tenant"}
-"""Labels with few values, however long a worker runs and whoever uses it."""
+"""Labels with few possible values, however long a worker runs and whoever uses it."""
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def registry() -> CollectorRegistry:
     return registry
 
 
-def test_every_metric_has_a_name_of_ours_and_a_meaning(registry: CollectorRegistry) -> None:
+def test_every_metric_has_our_prefix_and_a_description(registry: CollectorRegistry) -> None:
     found = list(registry.collect())
     assert found
     for metric in found:
@@ -27,13 +27,13 @@ def test_every_metric_has_a_name_of_ours_and_a_meaning(registry: CollectorRegist
         assert metric.documentation.endswith(".")
 
 
-def test_no_label_grows_without_bound() -> None:
+def test_no_label_has_unbounded_values() -> None:
     metrics = Metrics(CollectorRegistry())
     labels = {label for metric in vars(metrics).values() for label in metric._labelnames}
     assert labels <= BOUNDED
 
 
-def test_health_is_read_when_it_is_asked_for(registry: CollectorRegistry) -> None:
+def test_health_is_read_at_each_scrape(registry: CollectorRegistry) -> None:
     health = Health()
     registry.register(HealthCollector(health))
     assert registry.get_sample_value("zimage_ready") == 0

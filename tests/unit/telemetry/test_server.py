@@ -1,4 +1,4 @@
-"""Health and metrics as a probe and a scraper ask for them."""
+"""Health and metrics as a probe and a scraper see them."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def ask_json(server: Server, path: str) -> tuple[int, object]:
     return status, json.loads(body)
 
 
-def test_ready_says_why_not(server: Server, health: Health) -> None:
+def test_readyz_states_the_reasons(server: Server, health: Health) -> None:
     assert ask_json(server, "/readyz") == (503, {"ready": False, "reasons": ["the model is loading"]})
     health.set_started()
     assert ask_json(server, "/readyz?verbose") == (200, {"ready": True, "reasons": []})
@@ -84,7 +84,7 @@ def test_reasons_are_escaped_and_show_no_password(server: Server, health: Health
     assert json.loads(shown)["reasons"][1] == HOSTILE
 
 
-def test_alive_does_not_depend_on_others(server: Server, health: Health, clock: Clock) -> None:
+def test_healthz_does_not_depend_on_other_services(server: Server, health: Health, clock: Clock) -> None:
     health.set_started()
     health.down("kafka", "gone")
     assert ask_json(server, "/healthz") == (200, {"alive": True})
@@ -92,7 +92,7 @@ def test_alive_does_not_depend_on_others(server: Server, health: Health, clock: 
     assert ask_json(server, "/healthz") == (503, {"alive": False})
 
 
-def test_metrics_come_in_the_form_of_prometheus(
+def test_metrics_are_in_the_prometheus_format(
     server: Server, registry: CollectorRegistry, health: Health
 ) -> None:
     Metrics(registry).results.labels("SUCCEEDED").inc()
@@ -107,18 +107,18 @@ def test_metrics_come_in_the_form_of_prometheus(
 
 
 @pytest.mark.parametrize("path", ["/", "/healthz/", "/../readyz"])
-def test_there_is_nothing_else(server: Server, path: str) -> None:
+def test_other_paths_do_not_exist(server: Server, path: str) -> None:
     status, body = ask_json(server, path)
     assert status == 404
     assert "/readyz" in str(body)
 
 
-def test_a_port_that_is_taken_is_named(server: Server) -> None:
+def test_a_port_in_use_is_named(server: Server) -> None:
     with pytest.raises(SettingsError, match=f"ZIMAGE_TELEMETRY__PORT.*{server.port}"):
         serve(Health(), CollectorRegistry(), "127.0.0.1", server.port)
 
 
-def test_a_closed_server_leaves_nothing(health: Health, registry: CollectorRegistry) -> None:
+def test_a_closed_server_leaves_no_thread_or_socket(health: Health, registry: CollectorRegistry) -> None:
     server = serve(health, registry, "127.0.0.1", 0)
     server.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "health"]
@@ -126,18 +126,18 @@ def test_a_closed_server_leaves_nothing(health: Health, registry: CollectorRegis
         ask(server, "/healthz")
 
 
-def test_a_client_that_hangs_or_goes_away_disturbs_nobody(
+def test_a_client_that_hangs_or_disconnects_affects_no_other(
     server: Server, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     before = threading.active_count()
     with socket.create_connection(("127.0.0.1", server.port)), caplog.at_level(logging.DEBUG):
         rude = socket.create_connection(("127.0.0.1", server.port))
-        # Closed so, the connection is reset under the server's hands.
+        # This option resets the connection on close, while the server is using it.
         rude.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         rude.sendall(b"GET /healthz")
         until(lambda: threading.active_count() >= before + 2, 10, "both are being served")
         rude.close()
-        until(lambda: threading.active_count() == before + 1, 10, "the one that went away is not")
+        until(lambda: threading.active_count() == before + 1, 10, "the connection that was reset is gone")
         assert ask(server, "/healthz")[0] == 200
     assert capfd.readouterr().err == ""
     assert caplog.records == []

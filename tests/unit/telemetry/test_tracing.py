@@ -1,4 +1,4 @@
-"""Spans of a request, as the SDK's own exporter sees them."""
+"""The spans of a request, as the SDK's in-memory exporter receives them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def by_name(exporter: InMemorySpanExporter) -> dict[str, ReadableSpan]:
     return {span.name: span for span in exporter.get_finished_spans()}
 
 
-def test_stages_hang_under_the_producers_span(
+def test_stages_are_children_of_the_producers_span(
     tracer: OpenTelemetryTracer, exporter: InMemorySpanExporter
 ) -> None:
     headers: list[Header] = [("TraceParent", f"00-{TRACE}-{PARENT}-01".encode()), ("tracestate", b"a=b")]
@@ -59,7 +59,7 @@ def test_stages_hang_under_the_producers_span(
         assert (span.start_time, span.end_time) == (start * 1e9, end * 1e9)
 
 
-def test_a_request_without_a_picture_is_an_error(
+def test_a_request_without_an_image_is_an_error(
     tracer: OpenTelemetryTracer, exporter: InMemorySpanExporter
 ) -> None:
     tracer.record([], STAGES, {}, "OUT_OF_MEMORY")
@@ -82,7 +82,7 @@ def test_attributes_are_bounded(tracer: OpenTelemetryTracer, exporter: InMemoryS
 @pytest.mark.parametrize(
     "parent", [None, b"", b"\xff\xfe", b"00-zz-zz-01", b"00-" + b"0" * 32, b"x" * 10_000]
 )
-def test_a_wrong_parent_harms_nobody(
+def test_an_invalid_parent_is_ignored(
     tracer: OpenTelemetryTracer, exporter: InMemorySpanExporter, parent: bytes | None
 ) -> None:
     tracer.record([("traceparent", parent)], STAGES, {})
@@ -95,7 +95,7 @@ times = st.floats(allow_nan=False)
 @given(st.dictionaries(st.sampled_from(["wait", "generate"]), st.tuples(times, times), min_size=1))
 @example({"wait": (datetime(1960, 1, 1, tzinfo=UTC).timestamp(), 1_700_000_000.0)})
 @example({"wait": (datetime(9999, 1, 1, tzinfo=UTC).timestamp(), 1_700_000_000.0)})
-def test_no_time_of_a_request_keeps_other_spans_from_being_sent(
+def test_extreme_times_of_a_request_do_not_block_other_spans(
     stages: dict[str, tuple[float, float]],
 ) -> None:
     exporter = InMemorySpanExporter()
@@ -107,7 +107,7 @@ def test_no_time_of_a_request_keeps_other_spans_from_being_sent(
     assert encode_spans(spans).SerializeToString()
 
 
-def test_what_cannot_be_traced_is_told_and_passes(
+def test_a_request_that_cannot_be_traced_is_logged_and_ignored(
     tracer: OpenTelemetryTracer, exporter: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracer.record([], {}, {})
@@ -115,5 +115,5 @@ def test_what_cannot_be_traced_is_told_and_passes(
     assert "could not record the spans" in caplog.text
 
 
-def test_it_is_off_unless_it_is_wanted() -> None:
+def test_tracing_is_off_by_default() -> None:
     assert isinstance(create_tracer(False, "s"), NoTracer)

@@ -13,9 +13,9 @@ from datetime import datetime
 from confluent_kafka import OFFSET_INVALID, KafkaException, TopicPartition
 
 from zimage_stream.checkpoint import GONE_BACK, Checkpoint
-from zimage_stream.kafka.clients import CONTACT_TIMEOUT_S, Trouble, create_admin, metadata_of
+from zimage_stream.kafka.clients import CONTACT_TIMEOUT_S, ConnectionStatus, create_admin, metadata_of
 from zimage_stream.kafka.members import slot_of
-from zimage_stream.kafka.offsets import Log, standings
+from zimage_stream.kafka.offsets import LogBounds, group_offsets
 from zimage_stream.kafka.oldest import first_records, first_written
 from zimage_stream.kafka.record import Record
 from zimage_stream.settings import Settings
@@ -54,7 +54,7 @@ class Partition:
 
     number: int
     checkpoint: Checkpoint
-    log: Log | None
+    log: LogBounds | None
     lost: int = 0
     past_end: int = 0
     damaged: str | None = None
@@ -141,10 +141,10 @@ def read_backlog(settings: Settings) -> Backlog:
         BrokerUnavailableError: no broker answers.
         TopicMissingError: the requests topic does not exist.
     """
-    trouble = Trouble(settings.kafka)
-    state, members, holders = _group(settings, trouble)
+    connection = ConnectionStatus(settings.kafka)
+    state, members, holders = _group(settings, connection)
     kafka, topic, group = settings.kafka, settings.topics.requests, settings.worker.group_id
-    found = [partition_of(each.committed, each.log) for each in standings(kafka, topic, group)]
+    found = [partition_of(each.committed, each.log) for each in group_offsets(kafka, topic, group)]
     bases = {each.number: each.checkpoint.base for each in found}
     ends = {each.number: each.log.end for each in found if each.log}
     oldest = first_written(kafka, topic, {n: bases[n] for n, end in ends.items() if end > bases[n]})
@@ -182,16 +182,18 @@ def _source_of(record: Record) -> str | None:
     return sources[-1].decode(errors="replace") if sources else None
 
 
-def _group(settings: Settings, trouble: Trouble) -> tuple[str, tuple[GroupMember, ...], dict[int, str]]:
-    admin = create_admin(settings.kafka, trouble)
-    metadata_of(admin, trouble)
+def _group(
+    settings: Settings, connection: ConnectionStatus
+) -> tuple[str, tuple[GroupMember, ...], dict[int, str]]:
+    admin = create_admin(settings.kafka, connection)
+    metadata_of(admin, connection)
     group = settings.worker.group_id
     try:
         description = admin.describe_consumer_groups([group], request_timeout=CONTACT_TIMEOUT_S)[
             group
         ].result()
     except KafkaException as error:
-        raise trouble.explain(error.args[0]) from error
+        raise connection.explain(error.args[0]) from error
     members, holders = [], {}
     for member in description.members:
         held = [
@@ -213,7 +215,7 @@ def resolved_below(checkpoint: Checkpoint, offset: int) -> int:
     return (checkpoint.resolved & ((1 << width) - 1)).bit_count()
 
 
-def partition_of(committed: TopicPartition, log: Log | None) -> Partition:
+def partition_of(committed: TopicPartition, log: LogBounds | None) -> Partition:
     """Describe a partition, from the group's commit and the log's bounds. Pure."""
     number, base = committed.partition, committed.offset
     if base == OFFSET_INVALID:

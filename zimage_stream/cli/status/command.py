@@ -10,14 +10,14 @@ from typing import Annotated, Any
 import typer
 
 from zimage_stream.cli.context import settings_of
-from zimage_stream.cli.printing import age, plain_fields, print_table, say_json, say_result, table
+from zimage_stream.cli.printing import age, plain_fields, print_json, print_result, print_table, table
 from zimage_stream.cli.status.backlog import Backlog, OpenTransaction, Partition, read_backlog
 from zimage_stream.cli.status.rate import Rate, results_since
 from zimage_stream.cli.status.where import Phase, Unresolved, Wanted, find_results, find_unresolved
-from zimage_stream.cli.terminal import say
+from zimage_stream.cli.terminal import print_line
 from zimage_stream.escaping import NAME_CHARACTERS, shortened
 from zimage_stream.events.codec import Codec, create_codec
-from zimage_stream.kafka.offsets import Offsets
+from zimage_stream.kafka.offsets import OffsetClient
 from zimage_stream.settings import Settings
 
 RATE_WINDOW = timedelta(seconds=60)
@@ -61,10 +61,10 @@ def _everything(settings: Settings, codec: Codec, all_: bool, json: bool) -> boo
     rate = results_since(settings, codec, now - RATE_WINDOW)
     whole = not (backlog.leaderless or rate.leaderless)
     if json:
-        say_json(_as_dict(settings, backlog, rate, now))
+        print_json(_as_dict(settings, backlog, rate, now))
         return whole
     for line in _summary(settings, backlog, rate, now):
-        say(line)
+        print_line(line)
     shown = [each for each in backlog.partitions if all_ or each.is_remarkable]
     if shown:
         rows = table(
@@ -80,7 +80,7 @@ def _everything(settings: Settings, codec: Codec, all_: bool, json: bool) -> boo
         )
         for each in shown:
             rows.add_row(*_cells(each, now))
-        say()
+        print_line()
         print_table(rows)
     return whole
 
@@ -199,24 +199,24 @@ def _one(settings: Settings, codec: Codec, request_id: str, tenant: str | None, 
     # The backlog first: a request that is resolved meanwhile has its result by the time results are read.
     backlog, wanted = read_backlog(settings), Wanted(frozenset((request_id,)), tenant=tenant)
     waiting = list(find_unresolved(settings, backlog, codec, wanted))
-    partitions = Offsets(settings.kafka).partitions(settings.topics.results)
+    partitions = OffsetClient(settings.kafka).partitions(settings.topics.results)
     led = [number for number, has_leader in partitions.items() if has_leader]
     results = list(find_results(settings, led, codec, wanted))
     unseen = _leaderless(settings, backlog.leaderless, sorted(partitions.keys() - led))
     answered = {(result.source.partition, result.source.offset) for result in results}
     waiting = [each for each in waiting if (each.partition, each.offset) not in answered]
     for result in results:
-        say_result(result, json=json)
+        print_result(result, json=json)
     for each in waiting:
         if json:
-            say_json({"status": None, **plain_fields(each)})
+            print_json({"status": None, **plain_fields(each)})
         else:
-            say(_line(each))
+            print_line(_line(each))
     if not waiting and not results:
-        say(f"request {request_id} is not waiting, and no result of it is left", err=True)
+        print_line(f"request {request_id} is not waiting, and no result of it is left", err=True)
     for topic, numbers in unseen.items():
         listed = ", ".join(map(str, numbers))
-        say(f"{topic}: partition {listed} has no leader; its records could not be read", err=True)
+        print_line(f"{topic}: partition {listed} has no leader; its records could not be read", err=True)
     return bool(waiting or results)
 
 

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.image_result import ImageResult
-from zimage_stream.kafka.offsets import Offsets
+from zimage_stream.kafka.offsets import OffsetClient
 from zimage_stream.kafka.reader import ResultReader
 from zimage_stream.settings import Settings
 
@@ -58,7 +58,7 @@ def results_since(settings: Settings, codec: Codec, since: datetime) -> Rate:
         BrokerUnavailableError: no broker answers.
         TopicMissingError: the results topic does not exist.
     """
-    logs = Offsets(settings.kafka).logs(settings.topics.results)
+    logs = OffsetClient(settings.kafka).log_bounds(settings.topics.results)
     rate = Rate(leaderless=[number for number, log in logs.items() if log is None])
     ends = {number: log.end for number, log in logs.items() if log is not None}
     with ResultReader(settings.kafka, settings.topics.results, codec, patient=False) as reader:

@@ -6,7 +6,6 @@ import ctypes
 import http.client
 import logging
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from prometheus_client import CollectorRegistry
 
 from zimage_consumers.image_worker.exits import ExitCode
 from zimage_consumers.image_worker.host.loading import available_bytes, may_load, weights_bytes
+from zimage_consumers.image_worker.host.report import Report
 from zimage_stream.cli import interrupt
 from zimage_stream.errors import SettingsError
 from zimage_stream.settings import Settings
@@ -44,8 +44,6 @@ SILENT_PROBES = 6
 counted rather than timed, since a supervisor that was itself frozen knows nothing of that time."""
 STOP_S = 10.0
 """Seconds that a silent worker gets to end by itself after SIGTERM, before it is killed."""
-LOADED = b"loaded"
-"""Line that a worker reports once it can generate; before that it reports the number of its port."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,21 +112,27 @@ class _Child:
     device: Device
     slot: str
     process: subprocess.Popen[bytes] | None = None
-    port: int | None = None
-    reported: int | None = None
-    said: bytes = b""
-    loading: bool = False
+    report: Report | None = None
     started: float = 0.0
     deaths: int = 0
     died: deque[float] = field(default_factory=lambda: deque(maxlen=LOOP_DEATHS))
     lines: deque[bytes] = field(default_factory=lambda: deque(maxlen=LAST_LINES))
     listener: threading.Thread | None = None
-    trouble: str | None = None
+    problem: str | None = None
     due: float = 0.0
     done: bool = False
     silent: int = 0
     stopped_at: float | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def port(self) -> int | None:
+        """Port of the running process; ``None`` while there is none, or none that listens."""
+        return self.report.port if self.process is not None and self.report is not None else None
+
+    @property
+    def loading(self) -> bool:
+        return self.process is not None and self.report is not None and not self.report.loaded
 
 
 class Supervisor:
@@ -180,7 +184,7 @@ class Supervisor:
 
     def _members(self) -> list[Member]:
         return [
-            Member(f"{child.device.kind}:{child.device.index}", child.port, child.trouble)
+            Member(f"{child.device.kind}:{child.device.index}", child.port, child.problem)
             for child in self._children
         ]
 
@@ -196,13 +200,13 @@ class Supervisor:
             if time.monotonic() >= child.due and self._may_load():
                 self._start(child)
             return
-        self._read_report(child)
+        if child.report is not None:
+            child.report.update()
         code = child.process.poll()
         if code is None:
             self._judge_silence(child, child.process)
             return
-        child.process = child.port = None
-        child.loading = False
+        child.process = None
         if code == ExitCode.LEAKED:
             log.info("the worker in slot %s leaked memory and is being replaced", child.slot)
             child.due = 0.0
@@ -220,7 +224,7 @@ class Supervisor:
             if child.listener is not None:
                 child.listener.join(1.0)
             last = b"".join(child.lines).decode(errors="replace")
-            child.trouble = (
+            child.problem = (
                 f"it died {LOOP_DEATHS} times within {LOOP_S:.0f} s, the last time by {describe(code)}"
             )
             log.error(
@@ -263,27 +267,11 @@ class Supervisor:
             return True
         return may_load(loading, weights_bytes(self._engine), available_bytes())
 
-    def _read_report(self, child: _Child) -> None:
-        """Process a worker's reports: its port once it listens, and that its model is loaded."""
-        while child.reported is not None and select.select([child.reported], [], [], 0)[0]:
-            said = os.read(child.reported, 64)
-            child.said += said
-            if not said:
-                os.close(child.reported)
-                child.reported = None
-        *lines, child.said = child.said.split(b"\n")
-        for line in lines:
-            if line == LOADED:
-                child.loading = False
-            else:
-                child.port = int(line)
-
     def _start(self, child: _Child) -> None:
-        if child.reported is not None:
-            os.close(child.reported)
-        child.said, child.loading = b"", True
+        if child.report is not None:
+            child.report.close()
         child.silent, child.stopped_at = 0, None
-        child.reported, write = os.pipe()
+        child.report, write = Report.open()
         child.process = subprocess.Popen(
             [*self._arguments, "--parent", str(os.getpid()), "--report", str(write)],
             env={**os.environ, **child.environment},

@@ -149,9 +149,9 @@ class Outbox:
         except ClientsLostError:
             self._metrics.transactions.labels("lost").inc()
             raise
-        return self._went_out(batch, time.monotonic() - started)
+        return self._note_published(batch, time.monotonic() - started)
 
-    def _went_out(self, batch: Sequence[Resolution], elapsed_s: float) -> Publication:
+    def _note_published(self, batch: Sequence[Resolution], elapsed_s: float) -> Publication:
         self._singly = max(0, self._singly - 1)
         self._metrics.transactions.labels("committed").inc()
         self._metrics.transaction_seconds.observe(elapsed_s)

@@ -165,10 +165,10 @@ def _dead_letter(
         worker=identity.slot,
         at=at,
     )
-    return carry(record, reasons, topic, limit)
+    return build_dead_letter(record, reasons, topic, limit)
 
 
-def carry(record: Record, reasons: Headers, topic: str, limit: int) -> OutgoingRecord:
+def build_dead_letter(record: Record, reasons: Headers, topic: str, limit: int) -> OutgoingRecord:
     """Build the dead letter of a record: byte for byte where it fits, otherwise as much as fits. Pure.
 
     In this order, each where there is room left: the head of the value, to show what it is; the key; the rest

@@ -47,10 +47,10 @@ class Timings:
         end = time.time()
         return replace(self, spans={**self.spans, name: (end - elapsed_s, end)})
 
-    def and_then(self, later: Timings) -> Timings:
+    def merged_with(self, later: Timings) -> Timings:
         """A copy that includes what became known later."""
-        told = {name: value for name in _FIGURES if (value := getattr(later, name)) is not None}
-        return replace(self, **told, spans={**self.spans, **later.spans})
+        known = {name: value for name in _FIGURES if (value := getattr(later, name)) is not None}
+        return replace(self, **known, spans={**self.spans, **later.spans})
 
 
 _FIGURES = ("started_at", "queued_ms", "generate_ms", "encode_ms", "upload_ms")

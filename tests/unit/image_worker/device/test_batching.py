@@ -40,7 +40,7 @@ def test_the_limit_grows_back_slowly_and_no_further_than_before() -> None:
     assert sizes == [size for size in range(2, 8) for _ in range(GROW_AFTER)] + [8] * GROW_AFTER
 
 
-def test_small_batches_teach_nothing_of_large_ones() -> None:
+def test_small_batches_that_fit_say_nothing_about_large_ones() -> None:
     limits = BatchLimits(8)
     limits.did_not_fit(512, 512, 8)
     for _ in range(10 * GROW_AFTER):

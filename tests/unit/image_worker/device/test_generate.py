@@ -28,8 +28,8 @@ from zimage_consumers.image_worker.window.jobs import (
 from zimage_stream.engines.base import ImageSpec
 from zimage_stream.engines.simulated import SimulatedEngine, draw
 from zimage_stream.errors import EngineError
-from zimage_stream.faults import Fault
 from zimage_stream.settings import EngineSettings
+from zimage_stream.simulated_faults import Fault
 from zimage_stream.telemetry.metrics import Metrics
 
 MIB = 1 << 20
@@ -81,7 +81,7 @@ def running(
         assert not here.thread.is_alive()
 
 
-def test_a_batch_that_is_not_wanted_any_more_is_cut_short_and_the_next_one_runs() -> None:
+def test_a_batch_that_is_no_longer_wanted_is_cut_short_and_the_next_one_runs() -> None:
     with running(simulated_ms=1_000_000) as here:
         unwanted, wanted = job(width=1024, height=1024), job(width=64, height=64, steps=1)
         here.thread.submit(Batch(1, (unwanted,)))
@@ -103,7 +103,7 @@ def test_a_batch_with_one_wanted_job_is_finished() -> None:
     assert [each for each, _ in here.images] == list(jobs)
 
 
-def test_half_an_image_is_an_error_of_its_own_request_and_no_image() -> None:
+def test_half_an_image_fails_only_its_own_request() -> None:
     with running({"poison": "corrupt"}) as here:
         good, bad = job(prompt="medicine"), job(prompt="poison")
         here.thread.submit(Batch(1, (good, bad)))
@@ -137,7 +137,7 @@ def test_leaked_memory_is_reported_once_and_memory_is_exported_after_every_batch
     assert here.outcomes.empty()
 
 
-def test_memory_that_stays_within_its_limit_is_no_leak() -> None:
+def test_memory_that_stays_within_its_limit_is_not_a_leak() -> None:
     with running({"drip": "leak:8"}, leak_limit_bytes=64 * MIB) as here:
         for number in range(8):
             here.thread.submit(Batch(number, (job(prompt="drip", width=64, height=64),)))

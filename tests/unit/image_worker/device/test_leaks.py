@@ -11,7 +11,7 @@ LIMIT = 1_000
 
 
 @given(st.integers(0, 10**12), st.lists(st.integers(0, LIMIT), max_size=200))
-def test_memory_that_varies_within_the_limit_is_no_leak(base: int, above: list[int]) -> None:
+def test_memory_that_varies_within_the_limit_is_not_a_leak(base: int, above: list[int]) -> None:
     watch = LeakWatch(LIMIT)
     assert all(watch.grown(base + more) is None for more in above)
 
@@ -25,7 +25,7 @@ def test_a_baseline_that_grows_batch_by_batch_is_reported_soon_after_the_limit(b
     assert (told - SETTLE) * each <= LIMIT
 
 
-def test_a_few_large_images_are_no_leak() -> None:
+def test_a_few_large_images_are_not_a_leak() -> None:
     watch = LeakWatch(LIMIT)
     held = [100] * SETTLE + [10**9] * (SETTLE - 1) + [100]
     assert all(watch.grown(each) is None for each in held * 5)

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 
 from tests.unit.image_worker.jobs import job
 from zimage_consumers.image_worker.group.publish import OutgoingRecord
-from zimage_consumers.image_worker.stages.terminal import HEAD_BYTES, STUB_BYTES, Identity, carry, records_of
+from zimage_consumers.image_worker.stages.terminal import (
+    HEAD_BYTES,
+    STUB_BYTES,
+    Identity,
+    build_dead_letter,
+    records_of,
+)
 from zimage_consumers.image_worker.window.jobs import Job, Resolution
 from zimage_stream.errors import RequestError, WireError
 from zimage_stream.events.codec import Codec
@@ -102,7 +108,7 @@ def test_nothing_that_would_have_fitted_is_left_out(
     value: bytes | None, key: bytes | None, headers: tuple[Header, ...], limit: int
 ) -> None:
     record = holding(value, key, headers).record
-    letter = carry(record, _REASONS, "dead", limit)
+    letter = build_dead_letter(record, _REASONS, "dead", limit)
     assert letter.size <= limit
     room = limit - size_of(_REASONS) - _CUTS_BYTES
     carried = letter.value or b""
@@ -130,7 +136,7 @@ def test_nothing_that_would_have_fitted_is_left_out(
 def test_a_record_that_fits_exactly_is_kept_whole(value: bytes, key: bytes, spare: int) -> None:
     headers = (("mine", b"x"),)
     needed = len(value) + len(key) + size_of([*headers, *_REASONS]) + spare
-    letter = carry(holding(value, key, headers).record, _REASONS, "dead", needed)
+    letter = build_dead_letter(holding(value, key, headers).record, _REASONS, "dead", needed)
     assert (letter.key, letter.value, cuts(letter)) == (key, value, {})
 
 

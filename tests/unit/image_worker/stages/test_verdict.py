@@ -31,9 +31,7 @@ END = Action.DEAD_LETTER
         (WorkerCrashedError("died"), Code.WORKER_CRASHED, False),
     ],
 )
-def test_an_error_that_will_not_go_away_ends_the_request_at_once(
-    error: Exception, code: Code, ours: bool
-) -> None:
+def test_a_permanent_error_ends_the_request_at_once(error: Exception, code: Code, ours: bool) -> None:
     verdict = judge(error, attempts=0, max_attempts=3)
     assert (verdict.action, verdict.code, verdict.deployment_fault) == (END, code, ours)
 

@@ -31,5 +31,5 @@ RESULT = ImageResult(
         (ResultFilter(statuses=frozenset(["SUCCEEDED"])), False),
     ],
 )
-def test_all_kinds_of_choice_must_hold(wanted: ResultFilter, matches: bool) -> None:
+def test_a_result_must_match_every_filter(wanted: ResultFilter, matches: bool) -> None:
     assert wanted.matches(RESULT) is matches

@@ -1,4 +1,7 @@
-"""Faults that the simulated engine can inject. Pure."""
+"""Faults that the simulated engine can inject. Pure.
+
+Not in ``engines/``, because the settings check the directives too, and the engines import the settings.
+"""
 
 from __future__ import annotations
 

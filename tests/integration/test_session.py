@@ -66,7 +66,7 @@ def make_session(kafka: KafkaAddress, topics: TopicSettings) -> Callable[..., Se
 
 def poll(session: Session, timeout_s: float = 0.1) -> Record | None:
     """Poll as the message path does, which fetches no partition before its cancellations are known."""
-    list(session.cancellations())
+    session.cancellations.read()
     session.pause_only(session.window.to_pause())
     return session.poll(timeout_s)
 
@@ -416,7 +416,7 @@ class TestABatchThatCannotBeRead:
         (reason,) = until(named, 30, "it is named")
         assert reason.startswith("partition 0 is stalled")
         assert f"at offset {first + readable} that cannot be read" in reason
-        assert session.stalled == 1
+        assert session.partitions.stalled == 1
         assert session.health.is_up("kafka")
         session.close()
         assert stands_still(session) == []

@@ -77,6 +77,16 @@ def poll_timeout_s(under_way: bool, quarantine_due: bool) -> float:
     return 0.0 if under_way or quarantine_due else IDLE_POLL_S
 
 
+def recheck_services(health: Health, delivery: Delivery, outbox: Outbox) -> None:
+    """Check services that were down and that no request is waiting for, or /readyz would never clear."""
+    if not health.is_up("store"):
+        delivery.recheck()
+    if outbox.waits_for_schema:
+        outbox.recheck()
+    elif not health.is_up("registry"):
+        health.up("registry")
+
+
 class MessagePath:
     """Takes each record from its fetch to its terminal event. Kafka thread only.
 
@@ -171,7 +181,7 @@ class MessagePath:
             ClientsLostError: the session is over.
         """
         if not self._under_way:
-            self._recheck_services()
+            recheck_services(self._health, self._delivery, self._outbox)
         self.advance(session, waits=not self._fetch(session))
 
     def advance(self, session: Session, waits: bool = True) -> None:
@@ -204,15 +214,6 @@ class MessagePath:
     def _under_way(self) -> bool:
         return bool(self.window.under_way or self._admission)
 
-    def _recheck_services(self) -> None:
-        """Check services that were down and that no request is waiting for, or /readyz would never clear."""
-        if not self._health.is_up("store"):
-            self._delivery.recheck()
-        if self._outbox.waits_for_schema:
-            self._outbox.recheck()
-        elif not self._health.is_up("registry"):
-            self._health.up("registry")
-
     def _fetch(self, session: Session) -> int:
         """Fetch records, waiting for them where there is nothing else to do. Returns their number."""
         stopping = self._held_back.crowded or not self._accepting
@@ -225,8 +226,7 @@ class MessagePath:
             # Check the window's room again before large records exceed it by too much.
             if fetched_bytes > BYTES_PER_TURN:
                 return count
-            record = session.poll(wait_s)
-            if record is None:
+            if (record := session.poll(wait_s)) is None:
                 return count
             failpoint("fetched")
             assignment = self.window.assignments.get(record.partition)
@@ -249,22 +249,18 @@ class MessagePath:
             decode_under_mark=assignment.ledger.decode_under_mark,
             ever_started=mark != Mark(),
         )
-        size = job.size
         self.window.enter(job)
-        if record.offset in assignment.cancelled:
-            self._outcomes.cancel(job, assignment.cancelled[record.offset])
+        self._outcomes.cancel(job)
         self._metrics.requests_taken.inc()
         self._outcomes.enqueue(job)
-        return size
+        return job.size
 
     def _cancel(self, session: Session) -> None:
         """End the requests that were cancelled. Those that wait further back in the log are fetched now."""
-        for assignment, offset in session.cancellations():
-            job = self.window.find(assignment.number, offset)
-            if job is not None:
-                self._outcomes.cancel(job, assignment.cancelled[offset])
+        for assignment, offset in session.cancellations.read():
+            self._outcomes.cancel(self.window.find(assignment.number, offset))
         if self._accepting and len(self._outbox) < MAX_RESOLUTIONS:
-            for record in session.cancelled_records():
+            for record in session.cancellations.ahead.fetch():
                 self._enter(self.window.assignments[record.partition], record)
 
     def _admit(self) -> None:
@@ -275,11 +271,8 @@ class MessagePath:
         for admitted in self._admission.admit(self._outbox.waits_for_schema):
             if isinstance(admitted, Failed):
                 self._outcomes.fail(admitted)
-                continue
-            self._outcomes.retry(self._held_back.record_decoded())
-            if admitted.cancelled is not None:
-                self._outcomes.fail(Failed(admitted, admitted.cancelled))
             else:
+                self._outcomes.retry(self._held_back.record_decoded())
                 self._dispatcher.add(admitted)
 
     def _plan(self, session: Session) -> None:
@@ -342,8 +335,8 @@ class MessagePath:
             self.window.swept = True
 
     def _may_drain(self, deadline: float) -> bool:
-        answers = self._health.is_up("store") and not self._outbox.waits_for_schema
-        return time.monotonic() < deadline and answers
+        can_publish = self._health.is_up("store") and not self._outbox.waits_for_schema
+        return can_publish and time.monotonic() < deadline
 
 
 class Outcomes:
@@ -398,11 +391,14 @@ class Outcomes:
         else:
             self._admission.add(job)
 
-    def cancel(self, job: Job, reason: str | None) -> None:
-        """End a job that was cancelled, at once or as soon as its stage allows."""
-        if job.cancelled is not None or job.stage is None or job.stage is Stage.ENDED:
+    def cancel(self, job: Job | None) -> None:
+        """End a job if it was cancelled, at once or as soon as its stage allows."""
+        if job is None or job.stage is None or job.stage is Stage.ENDED or job.cancelled is not None:
             return
-        job.cancelled = RequestCancelledError(reason, job.stage)
+        offset, cancelled = job.record.offset, job.assignment.cancelled
+        if offset not in cancelled:
+            return
+        job.cancelled = RequestCancelledError(cancelled[offset], job.stage)
         if job.request is None:
             # Without its request a result cannot name it. It ends once it is decoded.
             return

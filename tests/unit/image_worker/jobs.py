@@ -26,7 +26,7 @@ def job(partition: int = 0, suspect: bool = False, ever_started: bool = False, *
     """
     record = Record("requests", partition, next(_offsets), b"key", b"value", (), SENT)
     fields = {"prompt": "a red circle", **request}
-    assignment = Assignment(partition, Ledger(Checkpoint(0)))
+    assignment = Assignment(partition, Ledger(Checkpoint(0)), informed=True)
     return Job(record, assignment, PromptRequest(**fields), suspect=suspect, ever_started=ever_started)
 
 

@@ -64,8 +64,29 @@ def test_a_turn_waits_for_records_only_while_nothing_else_is_due(
     assert poll_timeout_s(under_way, quarantine_due) == wait_s
 
 
+class Nothing:
+    """What a session without partitions knows of them, and of cancellations."""
+
+    stalled = 0
+
+    def unresolved(self) -> dict[int, int]:
+        return {}
+
+    def read(self) -> list[Any]:
+        return []
+
+    def fetch(self) -> list[Any]:
+        return []
+
+    @property
+    def ahead(self) -> Nothing:
+        return self
+
+
 class Idle:
     """A session to which no record comes."""
+
+    cancellations = partitions = Nothing()
 
     def pause_only(self, to_pause: set[int]) -> None:
         """Do nothing: no partition is held."""
@@ -75,11 +96,6 @@ class Idle:
 
     def claim(self) -> None:
         """Do nothing: there is nothing to commit."""
-
-    def unresolved(self) -> dict[int, int]:
-        return {}
-
-    stalled = 0
 
 
 def test_a_service_that_no_request_waits_for_is_rechecked_after_an_outage(
@@ -115,7 +131,7 @@ class Flooded:
 
 def test_the_window_counts_headers(path: MessagePath, health: Health) -> None:
     flooded = Flooded()
-    path.window.begin(Assignment(0, Ledger(Checkpoint(0))))
+    path.window.begin(Assignment(0, Ledger(Checkpoint(0)), informed=True))
     health.up("kafka")
     for _ in range(1_500):
         path._fetch(cast(Session, flooded))

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 from zimage_stream.telemetry.health import Health
 from zimage_stream.telemetry.metrics import HealthCollector, Metrics
 
-BOUNDED = {"code", "dependency", "kind", "outcome", "partition", "status", "tenant"}
+BOUNDED = {"code", "dependency", "kind", "outcome", "partition", "stage", "status", "tenant"}
 """Labels with few possible values, however long a worker runs and whoever uses it."""
 
 

@@ -95,15 +95,15 @@ class Session:
             }
         )
         arriving = ArrivingPartitions(admin, group_id, self._topic, owner, health)
-        self._cancellations = Cancellations(settings, admin, codec, health)
-        self._partitions = Partitions(
-            self._consumer, self._topic, arriving, self._cancellations, window, admin, health
+        self.cancellations = Cancellations(settings, admin, codec, health)
+        self.partitions = Partitions(
+            self._consumer, self._topic, arriving, self.cancellations, window, admin, health
         )
         self._publisher = create_publisher(settings, slot, self._consumer, give_up, health)
 
     @property
     def _held(self) -> dict[int, Assignment]:
-        return self._partitions.held
+        return self.partitions.held
 
     # -- joining and leaving
 
@@ -130,13 +130,13 @@ class Session:
         self._abandoned = True
         self.clean &= not self._held
         self._close_clients()
-        self._partitions.drop(list(self._held))
+        self.partitions.drop(list(self._held))
 
     def _close_clients(self) -> None:
         if not self._closed:
             self._closed = True
             self._consumer.close()
-            self._cancellations.close()
+            self.cancellations.close()
             self._publisher.close()
 
     # -- polling
@@ -152,41 +152,33 @@ class Session:
         """
         if self._identity.changed():
             self._stop_recreated()
-        if self._partitions.arriving:
+        if self.partitions.arriving:
             timeout_s = min(timeout_s, ARRIVING_POLL_S)
         while True:
             message = self._consumer.poll(timeout_s)
             self._raise_callback_error()
             if not self._give_up():
-                self._partitions.start_arrived()
+                self.partitions.start_arrived()
             if message is None:
-                self._partitions.check_stalls()
+                self.partitions.check_stalls()
                 return None
             problem = message.error()
             if problem is None:
                 self.health.up("kafka")
-                self._partitions.note_epoch(message)
+                self.partitions.note_epoch(message)
                 return record_of(message)
             if problem.code() != KafkaError._PARTITION_EOF:
-                if not self._partitions.handle_error(problem, message.partition()):
+                if not self.partitions.handle_error(problem, message.partition()):
                     if problem.fatal():
                         raise ClientsLostError(f"the consumer failed: {problem.str()}")
                     note_error(problem, self.health)
                 return None
-            self._partitions.reach_end(message)
+            self.partitions.reach_end(message)
             timeout_s = 0.0
-
-    def cancellations(self) -> Iterable[tuple[Assignment, int]]:
-        """The requests, by offset, that are newly known to be cancelled. Does not wait."""
-        return self._cancellations.read()
-
-    def cancelled_records(self) -> Iterable[Record]:
-        """Records of cancelled requests, fetched ahead of their turn. Does not wait."""
-        return self._cancellations.ahead.fetch()
 
     def pause_only(self, to_pause: set[int]) -> None:
         """Pause fetching from exactly these partitions and resume all others."""
-        self._partitions.pause_only(to_pause)
+        self.partitions.pause_only(to_pause)
 
     def probe(self) -> None:
         """Check whether the brokers respond, while they are considered down."""
@@ -196,15 +188,6 @@ class Session:
             self.health.down("kafka", error.args[0].str())
         else:
             self.health.up("kafka")
-
-    def unresolved(self) -> dict[int, int]:
-        """Number of requests without a terminal event in each partition held, as far as its end is known."""
-        return self._partitions.unresolved()
-
-    @property
-    def stalled(self) -> int:
-        """Number of partitions that deliver nothing although their log has more."""
-        return self._partitions.stalled
 
     # -- committing
 
@@ -233,8 +216,8 @@ class Session:
 
     def publish(self, records: list[OutgoingRecord], checkpoints: Mapping[int, Checkpoint]) -> None:
         """Produce the records and commit the checkpoints together. Raises as ``Publisher.publish``."""
-        self._publisher.publish(records, self._partitions.offsets(checkpoints))
-        self._partitions.adopt(checkpoints)
+        self._publisher.publish(records, self.partitions.offsets(checkpoints))
+        self.partitions.adopt(checkpoints)
 
     def release(self, partitions: Iterable[int]) -> None:
         """Release partitions cleanly: nothing of theirs runs, so their next owner suspects no request."""
@@ -247,8 +230,8 @@ class Session:
             log.warning("partitions %s were reassigned before their release: %s", sorted(released), error)
 
     def _commit(self, checkpoints: Mapping[int, Checkpoint]) -> None:
-        self._publisher.commit(self._partitions.offsets(checkpoints))
-        self._partitions.adopt(checkpoints)
+        self._publisher.commit(self.partitions.offsets(checkpoints))
+        self.partitions.adopt(checkpoints)
         self.health.up("kafka")
 
     # -- rebalances and errors
@@ -256,7 +239,7 @@ class Session:
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._metrics.rebalances.labels("assigned").inc()
         if not self._recreated:
-            self._partitions.arriving.add([partition.partition for partition in partitions])
+            self.partitions.arriving.add([partition.partition for partition in partitions])
         # Each is assigned once its checkpoint has been read; until then none of its records is fetched.
         consumer.incremental_assign([])
 
@@ -274,13 +257,13 @@ class Session:
         except Exception as error:
             self._callback_error = error
             self.clean = False
-        self._partitions.unassign(self._partitions.drop(numbers))
+        self.partitions.unassign(self.partitions.drop(numbers))
 
     def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._metrics.rebalances.labels("lost").inc()
         numbers = [partition.partition for partition in partitions]
         log.warning("partitions %s were lost: another member has them", sorted(numbers))
-        self._partitions.unassign(self._partitions.drop(numbers))
+        self.partitions.unassign(self.partitions.drop(numbers))
 
     def _stop_recreated(self) -> None:
         """Stop serving a topic that was deleted and created again: offsets of the old one mean nothing."""
@@ -291,7 +274,7 @@ class Session:
         )
         log.error(reason)
         self.health.hold("topic", reason)
-        self._partitions.arriving.drop(list(self._partitions.arriving.numbers))
+        self.partitions.arriving.drop(list(self.partitions.arriving.numbers))
         for assignment in self._held.values():
             assignment.gone_back = f"its log went back: topic {self._topic} was deleted and created again"
         try:
@@ -299,7 +282,7 @@ class Session:
                 self._commit({number: each.ledger.checkpoint for number, each in self._held.items()})
         except (CommitRefusedError, ClientsLostError) as error:
             log.warning("the next owners cannot be told that the topic was created again: %s", error)
-        self._partitions.unassign(self._partitions.drop(list(self._held)))
+        self.partitions.unassign(self.partitions.drop(list(self._held)))
 
     def _raise_callback_error(self) -> None:
         """Raise what went wrong inside a callback, once."""

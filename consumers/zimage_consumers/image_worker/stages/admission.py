@@ -78,7 +78,7 @@ class Admission:
             else:
                 decoded = True
                 job.timings = job.timings.after("decode", time.monotonic() - started)
-                out.append(job)
+                out.append(job if job.cancelled is None else Failed(job, job.cancelled))
         if (decoded or again) and not self._unread:
             self._said = False
             if not outage_known:

@@ -17,7 +17,7 @@ from zimage_consumers.image_worker.stages.deliver import Delivery
 from zimage_consumers.image_worker.stages.intake import Intake
 from zimage_consumers.image_worker.stages.marks import Marks
 from zimage_consumers.image_worker.stages.schedule import Scheduler
-from zimage_consumers.image_worker.stages.verdict import ExpiredError, WorkerCrashedError
+from zimage_consumers.image_worker.stages.verdict import ExpiredError
 from zimage_consumers.image_worker.window.jobs import Failed, Job, LookedUp, Stage
 from zimage_consumers.image_worker.window.window import Window
 from zimage_stream.checkpoint import MAX_MARKS, Mark
@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 UNDELIVERED_PIXELS = 64 << 20
 """Limit on images held in memory while the store is slow or down, in pixels: 192 MiB of RGB."""
 REGISTRY_WAIT_S = 1.0
-_EXPIRED = "it was not started before its expires_at"
 
 
 class Dispatcher:
@@ -77,7 +76,7 @@ class Dispatcher:
 
     def expired(self, at: datetime) -> list[Failed]:
         """The jobs that expired before they were started."""
-        return [Failed(job, ExpiredError(_EXPIRED)) for job in self._scheduler.pop_expired(at)]
+        return [Failed(job, ExpiredError()) for job in self._scheduler.pop_expired(at)]
 
     def plan(self, session: Session, at: datetime | None) -> Failed | None:
         """Fill the engine and its deck.
@@ -211,9 +210,7 @@ class Dispatcher:
         ever_started = job.ever_started
         self._open_marks(session, [job])
         try:
-            self._decode_quarantined(job, None if ever_started else at)
-            if job.cancelled is not None:
-                raise job.cancelled
+            self._intake.check_quarantined(job, None if ever_started else at, self._max_attempts)
         except RegistryUnavailableError as error:
             log.warning("a request that must run alone waits for its schema: %s", error, extra=job.log)
             job.ever_started = ever_started
@@ -235,31 +232,6 @@ class Dispatcher:
                 self._marks.close(job, Mark(job.attempts))
                 self.add(job)
         return None
-
-    def _decode_quarantined(self, job: Job, at: datetime | None) -> None:
-        """Decode a job under its own mark.
-
-        Args:
-            at: wall-clock time, where expiry is to be judged.
-
-        Raises:
-            WorkerCrashedError: it has killed as many processes as it may.
-            ExpiredError: it was not started in time.
-            RegistryUnavailableError: its schema is unavailable at the moment.
-            WireError, RequestError, IntakeError: it is refused.
-        """
-        if job.attempts >= self._max_attempts:
-            if job.request is None and job.attempts == self._max_attempts:
-                # To answer its author it must be decoded once more; if that kills too, it is never decoded.
-                job.request = self._intake.decode(job.record)
-            raise WorkerCrashedError(
-                f"the worker process died {job.attempts} times while this request ran alone"
-            )
-        if job.request is None:
-            self._intake.check(job)
-        expires_at = job.decoded.expires_at
-        if job.suspect and at is not None and expires_at is not None and expires_at <= at:
-            raise ExpiredError(_EXPIRED)
 
     def _start(self, session: Session, batches: Sequence[Batch]) -> None:
         """Mark the jobs of these batches, and query the store for their images meanwhile."""

@@ -33,10 +33,10 @@ class Gauges:
         self._due = time.monotonic() + EVERY_S
         metrics, assignments = self._metrics, window.assignments.values()
         metrics.partitions.set(len(assignments))
-        metrics.partitions_stalled.set(session.stalled)
+        metrics.partitions_stalled.set(session.partitions.stalled)
         metrics.window_requests.set(sum(each.count for each in assignments))
         metrics.window_bytes.set(sum(each.size for each in assignments))
-        self._set_unresolved(session.unresolved(), image_s)
+        self._set_unresolved(session.partitions.unresolved(), image_s)
         self._set_queues(queues(scheduler.by_tenant(), self._settings.tenant_label))
 
     def _set_unresolved(self, unresolved: Mapping[int, int], image_s: float) -> None:

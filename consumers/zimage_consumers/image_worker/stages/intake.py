@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from datetime import datetime
 
-from zimage_consumers.image_worker.stages.verdict import IntakeError
+from zimage_consumers.image_worker.stages.verdict import ExpiredError, IntakeError, WorkerCrashedError
 from zimage_consumers.image_worker.window.jobs import Job
 from zimage_stream.engines.base import MAX_PROMPT_TOKENS
 from zimage_stream.errors import RegistryUnavailableError, RequestError, WireError
@@ -68,3 +69,31 @@ class Intake:
         except Exception as error:
             log.exception("a request could not be checked", extra=job.log)
             raise IntakeError(f"it could not be checked: {type(error).__name__}: {error}"[:300]) from error
+
+    def check_quarantined(self, job: Job, at: datetime | None, max_attempts: int) -> None:
+        """Decode and check a job under its own mark, and decide whether it may run alone.
+
+        Args:
+            at: wall-clock time, where expiry is to be judged.
+
+        Raises:
+            WorkerCrashedError: it has killed as many processes as it may.
+            RequestCancelledError: it was cancelled.
+            ExpiredError: it was not started in time.
+            RegistryUnavailableError: its schema is unavailable at the moment.
+            WireError, RequestError, IntakeError: it is refused.
+        """
+        if job.attempts >= max_attempts:
+            if job.request is None and job.attempts == max_attempts:
+                # To answer its author it must be decoded once more; if that kills too, it is never decoded.
+                job.request = self.decode(job.record)
+            raise WorkerCrashedError(
+                f"the worker process died {job.attempts} times while this request ran alone"
+            )
+        if job.request is None:
+            self.check(job)
+        if job.cancelled is not None:
+            raise job.cancelled
+        expires_at = job.decoded.expires_at
+        if job.suspect and at is not None and expires_at is not None and expires_at <= at:
+            raise ExpiredError

@@ -26,6 +26,9 @@ class WorkerCrashedError(ZImageError):
 class ExpiredError(ZImageError):
     """The request was not started before its ``expires_at``."""
 
+    def __init__(self) -> None:
+        super().__init__("it was not started before its expires_at")
+
 
 class IntakeError(ZImageError):
     """A request could not be checked because of a bug of ours; an unchecked request must not run."""

@@ -24,6 +24,8 @@ from zimage_consumers.image_worker.window.jobs import (
     Job,
     MemoryLeaked,
     Outcome,
+    RequestCancelledError,
+    Stage,
 )
 from zimage_stream.engines.base import ImageSpec
 from zimage_stream.engines.simulated import SimulatedEngine, draw
@@ -94,13 +96,15 @@ def test_a_batch_that_is_no_longer_wanted_is_cut_short_and_the_next_one_runs() -
     assert here.images == []
 
 
-def test_a_batch_with_one_wanted_job_is_finished() -> None:
+def test_of_a_batch_only_what_is_wanted_is_generated() -> None:
     with running(simulated_ms=1_000) as here:
-        jobs = job(width=512, height=512), job(width=512, height=512)
-        jobs[0].assignment.gone = True
-        here.thread.submit(Batch(1, jobs))
+        gone, wanted, cancelled = (job(width=512, height=512) for _ in range(3))
+        gone.assignment.gone = True
+        cancelled.cancelled = RequestCancelledError(None, Stage.MARKED)
+        here.thread.submit(Batch(1, (gone, wanted, cancelled)))
+        assert here.outcome() == Failed(cancelled, cancelled.cancelled)
         assert here.outcome() == BatchDone(1)
-    assert [each for each, _ in here.images] == list(jobs)
+    assert [each for each, _ in here.images] == [wanted]
 
 
 def test_half_an_image_fails_only_its_own_request() -> None:

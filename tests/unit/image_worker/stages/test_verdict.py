@@ -52,7 +52,7 @@ def test_the_codes_of_deployment_faults_match_the_verdicts() -> None:
 
 
 def test_an_expired_request_ends_without_a_dead_letter() -> None:
-    assert judge(ExpiredError("late"), 0, 3).action is Action.END
+    assert judge(ExpiredError(), 0, 3).action is Action.END
 
 
 @pytest.mark.parametrize("error", [errors.EngineError("odd"), RuntimeError("odd"), MemoryError()])

@@ -29,7 +29,7 @@ class AnyLife(RuleBasedStateMachine):
     @rule(number=PARTITIONS)
     def begins(self, number: int) -> None:
         if number not in self.window.assignments:
-            self.window.begin(Assignment(number, Ledger(Checkpoint(0))))
+            self.window.begin(Assignment(number, Ledger(Checkpoint(0)), informed=True))
 
     @rule(target=entered, number=PARTITIONS)
     def enters(self, number: int) -> Job:
@@ -75,6 +75,11 @@ class AnyLife(RuleBasedStateMachine):
         for stage in Stage:
             assert set(self.window.jobs(stage)) == self.there(stage)
         assert all(one.stage is stage for one, stage in self.stages.items())
+
+    @invariant()
+    def each_job_is_found_by_its_offset(self) -> None:
+        for one in self.stages:
+            assert self.window.find(one.record.partition, one.record.offset) is one
 
     @invariant()
     def what_is_under_way_is_known(self) -> None:

@@ -95,12 +95,9 @@ class Partitions:
             TopicPartition(self._topic, number, start.checkpoint.base, "", start.leader_epoch)
             for number, start in ready.items()
         ]
-        # The client keeps a pause through revocation and assignment, but we forgot it when the partition
-        # left. Resuming one that is not paused does nothing. Done before the assignment, to be sure that no
-        # pause meets it.
-        self._consumer.resume(starts)
         self._consumer.incremental_assign(starts)
-        # Nothing is fetched before the cancellations are known.
+        # Nothing is fetched before the cancellations are known. The client may also remember a pause from
+        # before the partition left; from here on it and we agree.
         self._consumer.pause(starts)
         self._paused |= ready.keys()
         self._cancellations.begin([self.held[number] for number in ready])

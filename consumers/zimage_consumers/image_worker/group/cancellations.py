@@ -35,10 +35,10 @@ from zimage_stream.telemetry.health import Health
 
 log = logging.getLogger(__name__)
 
-RECORDS_PER_TURN = 256
+RECORDS_PER_TURN = 1_000
 MAX_UNSETTLED = 10_000
 """Cancelled offsets of one partition, not known to be in its log, above which no more are read."""
-WAIT_S, LONGEST_WAIT_S = 5.0, 30.0
+WAIT_S, LONGEST_WAIT_S = 5.0, 60.0
 """How long a partition waits for its cancellations, in seconds: while none arrive, and altogether."""
 ANSWER_TIMEOUT_S = 5.0
 ASK_AGAIN_S, LOOK_AGAIN_S = 0.5, 30.0
@@ -118,6 +118,11 @@ class Cancellations:
         self.ahead.leave(numbers)
         for each in left:
             self._health.release(_key(each.assignment.number))
+
+    @property
+    def behind(self) -> bool:
+        """Whether a partition waits for its cancellations."""
+        return any(not held.assignment.informed for held in self._held.values())
 
     def close(self) -> None:
         """Release the connections."""

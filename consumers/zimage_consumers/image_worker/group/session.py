@@ -42,7 +42,7 @@ from zimage_stream.telemetry.metrics import Metrics
 log = logging.getLogger(__name__)
 
 ARRIVING_POLL_S = 0.01
-"""Longest poll, in seconds, while partitions are being taken over; their checkpoints arrive meanwhile."""
+"""Longest poll, in seconds, while partitions are being taken over: checkpoints and cancellations arrive."""
 PROBE_TIMEOUT_S = 1.0
 _CONNECTIONS = frozenset((KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._RESOLVE))
 
@@ -152,7 +152,7 @@ class Session:
         """
         if self._identity.changed():
             self._stop_recreated()
-        if self.partitions.arriving:
+        if self.partitions.arriving or self.cancellations.behind:
             timeout_s = min(timeout_s, ARRIVING_POLL_S)
         while True:
             message = self._consumer.poll(timeout_s)

@@ -48,8 +48,9 @@ def client(slow: Arena) -> Iterator[PromptClient]:
 
 def test_what_waits_and_what_is_being_generated_can_be_cancelled(slow: Arena, client: PromptClient) -> None:
     worker = slow.fleet.start("worker").wait_ready()
-    first, second, third = (client.submit(image_request()) for _ in range(3))
+    first = client.submit(image_request())
     worker.wait_begun()
+    second, third = (client.submit(image_request()) for _ in range(2))
 
     assert client.cancel(third, reason="another word")
     ended = client.wait(third, timeout=120)

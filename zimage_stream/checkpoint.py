@@ -16,6 +16,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from zimage_stream.errors import ZImageError
 
@@ -31,10 +32,11 @@ _MAX_GAP = 1 << 28
 """Maximum number of bits in memory, which bounds the allocation that a damaged length can cause."""
 _VERSION = 1
 _BITMAP, _RUNS = 0, 1
-_VERSION_OF_SEGMENTS = 2
-"""Version that is written only if the other encodings do not fit; a reader that knows only version 1 rejects
-it."""
-_SEGMENTS = 2
+_VERSION_OF_SEGMENTS = 3
+"""Version that is written only if the other encodings do not fit; readers that do not know it reject it."""
+_RESOLVED_SEGMENTS, _SEGMENTS = 2, 3
+_VERSIONS = {_VERSION, _RESOLVED_SEGMENTS, _VERSION_OF_SEGMENTS}
+"""Version 2, which leaves out resolved runs only, is read but no longer written."""
 SEGMENT_BITS = 72
 """Maximum overhead of a segment, in bits: two numbers, the rest of its last byte, and the longer distance to
 the next mark. A run longer than this, resolved or not, is worth a segment of its own."""
@@ -132,10 +134,8 @@ class Checkpoint:
             if struct.pack(">I", zlib.crc32(raw)) != crc:
                 raise ValueError("its checksum does not match")
             version, base, owner, deaths, encoding = _HEADER.unpack_from(raw)
-            if version not in (_VERSION, _VERSION_OF_SEGMENTS):
-                raise ValueError(
-                    f"it has version {version}; versions {_VERSION} and {_VERSION_OF_SEGMENTS} are known"
-                )
+            if version not in _VERSIONS:
+                raise ValueError(f"it has version {version}; versions 1 to {_VERSION_OF_SEGMENTS} are known")
             if base != committed:
                 raise ValueError(f"it was made for offset {base}, but the committed offset is {committed}")
             reader = _Reader(raw, _HEADER.size)
@@ -145,7 +145,7 @@ class Checkpoint:
             while not reader.done:
                 offset, flags = before + reader.varint(), reader.read(1)[0]
                 marks[offset] = Mark(flags >> 3 & 15, bool(flags & 4), bool(flags & 2), bool(flags & 1))
-                if version == _VERSION_OF_SEGMENTS:
+                if version != _VERSION:
                     before = offset
             resolved = _DECODERS[encoding](body)
         except (binascii.Error, struct.error, LookupError, UnicodeEncodeError) as error:
@@ -178,7 +178,7 @@ def segments(bits: int) -> bytes:
     return bytes(out + _varint(length) + rest.to_bytes(length, "little"))
 
 
-def _from_segments(body: bytes) -> int:
+def _from_segments(body: bytes, resolved_only: bool = False) -> int:
     reader = _Reader(body, 0)
     bits = position = 0
     while True:
@@ -187,7 +187,9 @@ def _from_segments(body: bytes) -> int:
         position += 8 * len(chunk)
         if reader.done:
             return bits
-        length, resolved = divmod(reader.varint(), 2)
+        length = reader.varint()
+        resolved = resolved_only or length & 1
+        length >>= not resolved_only
         if position + length > _MAX_GAP:
             raise ValueError("its runs are longer than any we write")
         if resolved:
@@ -235,6 +237,7 @@ def _from_runs(body: bytes) -> int:
 _DECODERS: Mapping[int, Callable[[bytes], int]] = {
     _BITMAP: lambda body: int.from_bytes(body, "little"),
     _RUNS: _from_runs,
+    _RESOLVED_SEGMENTS: partial(_from_segments, resolved_only=True),
     _SEGMENTS: _from_segments,
 }
 

@@ -9,7 +9,7 @@ import pytest
 from tests.fleet.arena import Arena
 from tests.fleet.workers import WorkerProcess
 from tests.integration.test_health import samples
-from tests.services import KafkaAddress, MinioAddress
+from tests.services import KafkaAddress, MinioAddress, RegistryAddress
 from zimage_stream import PromptClient, PromptRequest
 from zimage_stream.engines.base import ImageSpec
 from zimage_stream.engines.simulated import service_seconds
@@ -74,3 +74,18 @@ def test_a_request_far_back_in_the_log_ends_within_seconds(slow: Arena, client: 
     assert client.cancel(last)
     assert client.wait(last, timeout=10).status is Status.CANCELLED
     assert cancelled(worker) == {"fetched": 1}
+
+
+def test_a_cancellation_written_with_a_registry_is_read_once_its_schema_is_known(
+    make_arena: Callable[..., Arena], kafka: KafkaAddress, minio: MinioAddress, registry: RegistryAddress
+) -> None:
+    settings = {"url": registry.url, "auto_register": True}
+    arena = make_arena(kafka, minio, engine={"simulated_ms": 0}, registry=settings)
+    with PromptClient(arena.settings) as client:
+        cancelled, other = (client.submit(image_request()) for _ in range(2))
+        assert client.cancel(cancelled)
+        worker = arena.fleet.start("worker").wait_ready()
+        assert client.wait(other, timeout=120).status is Status.SUCCEEDED
+        assert client.wait(cancelled, timeout=120).status is Status.CANCELLED
+    assert arena.fleet.generated() == {other: 1}
+    assert worker.ready() == (True, [])

@@ -259,7 +259,7 @@ class MessagePath:
         """End the requests that were cancelled. Those that wait further back in the log are fetched now."""
         for assignment, offset in session.cancellations.read():
             self._outcomes.cancel(self.window.find(assignment.number, offset))
-        if self._accepting and len(self._outbox) < MAX_RESOLUTIONS:
+        if self._accepting and not self._admission and len(self._outbox) < MAX_RESOLUTIONS:
             for record in session.cancellations.ahead.fetch():
                 self._enter(self.window.assignments[record.partition], record)
 

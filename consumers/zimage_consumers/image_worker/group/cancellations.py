@@ -37,12 +37,14 @@ log = logging.getLogger(__name__)
 
 RECORDS_PER_TURN = 1_000
 MAX_UNSETTLED = 10_000
-"""Cancelled offsets of one partition, not known to be in its log, above which no more are read."""
+"""Cancellations of one partition that cannot be judged yet, above which no more are read."""
 WAIT_S, LONGEST_WAIT_S = 5.0, 60.0
 """How long a partition waits for its cancellations, in seconds: while none arrive, and altogether."""
 ANSWER_TIMEOUT_S = 5.0
 ASK_AGAIN_S, LOOK_AGAIN_S = 0.5, 30.0
 """Intervals, in seconds, of questions that failed, and of those for a topic that does not exist."""
+FORGET_S = 60.0
+"""Interval, in seconds, of forgetting offsets that resolved without a job."""
 _LATEST = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
 
@@ -58,6 +60,8 @@ class _Partition:
         end: an end that the log of requests is known to have.
         beyond: cancelled offsets, with their reasons, that are not known to be in the log.
         asked: those of them that were there when the question for its end was asked, and the question.
+        unread: cancellations whose schema is not available yet.
+        skipped: number of those that cannot be read.
     """
 
     assignment: Assignment
@@ -70,11 +74,14 @@ class _Partition:
     beyond: dict[int, str | None] = field(default_factory=dict)
     asked: tuple[dict[int, str | None], Future[Any]] | None = None
     ask_at: float = 0.0
+    unread: list[bytes | None] = field(default_factory=list)
+    read_again_at: float = 0.0
+    skipped: int = 0
 
     @property
     def unsettled(self) -> int:
-        """Number of cancelled offsets that are not known to be in the log."""
-        return len(self.beyond) + (len(self.asked[0]) if self.asked else 0)
+        """Number of cancellations that have arrived and cannot be judged yet."""
+        return len(self.beyond) + (len(self.asked[0]) if self.asked else 0) + len(self.unread)
 
 
 class Cancellations:
@@ -92,6 +99,7 @@ class Cancellations:
         """Number of partitions of the topic; 0 if it does not exist, ``None`` while it is unknown."""
         self._described: Future[Any] | None = None
         self._describe_at = 0.0
+        self._forget_at = 0.0
         self._problem = ""
         self._consumer = Consumer(
             {
@@ -146,14 +154,16 @@ class Cancellations:
                 continue
             held.since = time.monotonic()
             if problem is None:
-                found += self._note(held, message.value())
+                found += self._read_one(held, message.value())
             elif problem.code() == KafkaError._PARTITION_EOF:
                 held.ended = True
             else:
                 self._note_error(problem)
         for held in self._held.values():
+            found += self._read_again(held)
             found += self._settle(held)
             self._check_wait(held)
+        self._forget_resolved()
         return found
 
     # -- the topic
@@ -199,11 +209,17 @@ class Cancellations:
 
     # -- one partition
 
-    def _note(self, held: _Partition, value: bytes | None) -> list[tuple[Assignment, int]]:
+    def _read_one(self, held: _Partition, value: bytes | None) -> list[tuple[Assignment, int]]:
         try:
             cancellation = self._codec.decode_cancellation(value)
-        except (WireError, RegistryUnavailableError) as error:
-            log.warning("a cancellation in partition %d is skipped: %s", held.assignment.number, error)
+        except RegistryUnavailableError as error:
+            self._problem = str(error)
+            held.unread.append(value)
+            return []
+        except WireError as error:
+            held.skipped += 1
+            if held.skipped == 1:
+                log.warning("a cancellation in partition %d is skipped: %s", held.assignment.number, error)
             return []
         source, ledger = cancellation.source, held.assignment.ledger
         here = (source.topic, source.partition) == (self._requests, held.assignment.number)
@@ -213,6 +229,25 @@ class Cancellations:
             held.beyond[source.offset] = cancellation.reason
             return []
         return self._cancel(held, source.offset, cancellation.reason)
+
+    def _read_again(self, held: _Partition) -> list[tuple[Assignment, int]]:
+        """Read those whose schema may be available by now."""
+        at = time.monotonic()
+        if not held.unread or at < held.read_again_at:
+            return []
+        held.read_again_at = at + ASK_AGAIN_S
+        unread, held.unread = held.unread, []
+        return [each for value in unread for each in self._read_one(held, value)]
+
+    def _forget_resolved(self) -> None:
+        """Forget cancelled offsets that resolved without a job, such as those of transaction markers."""
+        if time.monotonic() < self._forget_at:
+            return
+        self._forget_at = time.monotonic() + FORGET_S
+        for held in self._held.values():
+            checkpoint, cancelled = held.assignment.ledger.checkpoint, held.assignment.cancelled
+            for offset in [offset for offset in cancelled if checkpoint.is_resolved(offset)]:
+                del cancelled[offset]
 
     def _cancel(self, held: _Partition, offset: int, reason: str | None) -> list[tuple[Assignment, int]]:
         if offset in held.assignment.cancelled:

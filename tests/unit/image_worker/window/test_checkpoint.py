@@ -54,6 +54,13 @@ class TestEncoding:
         assert len(text) <= MAX_METADATA_CHARACTERS
         assert text.isascii()
 
+    def test_one_of_version_2_is_still_read(self) -> None:
+        # Written by a release that left out resolved runs only.
+        text = "AgAAAAAAAAAHAAAABQACCQUKAAAAAPQDAAAI2AQCME11Jw"
+        resolved = 0b1010 | ((1 << 500) - 1) << 40
+        noted = {7: Mark(1), 607: Mark(open=True)}
+        assert Checkpoint.decode(text, 7) == Checkpoint(7, resolved, noted, owner=5)
+
     def test_a_checkpoint_that_does_not_fit_is_an_error_and_never_cut(self) -> None:
         alternating = int("01" * 2 * MAX_SPAN, 2)
         with pytest.raises(CheckpointOverflowError):

@@ -28,6 +28,7 @@ TITLES = {
     "encode": "Encoding",
     "transaction": "One publication",
     "recovery": "Recovery from a killed worker",
+    "cancellation": "Cancelling",
     "memory": "Memory over thousands of images",
 }
 """The sections, in their order."""

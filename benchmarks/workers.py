@@ -21,7 +21,7 @@ from confluent_kafka.admin import AdminClient
 
 from zimage_stream import ImageResult, PromptClient
 from zimage_stream.kafka.clients import common_config
-from zimage_stream.kafka.topics import create_topics
+from zimage_stream.kafka.topics import create_topics, required_topics
 from zimage_stream.settings import Settings, environment_of, load_settings
 
 T = TypeVar("T")
@@ -42,7 +42,13 @@ def fresh_settings(partitions: int = 12, **groups: Mapping[str, Any]) -> Iterato
     """
     name = f"benchmark-{uuid.uuid4().hex[:8]}"
     given: dict[str, dict[str, Any]] = {
-        "topics": {"requests": name, "results": f"{name}.results", "dead_letters": f"{name}.dead"},
+        "topics": {
+            "requests": name,
+            "results": f"{name}.results",
+            "dead_letters": f"{name}.dead",
+            "cancellations": f"{name}.cancellations",
+            "progress": f"{name}.progress",
+        },
         "worker": {"group_id": name},
         "telemetry": {"port": 0},
     }
@@ -52,9 +58,8 @@ def fresh_settings(partitions: int = 12, **groups: Mapping[str, Any]) -> Iterato
     try:
         yield settings
     finally:
-        topics = settings.topics
         admin = AdminClient(common_config(settings.kafka))
-        gone = admin.delete_topics([topics.requests, topics.results, topics.dead_letters])
+        gone = admin.delete_topics([spec.name for spec in required_topics(settings.topics)])
         for future in gone.values():
             future.result(30)
 

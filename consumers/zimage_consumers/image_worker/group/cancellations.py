@@ -79,9 +79,15 @@ class _Partition:
     skipped: int = 0
 
     @property
-    def unsettled(self) -> int:
-        """Number of cancellations that have arrived and cannot be judged yet."""
-        return len(self.beyond) + (len(self.asked[0]) if self.asked else 0) + len(self.unread)
+    def settled(self) -> bool:
+        """Whether all that have arrived are judged."""
+        return not (self.beyond or self.asked or self.unread)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether no more should arrive before some are judged."""
+        asked = len(self.asked[0]) if self.asked else 0
+        return len(self.beyond) + asked + len(self.unread) >= MAX_UNSETTLED
 
 
 class Cancellations:
@@ -95,8 +101,11 @@ class Cancellations:
         self._health = health
         self.ahead = RecordsAhead(settings.kafka, settings.topics.requests)
         self._held: dict[int, _Partition] = {}
+        self._unsettled: list[_Partition] = []
+        """Those that wait for their cancellations, or have some that are not judged."""
         self._partitions: int | None = None
         """Number of partitions of the topic; 0 if it does not exist, ``None`` while it is unknown."""
+        self._unassigned = False
         self._described: Future[Any] | None = None
         self._describe_at = 0.0
         self._forget_at = 0.0
@@ -115,8 +124,10 @@ class Cancellations:
     def begin(self, assignments: Iterable[Assignment]) -> None:
         """Read the cancellations of these partitions, from the start of what is kept."""
         at = time.monotonic()
-        for assignment in assignments:
-            self._held[assignment.number] = _Partition(assignment, at, at)
+        begun = {assignment.number: _Partition(assignment, at, at) for assignment in assignments}
+        self._held |= begun
+        self._unsettled += begun.values()
+        self._unassigned = True
 
     def leave(self, numbers: Collection[int]) -> None:
         """Stop reading those of these partitions."""
@@ -129,8 +140,8 @@ class Cancellations:
 
     @property
     def behind(self) -> bool:
-        """Whether a partition waits for its cancellations."""
-        return any(not held.assignment.informed for held in self._held.values())
+        """Whether a partition waits for its cancellations, or some of them are not judged."""
+        return bool(self._unsettled)
 
     def close(self) -> None:
         """Release the connections."""
@@ -143,10 +154,11 @@ class Cancellations:
         in ``cancelled`` of its assignment."""
         if not self._held:
             return []
-        self._describe()
-        self._start()
+        if self._unassigned:
+            self._describe()
+            self._start()
         found: list[tuple[Assignment, int]] = []
-        crowded = any(held.unsettled >= MAX_UNSETTLED for held in self._held.values())
+        crowded = any(held.crowded for held in self._unsettled)
         for message in () if crowded else self._consumer.consume(RECORDS_PER_TURN, 0):
             partition, problem = message.partition(), message.error()
             held = None if partition is None else self._held.get(partition)
@@ -159,7 +171,12 @@ class Cancellations:
                 held.ended = True
             else:
                 self._note_error(problem)
-        for held in self._held.values():
+        self._unsettled = [
+            held
+            for held in self._held.values()
+            if held.late or not (held.assignment.informed and held.settled)
+        ]
+        for held in self._unsettled:
             found += self._read_again(held)
             found += self._settle(held)
             self._check_wait(held)
@@ -172,7 +189,7 @@ class Cancellations:
         """Ask how many partitions the topic has, until it is known."""
         at = time.monotonic()
         if self._described is None:
-            if not self._partitions and at >= self._describe_at:
+            if at >= self._describe_at:
                 topics = TopicCollection([self._topic])
                 answers = self._admin.describe_topics(topics, request_timeout=ANSWER_TIMEOUT_S)
                 self._described = answers[self._topic]
@@ -180,32 +197,31 @@ class Cancellations:
         if not self._described.done():
             return
         answer, self._described = self._described, None
+        self._describe_at = at + LOOK_AGAIN_S
         try:
             self._partitions = len(answer.result().partitions)
         except KafkaException as error:
-            self._describe_at = at + ASK_AGAIN_S
             if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                self._describe_at = at + ASK_AGAIN_S
                 self._note_error(error.args[0])
                 return
             if self._partitions is None:
                 log.info("topic %s does not exist, so no request can be cancelled", self._topic)
-            self._partitions, self._describe_at = 0, at + LOOK_AGAIN_S
+            self._partitions = 0
 
     def _start(self) -> None:
         if self._partitions is None:
             return
         starts = []
         for number, held in self._held.items():
-            if held.reading:
-                continue
-            if number < self._partitions:
+            if not held.reading and number < self._partitions:
                 held.reading = True
                 starts.append(self._place(number))
-            else:
-                # Nothing can be cancelled there.
-                held.ended = True
+            # Where the topic has no such partition, nothing can be cancelled.
+            held.ended |= not held.reading
         if starts:
             self._consumer.incremental_assign(starts)
+        self._unassigned = not all(held.reading for held in self._held.values())
 
     # -- one partition
 
@@ -286,7 +302,7 @@ class Cancellations:
     def _check_wait(self, held: _Partition) -> None:
         """Let a partition start once its cancellations are known, or if they cannot be read."""
         assignment, at = held.assignment, time.monotonic()
-        if held.ended and not held.unsettled:
+        if held.ended and held.settled:
             if not assignment.informed or held.late:
                 self._inform(held)
             return

@@ -459,7 +459,8 @@ class Outcomes:
                 self._metrics.store_reused.inc(reused)
                 self.retry(self._held_back.succeeded(job))
                 self._end(Resolution(job, image=image))
-            case Failed(job, RequestCancelledError()) if not job.gone:
+            case Failed(job) if not job.gone and job.cancelled is not None:
+                # Nobody waits for it any more, so no attempt is charged, whatever it failed of.
                 self.fail(outcome)
             case Failed(job, _, timings) if not job.gone:
                 self._record_attempt(job, timings)

@@ -15,13 +15,12 @@ from zimage_consumers.image_worker.group.publish import (
     RefusedRecordError,
 )
 from zimage_consumers.image_worker.group.session import Session
-from zimage_consumers.image_worker.stages.terminal import Identity, records_of
+from zimage_consumers.image_worker.stages.terminal import Identity, records_of, status_of
 from zimage_consumers.image_worker.window.assignment import Assignment
 from zimage_consumers.image_worker.window.jobs import Job, Resolution, now
 from zimage_stream.checkpoint import Checkpoint, CheckpointOverflowError
 from zimage_stream.errors import RegistryUnavailableError, SchemaMissingError
 from zimage_stream.events.codec import Codec
-from zimage_stream.events.image_result import Status
 from zimage_stream.settings import TopicSettings
 from zimage_stream.telemetry.health import Health
 from zimage_stream.telemetry.metrics import Metrics
@@ -216,9 +215,7 @@ class Outbox:
         job, code = resolution.job, resolution.code
         fields = job.log | {"attempt": job.attempts, "code": code}
         if job.request is not None:
-            status = (
-                Status.SUCCEEDED if code is None else Status.FAILED if resolution.dead else Status.EXPIRED
-            )
+            status = status_of(code)
             self._metrics.results.labels(status).inc()
             log.info("%s", status.lower(), extra=fields)
         if resolution.dead and code is not None:

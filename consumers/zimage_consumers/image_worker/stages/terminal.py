@@ -54,6 +54,11 @@ _CUTS_BYTES = 512
 _STATUS = {None: Status.SUCCEEDED, Code.EXPIRED: Status.EXPIRED, Code.CANCELLED: Status.CANCELLED}
 
 
+def status_of(code: Code | None) -> Status:
+    """The status of a request that ends with this code."""
+    return _STATUS.get(code, Status.FAILED)
+
+
 def result_of(resolution: Resolution, identity: Identity, at: datetime) -> ImageResult | None:
     """The result of a job that ended, or ``None`` where the record does not tell who asked.
 
@@ -69,7 +74,7 @@ def result_of(resolution: Resolution, identity: Identity, at: datetime) -> Image
         tenant=request.tenant,
         batch_id=request.batch_id,
         attributes=request.attributes,
-        status=_STATUS.get(code, Status.FAILED),
+        status=status_of(code),
         attempts=job.attempts,
         image=resolution.image,
         error=_failure(resolution),

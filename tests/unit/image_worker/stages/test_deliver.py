@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -10,10 +11,20 @@ import pytest
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
+from tests.fleet.workers import until
 from tests.unit.image_worker.jobs import job
 from zimage_consumers.image_worker.stages import deliver
 from zimage_consumers.image_worker.stages.deliver import Delivery
-from zimage_consumers.image_worker.window.jobs import Failed, LookedUp, Outcome, Stored, Timings
+from zimage_consumers.image_worker.window.jobs import (
+    Failed,
+    Job,
+    LookedUp,
+    Outcome,
+    RequestCancelledError,
+    Stage,
+    Stored,
+    Timings,
+)
 from zimage_stream.errors import IdConflictError, StoreMisconfiguredError, StoreRejectedError
 from zimage_stream.stores.base import Put
 from zimage_stream.stores.directory import DirectoryStore
@@ -130,3 +141,92 @@ def test_an_image_of_another_format_under_the_same_id_is_found(tmp_path: Path, f
                 assert isinstance(found.ended.error, IdConflictError)
     finally:
         delivery.close()
+
+
+class Cancelled:
+    """A delivery with one thread for each stage, and a job that is cancelled on the way."""
+
+    def __init__(self, folder: Path, store: DirectoryStore | None = None) -> None:
+        self.outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self.registry = CollectorRegistry()
+        self.delivery = Delivery(
+            store or DirectoryStore(folder),
+            model="simulated",
+            public_base_url=None,
+            encode_threads=1,
+            upload_threads=1,
+            report=self.outcomes.put,
+            health=Health(),
+            metrics=Metrics(self.registry),
+        )
+        self.job = job(width=64, height=64)
+        self.folder = folder
+
+    def deliver(self, one: Job | None = None) -> None:
+        self.delivery.deliver(one or self.job, Image.new("RGB", (64, 64)), Timings())
+
+    def cancel(self) -> None:
+        self.job.cancelled = RequestCancelledError(None, Stage.DELIVERING)
+
+    def outcome(self) -> Outcome:
+        return self.outcomes.get(timeout=120)
+
+    def encoded(self) -> float | None:
+        return self.registry.get_sample_value("zimage_encode_seconds_count")
+
+    def stored(self) -> list[Path]:
+        return [each for each in self.folder.rglob("*.png") if self.job.decoded.request_id in each.name]
+
+
+def test_what_is_cancelled_before_its_encoding_is_neither_encoded_nor_stored(tmp_path: Path) -> None:
+    here = Cancelled(tmp_path)
+    here.cancel()
+    here.deliver()
+    assert here.outcome() == Failed(here.job, here.job.cancelled or ValueError())
+    assert not here.encoded()
+    assert here.stored() == []
+    here.delivery.close()
+
+
+class BusyStore(DirectoryStore):
+    """Takes objects only when allowed to, and says which it was given."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.begun: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.may_take = threading.Event()
+
+    def put(self, key: str, data: bytes, content_type: str, metadata: Mapping[str, str]) -> Put:
+        self.begun.put(key)
+        assert self.may_take.wait(120)
+        return super().put(key, data, content_type, metadata)
+
+
+def test_what_is_cancelled_between_encoding_and_upload_is_not_stored(tmp_path: Path) -> None:
+    store = BusyStore(tmp_path)
+    here, other = Cancelled(tmp_path, store), job(width=64, height=64)
+    # The only upload thread is busy with another image.
+    here.deliver(other)
+    assert store.begun.get(timeout=120) == other.decoded.object_key
+    here.deliver()
+    until(lambda: here.encoded() == 2, 60, "the image is encoded")
+    here.cancel()
+    store.may_take.set()
+    outcomes = [here.outcome(), here.outcome()]
+    assert isinstance(outcomes[0], Stored)
+    assert isinstance(outcomes[1], Failed)
+    assert outcomes[1].error is here.job.cancelled
+    assert here.stored() == []
+    here.delivery.close()
+
+
+def test_what_is_cancelled_once_its_upload_has_begun_is_stored(tmp_path: Path) -> None:
+    store = BusyStore(tmp_path)
+    here = Cancelled(tmp_path, store)
+    here.deliver()
+    assert store.begun.get(timeout=120) == here.job.decoded.object_key
+    here.cancel()
+    store.may_take.set()
+    assert isinstance(here.outcome(), Stored)
+    assert len(here.stored()) == 1
+    here.delivery.close()

@@ -134,7 +134,8 @@ def at_the_start(waiting: int, others: int) -> tuple[float, int]:
         with Workers(settings, "--no-supervise") as worker:
             results = take(waiting)
             took = time.monotonic() - began
-            assert {result.status for result in results} == {Status.CANCELLED}
+            missed = sum(result.status is not Status.CANCELLED for result in results)
+            assert not missed, f"{missed:,} of {waiting:,} were served"
             return took, peak_resident_bytes(worker.pid)
 
 

@@ -124,7 +124,9 @@ class RecordsAhead:
                 {
                     **reader_config(self._settings),
                     "queued.min.messages": 1,
-                    "queued.max.messages.kbytes": 1_024,
+                    "queued.max.messages.kbytes": 256,
+                    # By default a client whose queue is full looks again a second later.
+                    "fetch.queue.backoff.ms": 5,
                     "fetch.message.max.bytes": 64 << 10,
                     "log_level": 0,
                 }

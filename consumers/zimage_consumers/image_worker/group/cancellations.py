@@ -36,7 +36,7 @@ from zimage_stream.telemetry.health import Health
 log = logging.getLogger(__name__)
 
 RECORDS_PER_TURN = 1_000
-MAX_UNSETTLED = 10_000
+MAX_UNSETTLED = 1_000
 """Cancellations of one partition that cannot be judged yet, above which no more are read."""
 WAIT_S, LONGEST_WAIT_S = 5.0, 60.0
 """How long a partition waits for its cancellations, in seconds: while none arrive, and altogether."""
@@ -53,7 +53,7 @@ class _Partition:
     """The cancellations of one partition.
 
     Attributes:
-        since: monotonic time at which the last of them arrived.
+        began: monotonic time at which it was taken over.
         reading: the consumer is assigned to them.
         ended: all that were there have arrived, or there are none.
         late: the partition has started without them.
@@ -66,7 +66,6 @@ class _Partition:
 
     assignment: Assignment
     began: float
-    since: float
     reading: bool = False
     ended: bool = False
     late: bool = False
@@ -108,15 +107,17 @@ class Cancellations:
         self._unassigned = False
         self._described: Future[Any] | None = None
         self._describe_at = 0.0
-        self._forget_at = 0.0
+        self._progress_at = self._forget_at = 0.0
         self._problem = ""
         self._consumer = Consumer(
             {
                 **reader_config(settings.kafka),
                 "enable.partition.eof": True,
                 "queued.min.messages": 1_000,
-                "queued.max.messages.kbytes": 1_024,
-                "fetch.message.max.bytes": 256 << 10,
+                "queued.max.messages.kbytes": 64,
+                # By default a client whose queue is full looks again a second later.
+                "fetch.queue.backoff.ms": 5,
+                "fetch.message.max.bytes": 16 << 10,
                 "error_cb": self._note_error,
             }
         )
@@ -124,7 +125,7 @@ class Cancellations:
     def begin(self, assignments: Iterable[Assignment]) -> None:
         """Read the cancellations of these partitions, from the start of what is kept."""
         at = time.monotonic()
-        begun = {assignment.number: _Partition(assignment, at, at) for assignment in assignments}
+        begun = {assignment.number: _Partition(assignment, at) for assignment in assignments}
         self._held |= begun
         self._unsettled += begun.values()
         self._unassigned = True
@@ -159,12 +160,15 @@ class Cancellations:
             self._start()
         found: list[tuple[Assignment, int]] = []
         crowded = any(held.crowded for held in self._unsettled)
-        for message in () if crowded else self._consumer.consume(RECORDS_PER_TURN, 0):
+        messages = () if crowded else self._consumer.consume(RECORDS_PER_TURN, 0)
+        if messages:
+            # Of whichever partition: one may have to wait for the many of another.
+            self._progress_at = time.monotonic()
+        for message in messages:
             partition, problem = message.partition(), message.error()
             held = None if partition is None else self._held.get(partition)
             if held is None:
                 continue
-            held.since = time.monotonic()
             if problem is None:
                 found += self._read_one(held, message.value())
             elif problem.code() == KafkaError._PARTITION_EOF:
@@ -306,7 +310,8 @@ class Cancellations:
             if not assignment.informed or held.late:
                 self._inform(held)
             return
-        late = at - held.since >= WAIT_S or at - held.began >= LONGEST_WAIT_S
+        idle_since = max(held.began, self._progress_at)
+        late = at - idle_since >= WAIT_S or at - held.began >= LONGEST_WAIT_S
         if assignment.informed or not late:
             return
         assignment.informed = held.late = True

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zimage_stream.client.prompt_client import PromptClient
     from zimage_stream.client.submitting import Submitted
-    from zimage_stream.engines.base import Engine, ImageSpec
+    from zimage_stream.engines.base import Engine, ImageSpec, SteppingEngine
     from zimage_stream.errors import (
         BrokerUnavailableError,
         ContextLostError,
@@ -80,6 +80,7 @@ __all__ = [
     "SettingsError",
     "Source",
     "Status",
+    "SteppingEngine",
     "StoreError",
     "StoreMisconfiguredError",
     "StoreRejectedError",
@@ -106,7 +107,7 @@ _HOMES = {
     "load_settings": "settings",
     "PromptRequest": "events.prompt_request",
     "new_request_id": "events.prompt_request",
-    **dict.fromkeys(("Engine", "ImageSpec"), "engines.base"),
+    **dict.fromkeys(("Engine", "ImageSpec", "SteppingEngine"), "engines.base"),
     **dict.fromkeys(("ImageStore", "Put", "StoredObject"), "stores.base"),
     **dict.fromkeys(
         ("Code", "Failure", "ImageResult", "Source", "Status", "StoredImage", "Timing"), "events.image_result"

@@ -30,6 +30,7 @@ PUBLIC = {
     "SettingsError",
     "Source",
     "Status",
+    "SteppingEngine",
     "StoreError",
     "StoreMisconfiguredError",
     "StoreRejectedError",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 from PIL.Image import Image
 
 MAX_PROMPT_TOKENS = 512
+
+Stepped = Callable[[int, int], None]
+"""Callback for a generation's steps: called with the number of steps done, and of steps in all."""
 
 
 def never() -> bool:
@@ -35,7 +39,7 @@ class Engine(Protocol):
     """An image generator, owned by one thread: only that thread calls all methods except the following.
 
     :meth:`count_tokens` and :meth:`device_memory` may be called from another thread at any time after
-    :meth:`load`.
+    :meth:`load`. An engine that can tell its steps implements :class:`SteppingEngine`.
     """
 
     @property
@@ -83,3 +87,30 @@ class Engine(Protocol):
     def close(self) -> None:
         """Release the device."""
         ...
+
+
+class SteppingEngine(Engine, Protocol):
+    """An engine that also reports its steps, so that workers can publish them as progress."""
+
+    def generate(
+        self,
+        specs: Sequence[ImageSpec],
+        cancelled: Callable[[], bool] = never,
+        stepped: Stepped | None = None,
+    ) -> list[Image]:
+        """Generate images, as :meth:`Engine.generate` does.
+
+        Args:
+            stepped: called on this thread after each step of the batch, 1 to the last; ``None`` if nobody
+                wants to know. It returns at once and raises nothing.
+        """
+        ...
+
+
+def reports_steps(engine: Engine) -> TypeGuard[SteppingEngine]:
+    """Whether the engine's ``generate`` takes the argument ``stepped``."""
+    try:
+        return "stepped" in inspect.signature(engine.generate).parameters
+    except (TypeError, ValueError):
+        # Some callables have no signature that can be read.
+        return False

@@ -18,7 +18,7 @@ from diffusers.utils import logging as diffusers_logging
 from PIL.Image import Image, fromarray
 from transformers.utils import logging as transformers_logging
 
-from zimage_stream.engines.base import MAX_PROMPT_TOKENS, ImageSpec, never
+from zimage_stream.engines.base import MAX_PROMPT_TOKENS, ImageSpec, Stepped, never
 from zimage_stream.engines.failures import failure_of
 from zimage_stream.engines.memory import UNUSED_CACHE_BYTES, DeviceMemory, memory_of
 from zimage_stream.errors import EngineError, GenerationCancelledError, OutOfMemoryError, SettingsError
@@ -91,10 +91,15 @@ class ZImageEngine:
         self._warm_up()
         log.info("%s loaded on %s in %.1f s", self.model, self._device, time.monotonic() - started)
 
-    def generate(self, specs: Sequence[ImageSpec], cancelled: Callable[[], bool] = never) -> list[Image]:
-        """See :class:`~zimage_stream.engines.base.Engine`."""
+    def generate(
+        self,
+        specs: Sequence[ImageSpec],
+        cancelled: Callable[[], bool] = never,
+        stepped: Stepped | None = None,
+    ) -> list[Image]:
+        """See :class:`~zimage_stream.engines.base.SteppingEngine`."""
         try:
-            images = self._generate(specs, cancelled)
+            images = self._generate(specs, cancelled, stepped)
             if self._memory.reserved() - self._memory.allocated() > UNUSED_CACHE_BYTES:
                 self._memory.release()
         except Exception as error:
@@ -150,7 +155,9 @@ class ZImageEngine:
         with contextlib.suppress(RuntimeError):
             self._memory.release()
 
-    def _generate(self, specs: Sequence[ImageSpec], cancelled: Callable[[], bool]) -> list[Image]:
+    def _generate(
+        self, specs: Sequence[ImageSpec], cancelled: Callable[[], bool], stepped: Stepped | None
+    ) -> list[Image]:
         first = specs[0]
         if self._away:
             self._move(self._device)
@@ -161,6 +168,7 @@ class ZImageEngine:
         else:
             self._pipeline.vae.disable_tiling()
         self._decoded.clear()
+        report = None if stepped is None else StepReports(first.steps, stepped, self._device)
         with torch.inference_mode():
             decoded = self._pipeline(
                 prompt=[spec.prompt for spec in specs],  # a new list: encode_prompt writes into it
@@ -171,7 +179,7 @@ class ZImageEngine:
                 # On the CPU, so that a seed gives the same noise on any device.
                 generator=[torch.Generator("cpu").manual_seed(spec.seed) for spec in specs],
                 max_sequence_length=MAX_PROMPT_TOKENS,
-                callback_on_step_end=_between_steps(first.steps, cancelled),
+                callback_on_step_end=_between_steps(first.steps, cancelled, report),
                 output_type="pt",
             ).images
             self._decoded.check()
@@ -316,11 +324,53 @@ def to_images(decoded: torch.Tensor) -> list[Image]:
     return [fromarray(image) for image in host.numpy()]
 
 
-def _between_steps(steps: int, cancelled: Callable[[], bool]) -> Callable[..., dict[str, Any]]:
+class StepReports:
+    """Reports steps once the device has done them.
+
+    On a GPU, Python is ahead of the device, by the whole generation if a step is a single graph. So a step is
+    reported after the next one has been queued: the device always has work, and Python is ahead by one step.
+
+    Args:
+        steps: number of steps of the generation.
+        stepped: receives the reports.
+    """
+
+    def __init__(self, steps: int, stepped: Stepped, device: torch.device) -> None:
+        self._steps = steps
+        self._stepped = stepped
+        self._device = device
+        self._queued: list[torch.cuda.Event] = []
+        self._reported = 0
+
+    def queued(self) -> None:
+        """Note that a step has been queued, and report those before it. Waits for the device to do them."""
+        if self._device.type != "cuda":
+            self._report()
+            return
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
+        self._queued.append(event)
+        if len(self._queued) > 1:
+            self._queued.pop(0).synchronize()
+            self._report()
+
+    def finished(self) -> None:
+        """Report the last steps: the device has done them."""
+        while self._reported < self._steps:
+            self._report()
+
+    def _report(self) -> None:
+        self._reported += 1
+        self._stepped(self._reported, self._steps)
+
+
+def _between_steps(
+    steps: int, cancelled: Callable[[], bool], report: StepReports | None
+) -> Callable[..., dict[str, Any]]:
     """Build the callback that diffusers runs after each step.
 
     It ends a generation that is cancelled, and one whose latents are NaN or infinity, which would give a
-    black image.
+    black image, and reports steps.
     """
 
     def check(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -329,6 +379,10 @@ def _between_steps(steps: int, cancelled: Callable[[], bool]) -> Callable[..., d
         # Only at the last step, because the check waits for the device.
         if step == steps - 1:
             _check_finite(torch.isfinite(tensors["latents"]).flatten(1).all(1))
+            if report is not None:
+                report.finished()
+        elif report is not None:
+            report.queued()
         return {}
 
     return check

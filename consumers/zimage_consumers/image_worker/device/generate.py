@@ -22,11 +22,13 @@ from zimage_consumers.image_worker.window.jobs import (
     Generating,
     Job,
     MemoryLeaked,
+    Notice,
     Outcome,
     Timings,
+    notice_of,
     now,
 )
-from zimage_stream.engines.base import Engine, ImageSpec
+from zimage_stream.engines.base import Engine, ImageSpec, SteppingEngine, reports_steps
 from zimage_stream.errors import (
     ContextLostError,
     EngineError,
@@ -34,6 +36,7 @@ from zimage_stream.errors import (
     OutOfMemoryError,
     RequestError,
 )
+from zimage_stream.events.progress import ProgressStage
 from zimage_stream.settings import EngineSettings
 from zimage_stream.telemetry.metrics import Metrics
 
@@ -74,6 +77,10 @@ def check_images(specs: Sequence[ImageSpec], images: Sequence[Image]) -> None:
         raise EngineError(f"the engine made {got} where {due} was requested")
 
 
+def untold(_: Notice) -> None:
+    """Do nothing: where no progress is published."""
+
+
 class _SickError(Exception):
     """The known-good image failed."""
 
@@ -86,6 +93,8 @@ class EngineThread(threading.Thread):
         limits: batch limits; told which batches did not fit.
         deliver: receives each finished image, without blocking.
         report: receives outcomes; called from this thread.
+        tell: receives notices of progress, without blocking; called from this thread.
+        tells_steps: whether to tell the steps of a generation too, if the engine reports them.
     """
 
     def __init__(
@@ -96,9 +105,13 @@ class EngineThread(threading.Thread):
         report: Callable[[Outcome], None],
         metrics: Metrics,
         settings: EngineSettings,
+        tell: Callable[[Notice], None] = untold,
+        tells_steps: bool = False,
     ) -> None:
         super().__init__(name="engine", daemon=True)
         self._engine = engine
+        self._stepping: SteppingEngine | None = engine if tells_steps and reports_steps(engine) else None
+        self._tell = tell
         self._limits = limits
         self._hang_timeout_s = settings.hang_timeout_s
         self._leaks = LeakWatch(settings.leak_limit_bytes)
@@ -224,6 +237,7 @@ class EngineThread(threading.Thread):
                 continue
             self._limits.fitted(first.width, first.height, len(part))
             self._report(Generated(tuple(part)))
+            self._tell(notice_of(ProgressStage.GENERATED, part, first.steps, first.steps))
             for job, image, began in zip(part, images, timings, strict=True):
                 log.debug("generated", extra=job.log)
                 made = replace(began.after("generate", elapsed), generate_ms=elapsed * 1e3)
@@ -255,7 +269,8 @@ class EngineThread(threading.Thread):
         failpoint("generating")
         try:
             specs = [job.spec for job in jobs]
-            images = self._engine.generate(specs, lambda: all(job.unwanted for job in jobs))
+            self._tell(notice_of(ProgressStage.STARTED, jobs, 0, specs[0].steps))
+            images = self._images_of(specs, jobs)
         finally:
             elapsed = time.monotonic() - started
             self._metrics.engine_busy_seconds.inc(elapsed)
@@ -264,6 +279,17 @@ class EngineThread(threading.Thread):
         self._metrics.batch_size.observe(len(jobs))
         self.image_s += (elapsed / len(jobs) - self.image_s) * (_RECENT if self.image_s else 1.0)
         return images, elapsed
+
+    def _images_of(self, specs: Sequence[ImageSpec], jobs: Sequence[Job]) -> list[Image]:
+        def unwanted() -> bool:
+            return all(job.unwanted for job in jobs)
+
+        def stepped(step: int, steps: int) -> None:
+            self._tell(notice_of(ProgressStage.STEP, jobs, step, steps))
+
+        if self._stepping is None:
+            return self._engine.generate(specs, unwanted)
+        return self._stepping.generate(specs, unwanted, stepped=stepped)
 
     def _fail(self, job: Job, error: Exception, timings: Timings) -> None:
         if not isinstance(error, RequestError | OutOfMemoryError):

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         StoredImage,
         Timing,
     )
+    from zimage_stream.events.progress import Progress, ProgressStage
     from zimage_stream.events.prompt_request import PromptRequest, new_request_id
     from zimage_stream.settings import Settings, load_settings
     from zimage_stream.stores.base import ImageStore, Put, StoredObject
@@ -69,6 +70,8 @@ __all__ = [
     "ImageSpec",
     "ImageStore",
     "OutOfMemoryError",
+    "Progress",
+    "ProgressStage",
     "PromptClient",
     "PromptRequest",
     "Put",
@@ -107,6 +110,7 @@ _HOMES = {
     "load_settings": "settings",
     "PromptRequest": "events.prompt_request",
     "new_request_id": "events.prompt_request",
+    **dict.fromkeys(("Progress", "ProgressStage"), "events.progress"),
     **dict.fromkeys(("Engine", "ImageSpec", "SteppingEngine"), "engines.base"),
     **dict.fromkeys(("ImageStore", "Put", "StoredObject"), "stores.base"),
     **dict.fromkeys(

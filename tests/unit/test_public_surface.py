@@ -19,6 +19,8 @@ PUBLIC = {
     "ImageSpec",
     "ImageStore",
     "OutOfMemoryError",
+    "Progress",
+    "ProgressStage",
     "PromptClient",
     "PromptRequest",
     "Put",

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,14 +26,16 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,
 )
 
-from tests.fleet.arena import Arena, client_config
+from tests.fleet.arena import Arena
 from tests.fleet.workers import WorkerProcess, until
 from tests.integration.test_health import samples
 from tests.services import Kafka, KafkaAddress, MinioAddress
-from zimage_stream import PromptRequest
+from zimage_stream import PromptClient, PromptRequest, ResultTimeoutError
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.progress import Progress
+from zimage_stream.kafka.clients import common_config
 from zimage_stream.kafka.reader import TopicReader
+from zimage_stream.settings import environment_of
 
 STEPS = 4
 
@@ -130,7 +141,7 @@ class TestAWorker:
         assert complaints(worker) == []
 
     def test_serves_on_without_the_topic_and_does_not_create_it(self, arena: Arena) -> None:
-        admin = AdminClient(client_config(arena.settings.kafka))
+        admin = AdminClient(common_config(arena.settings.kafka))
         topic = arena.settings.topics.progress
         admin.delete_topics([topic])[topic].result(60)
         until(lambda: topic not in admin.list_topics(timeout=60).topics, 60, "the topic is gone")
@@ -177,7 +188,7 @@ def test_a_worker_whose_progress_is_refused_serves_on(
             (AclOperation.READ, AclPermissionType.ALLOW),
         )
     ]
-    admin = AdminClient(client_config(arena.settings.kafka))
+    admin = AdminClient(common_config(arena.settings.kafka))
     for made in admin.create_acls(rules).values():
         made.result(60)
     worker = arena.fleet.start(
@@ -193,3 +204,148 @@ def test_a_worker_whose_progress_is_refused_serves_on(
     assert "authorization failed" in complaint.lower()
     assert worker.ready() == (True, [])
     assert events(arena) == {}
+
+
+class TestAClient:
+    @pytest.fixture
+    def slow(self, arena: Arena) -> WorkerProcess:
+        """A worker that takes about a tenth of a second for each step of these images."""
+        settings = {"ZIMAGE_ENGINE__SIMULATED_MS": "200000", "ZIMAGE_WORKER__PROGRESS": "steps"}
+        return arena.fleet.start("worker", **settings).wait_ready()
+
+    def test_follows_its_requests_until_they_have_their_results(
+        self, arena: Arena, slow: WorkerProcess
+    ) -> None:
+        with PromptClient(arena.settings) as client:
+            ids = [client.submit(image_request(f"{n}")) for n in range(3)]
+            others = client.submit(image_request("another"))
+            found: dict[str, list[Progress]] = defaultdict(list)
+            for event in client.progress(ids, timeout=120):
+                found[event.request_id].append(event)
+            assert all(client.wait(each, timeout=120).succeeded for each in ids)
+            client.wait(others, timeout=120)
+        assert found.keys() == set(ids)
+        for each in found.values():
+            steps = [f"STEP {step}/{STEPS}" for step in range(1, STEPS + 1)]
+            # The result may be read before the last event.
+            assert stages(each)[: STEPS + 1] == [f"STARTED 0/{STEPS}", *steps]
+
+    def test_follows_requests_of_others_from_where_they_have_got_to(
+        self, arena: Arena, slow: WorkerProcess
+    ) -> None:
+        with PromptClient(arena.settings) as author, PromptClient(arena.settings) as other:
+            other.open_reader().close()
+            request_id = author.submit(image_request())
+            first = next(author.progress([request_id], timeout=120))
+            found = list(other.progress([request_id], timeout=120))
+            assert author.wait(request_id, timeout=120).succeeded
+        assert found[0] == first
+        assert stages(found)[0] == f"STARTED 0/{STEPS}"
+
+    def test_hears_nothing_of_an_older_request_with_the_same_id(self, arena: Arena) -> None:
+        worker = arena.fleet.start("worker", ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
+        request = image_request()
+        with PromptClient(arena.settings) as client:
+            client.wait(client.submit(request), timeout=120)
+            until(lambda: counts(worker).get("published") == 2, 30, "all is published")
+            client.submit(request)
+            # Its image is in the store, so nothing is generated for it.
+            assert list(client.progress([request.request_id], timeout=120)) == []
+
+    def test_without_the_topic_waits_for_the_results_alone(self, arena: Arena) -> None:
+        admin = AdminClient(common_config(arena.settings.kafka))
+        topic = arena.settings.topics.progress
+        admin.delete_topics([topic])[topic].result(60)
+        until(lambda: topic not in admin.list_topics(timeout=60).topics, 60, "the topic is gone")
+        arena.fleet.start("worker", ZIMAGE_ENGINE__SIMULATED_MS="0").wait_ready()
+        with PromptClient(arena.settings) as client:
+            request_id = client.submit(image_request())
+            assert list(client.progress([request_id], timeout=120)) == []
+            assert client.wait(request_id, timeout=120).succeeded
+        assert topic not in admin.list_topics(timeout=60).topics
+
+    def test_gives_up_when_its_time_is_over(self, arena: Arena) -> None:
+        with PromptClient(arena.settings) as client:
+            request_id = client.submit(image_request())
+            with pytest.raises(ResultTimeoutError, match=request_id):
+                list(client.progress([request_id], timeout=1))
+
+
+def on_a_terminal(arena: Arena, *words: str, stdin: str = "") -> tuple[str, str]:
+    """Run ``zimage`` with stderr on a terminal. Returns stdout, and what the terminal was sent."""
+    terminal, ours = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "zimage_stream", *words],
+        env={**os.environ, **environment_of(arena.settings), "TERM": "xterm", "NO_COLOR": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=ours,
+        text=True,
+    )
+    os.close(ours)
+    screen: list[bytes] = []
+
+    def read() -> None:
+        with open(terminal, "rb", buffering=0) as shown, contextlib.suppress(OSError):
+            while more := shown.read(65_536):
+                screen.append(more)
+
+    reading = threading.Thread(target=read)
+    reading.start()
+    out, _ = process.communicate(stdin, timeout=240)
+    reading.join(120)
+    assert process.returncode == 0
+    return out, b"".join(screen).decode()
+
+
+class TestACommand:
+    @pytest.fixture(autouse=True)
+    def worker(self, arena: Arena) -> WorkerProcess:
+        """A worker that takes a quarter of a second for each step of these images."""
+        settings = {"ZIMAGE_ENGINE__SIMULATED_MS": "500000", "ZIMAGE_WORKER__PROGRESS": "steps"}
+        return arena.fleet.start("worker", **settings).wait_ready()
+
+    small = ("--width", "64", "--height", "64", "--steps", str(STEPS))
+
+    def test_that_waits_for_one_image_shows_its_steps_on_a_terminal(self, arena: Arena) -> None:
+        out, screen = on_a_terminal(arena, "produce", "a heron", *self.small, "--wait", "--json")
+        assert json.loads(out)["status"] == "SUCCEEDED"
+        assert f"a heron: step 2 of {STEPS}" in screen
+        assert not re.search(r"\x1b\[[0-9;]*3[0-9]", screen)
+
+    def test_that_waits_for_a_file_shows_what_is_being_generated(self, arena: Arena) -> None:
+        lines = "".join(f'{{"prompt": "heron {number}"}}\n' for number in range(3))
+        words = ("produce", "--file", "-", "--batch", "b", *self.small, "--wait", "--json")
+        out, screen = on_a_terminal(arena, *words, stdin=lines)
+        assert [json.loads(line)["status"] for line in out.splitlines()] == ["SUCCEEDED"] * 3
+        for number in range(3):
+            assert f"heron {number}: step 2 of {STEPS}" in screen
+        assert "succeeded 3" in screen
+
+    def test_that_follows_results_shows_progress_beside_them(self, arena: Arena, tmp_path: Path) -> None:
+        out, err = tmp_path / "out", tmp_path / "err"
+        with out.open("w") as stdout, err.open("w") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "zimage_stream", "results", "--follow", "--progress", "--json"],
+                env={**os.environ, **environment_of(arena.settings)},
+                stdout=stdout,
+                stderr=stderr,
+            )
+
+        def reads() -> str | None:
+            # Of what happens before it reads, it shows no progress.
+            (request_id,) = arena.send([image_request()])
+            arena.wait_answered(60)
+            return request_id if f"STARTED   {request_id}\n" in err.read_text() else None
+
+        request_id = until(reads, 120, "the command reads")
+        until(lambda: request_id in out.read_text(), 60, "the result is shown")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert request_id in {json.loads(line)["request_id"] for line in out.read_text().splitlines()}
+        shown = [line for line in err.read_text().splitlines() if request_id in line]
+        assert shown[:3] == [
+            f"STARTED   {request_id}",
+            f"STEP      {request_id}  1 of {STEPS}",
+            f"STEP      {request_id}  2 of {STEPS}",
+        ]

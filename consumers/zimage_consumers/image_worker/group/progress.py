@@ -33,6 +33,9 @@ LOOK_AGAIN_S = 30.0
 QUIET_S = 600.0
 """Minimum time between two complaints in the log, in seconds, if progress was published in between."""
 ANSWER_TIMEOUT_S = 5.0
+GATHER_S = 0.02
+"""How long notices are gathered before they are published, in seconds. The last of a batch and the first of
+the next one come together, just when the engine's thread needs the interpreter most."""
 POLL_S = 0.5
 """Longest time, in seconds, for which delivery reports are not looked at."""
 STOP_S = 1.0
@@ -121,18 +124,24 @@ class ProgressPublisher(threading.Thread):
                 self._producer.purge()
 
     def _serve(self) -> bool:
-        """Publish the next notice. Returns whether there may be more."""
+        """Publish the notices that come next. Returns whether there may be more."""
         try:
             notice = self._notices.get(timeout=POLL_S)
+            if notice is not None:
+                time.sleep(GATHER_S)
+            while notice is not None:
+                self._publish(notice)
+                self._take_reports()
+                notice = self._notices.get_nowait()
         except queue.Empty:
-            pass
-        else:
-            if notice is None:
-                return False
-            self._publish(notice)
+            self._take_reports()
+            return True
+        return False
+
+    def _take_reports(self) -> None:
+        """Have the client call :meth:`_delivered`; what it has not reported fills its queue."""
         if self._producer is not None:
             self._producer.poll(0)
-        return True
 
     def _publish(self, notice: Notice) -> None:
         events = events_of(notice, self._slot)

@@ -86,8 +86,10 @@ def follow(
 
 def _is_late(reader: ResultReader, missing: Collection[str], deadline: Deadline, until_end: bool) -> bool:
     """Whether to stop after a poll that returned nothing. Raises as :func:`follow`."""
-    if reader.topic.connection_error is not None and (until_end or deadline.passed):
+    # Read once: it may pass at any moment, and must then be an error where results are missing.
+    passed = deadline.passed
+    if reader.topic.connection_error is not None and (until_end or passed):
         raise reader.topic.connection_error
-    if deadline.passed and missing:
+    if passed and missing:
         raise ResultTimeoutError(sorted(missing), deadline.timeout_s)
-    return deadline.passed
+    return passed

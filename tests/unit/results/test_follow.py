@@ -8,6 +8,7 @@ import pytest
 
 from zimage_consumers.results.follow import ResultFilter, follow
 from zimage_stream import ImageResult, Progress, ProgressStage, ResultTimeoutError, Source, Status
+from zimage_stream.deadline import Deadline
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 RESULT = ImageResult(
@@ -83,3 +84,21 @@ def test_results_end_it_and_the_time_is_over_however_much_progress_there_is() ->
     assert RESULT in followed(Fake(RESULT), Endless(), wanted)
     with pytest.raises(ResultTimeoutError):
         followed(Fake(), Endless(), wanted, timeout_s=0.1)
+
+
+def test_a_deadline_that_passes_while_it_is_checked_is_still_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Passing(Deadline):
+        """Passes between two questions."""
+
+        asked = 0
+
+        @property
+        def passed(self) -> bool:
+            self.asked += 1
+            return self.asked > 1
+
+    monkeypatch.setattr("zimage_consumers.results.follow.Deadline", Passing)
+    with pytest.raises(ResultTimeoutError):
+        followed(Fake(), Fake(), ResultFilter(ids=frozenset("a")), timeout_s=1.0)

@@ -42,7 +42,10 @@ WAIT_S, LONGEST_WAIT_S = 5.0, 60.0
 """How long a partition waits for its cancellations, in seconds: while none arrive, and altogether."""
 ANSWER_TIMEOUT_S = 5.0
 ASK_AGAIN_S, LOOK_AGAIN_S = 0.5, 30.0
-"""Intervals, in seconds, of questions that failed, and of those for a topic that does not exist."""
+"""Intervals, in seconds, of questions that failed, and of those for a topic, or partitions of it, that do not
+exist."""
+MIN_TIDY = 1_000
+"""Number of cancelled offsets of a partition up to which it is not worth looking for those that are gaps."""
 _LATEST = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
 
@@ -58,6 +61,7 @@ class _Partition:
         end: an end that the log of requests is known to have.
         beyond: cancelled offsets, with their reasons, that are not known to be in the log.
         asked: those of them that were there when the question for its end was asked, and the question.
+        tidy_at: number of cancelled offsets at which those that turned out to be gaps are forgotten.
     """
 
     assignment: Assignment
@@ -70,6 +74,7 @@ class _Partition:
     beyond: dict[int, str | None] = field(default_factory=dict)
     asked: tuple[dict[int, str | None], Future[Any]] | None = None
     ask_at: float = 0.0
+    tidy_at: int = MIN_TIDY
 
     @property
     def unsettled(self) -> int:
@@ -109,6 +114,9 @@ class Cancellations:
         at = time.monotonic()
         for assignment in assignments:
             self._held[assignment.number] = _Partition(assignment, at, at)
+            if self._partitions and assignment.number >= self._partitions:
+                # Both topics may have been given more since it was asked.
+                self._partitions, self._describe_at = None, at
 
     def leave(self, numbers: Collection[int]) -> None:
         """Stop reading those of these partitions."""
@@ -159,10 +167,10 @@ class Cancellations:
     # -- the topic
 
     def _describe(self) -> None:
-        """Ask how many partitions the topic has, until it is known."""
+        """Ask how many partitions the topic has, until it has all that are needed."""
         at = time.monotonic()
         if self._described is None:
-            if not self._partitions and at >= self._describe_at:
+            if max(self._held) >= (self._partitions or 0) and at >= self._describe_at:
                 topics = TopicCollection([self._topic])
                 answers = self._admin.describe_topics(topics, request_timeout=ANSWER_TIMEOUT_S)
                 self._described = answers[self._topic]
@@ -172,6 +180,7 @@ class Cancellations:
         answer, self._described = self._described, None
         try:
             self._partitions = len(answer.result().partitions)
+            self._describe_at = at + LOOK_AGAIN_S
         except KafkaException as error:
             self._describe_at = at + ASK_AGAIN_S
             if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
@@ -217,7 +226,12 @@ class Cancellations:
     def _cancel(self, held: _Partition, offset: int, reason: str | None) -> list[tuple[Assignment, int]]:
         if offset in held.assignment.cancelled:
             return []
-        held.assignment.cancelled[offset] = reason
+        cancelled, checkpoint = held.assignment.cancelled, held.assignment.ledger.checkpoint
+        cancelled[offset] = reason
+        if len(cancelled) >= held.tidy_at:
+            for gap in [each for each in cancelled if checkpoint.is_resolved(each)]:
+                del cancelled[gap]
+            held.tidy_at = max(MIN_TIDY, 2 * len(cancelled))
         if offset >= held.assignment.ledger.next:
             self.ahead.want(held.assignment, offset)
         return [(held.assignment, offset)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -268,12 +269,15 @@ def test_what_is_cancelled_while_its_partition_moves_ends_once(make: Make) -> No
 @pytest.mark.parametrize("point", ["produced", "offsets-sent", "committed"])
 def test_a_worker_that_dies_over_a_cancellation_leaves_it_to_the_next(make: Make, point: str) -> None:
     arena = make(10_000.0)
-    ids = arena.send([image_request("running"), image_request("waiting")])
-    dying = arena.fleet.start("worker", ZIMAGE_FAILPOINT=f"{point}:1").wait_ready()
-    wait_counted(dying, "zimage_wait_seconds_count", 1)
-    # The first thing that it ever publishes.
+    ids = arena.send([image_request("one"), image_request("other")])
     cancel(arena, ids)
+    # It first commits that it owns the partition; nothing is marked, so the next commit ends the two.
+    dying = arena.fleet.start("worker", ZIMAGE_FAILPOINT=f"{point}:2")
     assert dying.wait(60) == -signal.SIGKILL
+    if point == "committed":
+        until(lambda: len(arena.seen()) == 2, 30, "both have ended")
+    else:
+        assert not arena.seen()
     following = arena.fleet.start("next", slot="worker").wait_ready()
     report = arena.wait_answered(60)
     arena.assert_exactly_once(report)
@@ -405,9 +409,7 @@ def bogus(arena: Arena, count: int) -> Iterator[bytes]:
 
 
 @pytest.mark.slow
-def test_a_flood_of_what_does_not_exist_takes_neither_time_nor_memory(
-    make: Make, record_property: Callable[[str, object], None]
-) -> None:
+def test_a_flood_of_what_does_not_exist_takes_neither_time_nor_memory(make: Make) -> None:
     arena = make(0.01)
     worker = arena.fleet.start("worker").wait_ready()
     topic = arena.settings.topics.cancellations
@@ -431,16 +433,13 @@ def test_a_flood_of_what_does_not_exist_takes_neither_time_nor_memory(
     arena.assert_exactly_once(report)
     assert report.by_request()[last]["status"] in ("CANCELLED", "SUCCEEDED")
     grown = resident_mib(worker) - before
-    record_property("served_meanwhile", served)
-    record_property("grown_mib", grown)
+    sys.stdout.write(f"{served} requests were served meanwhile; memory grew by {grown:.1f} MiB\n")
     assert served > 0
     assert grown < 20, f"{grown:.1f} MiB"
 
 
 @pytest.mark.slow
-def test_the_last_of_a_hundred_thousand_waiting_requests_ends_within_two_seconds(
-    make: Make, record_property: Callable[[str, object], None]
-) -> None:
+def test_the_last_of_a_hundred_thousand_waiting_requests_ends_within_two_seconds(make: Make) -> None:
     arena = make(10.0)
     codec, topic = Codec(), arena.settings.topics.requests
     values = (codec.encode_request(image_request(f"picture {number}"), topic) for number in range(FLOOD))
@@ -455,6 +454,6 @@ def test_the_last_of_a_hundred_thousand_waiting_requests_ends_within_two_seconds
             assert client.cancel(last)
             assert client.wait(last, timeout=120).status is Status.CANCELLED
             took.append(time.monotonic() - began)
-    record_property("took_s", took)
+    sys.stdout.write(f"it took {', '.join(f'{each:.2f}' for each in took)} s\n")
     assert min(took) < 2.0, took
     assert cancelled(worker) == {"fetched": 5}

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from zimage_consumers.image_worker.group import cancellations
@@ -68,7 +68,8 @@ class Brokers:
     # -- consumer
 
     def incremental_assign(self, places: list[TopicPartition]) -> None:
-        assert {place.topic for place in places} == {TOPIC}
+        # From the start of what is kept, whoever held the partition before.
+        assert {(place.topic, place.offset) for place in places} == {(TOPIC, OFFSET_BEGINNING)}
         self.read_from |= {place.partition for place in places}
 
     def incremental_unassign(self, places: list[TopicPartition]) -> None:

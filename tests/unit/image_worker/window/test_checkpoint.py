@@ -363,6 +363,15 @@ class TestLedgerEdges:
         ledger.reach(taken[-1] + 1)
         assert ledger.take_ahead(scattered[-1])
 
+    def test_one_that_is_full_has_room_ahead(self) -> None:
+        ledger = Ledger(Checkpoint(0))
+        while not ledger.full:
+            ledger.observe(ledger.next)
+        taken = [offset for offset in range(100_000, 200_000, 200) if ledger.take_ahead(offset)]
+        assert 15 < len(taken) < 50
+        ledger.adopt(ledger.after([*range(1, ledger.next, 2), *taken]))
+        assert Checkpoint.decode(ledger.checkpoint.encode(), 0) == ledger.checkpoint
+
     def test_a_full_one_is_not_full_for_its_next_owner_before_it_has_any_work(self) -> None:
         ledger = Ledger(Checkpoint(0))
         while not ledger.full:

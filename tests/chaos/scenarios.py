@@ -396,6 +396,11 @@ def cancelled_at_every_stage(stage: Stage, scale: float) -> None:
     stage.next_life = next_life
     guest = None
     for number in range(round(10 * scale)):
+        if number % 3 == 0:
+            # More than the windows hold: some are fetched only because they are cancelled.
+            for each in range(200):
+                stage.send(image_request(f"burst {number} {each}"))
+            stage.flush()
         # What waits, runs, is being stored, or has ended.
         for _ in range(8):
             stage.cancel(stage.some(4, latest=stage.rng.choice((3, 30, 300))))
@@ -418,17 +423,21 @@ def cancelled_at_every_stage(stage: Stage, scale: float) -> None:
 
 
 def cancellations_topic_missing(stage: Stage, scale: float) -> None:
-    """Workers are killed where the topic does not exist; each life says so once, and serves everything."""
+    """Workers are killed where the topic does not exist; they say so, and serve everything."""
     stage.start_workers()
     for _ in range(round(4 * scale)):
         stage.pause(0.5, 2.0)
         stage.rng.choice(stage.crew).kill()
         stage.fault()
+
+    def serving() -> bool:
+        return all(
+            worker.exit_code() is None and worker.ready()[0] and worker.partitions() for worker in stage.crew
+        )
+
+    until(serving, 60, "all workers have partitions")
     for worker in stage.crew:
-        until(lambda worker=worker: worker.ready()[0], 60, f"{worker.name} is ready")  # type: ignore[misc]
-        said = sum("no request can be cancelled" in line["message"] for line in worker.lines())
-        lives = sum("health and metrics on port" in line["message"] for line in worker.lines())
-        assert 1 <= said <= lives, f"{worker.name} said so {said} times in {lives} lives"
+        assert any("no request can be cancelled" in line["message"] for line in worker.lines()), worker.name
 
 
 def cancellations_flooded(stage: Stage, scale: float) -> None:
@@ -567,7 +576,8 @@ SCENARIOS = {
         Scenario("SIGTERM while draining", sigterm_while_draining, short=False),
         Scenario("clock stepped", clock_stepped, short=False),
         Scenario("upgraded", upgraded, short=False),
-        Scenario("cancelled at every stage", cancelled_at_every_stage),
+        # With small windows, so that many are cancelled that are not fetched yet.
+        Scenario("cancelled at every stage", cancelled_at_every_stage, {"ZIMAGE_WORKER__WINDOW": "24"}),
         Scenario(
             "cancellations topic missing",
             cancellations_topic_missing,

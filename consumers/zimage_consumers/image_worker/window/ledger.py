@@ -29,8 +29,8 @@ MAX_AHEAD = 1 << 20
 """Largest distance from the base to an offset resolved ahead of its turn, so that encoding takes no longer
 than a few milliseconds."""
 MAX_AHEAD_OPEN = 1_000
-"""Largest number of offsets delivered ahead of their turn and not resolved yet: neighbours take no bits, but all
-are kept in memory while no result can be written."""
+"""Largest number of offsets delivered ahead of their turn and not resolved yet. Neighbours take no bits, but
+memory, for as long as no result can be written."""
 _SLACK_BITS = 64
 UNMARKED_DEATHS_LIMIT = 2
 RECORDS_PER_TURN = 256

@@ -28,6 +28,9 @@ is behind any long backlog: room for about 20 runs."""
 MAX_AHEAD = 1 << 20
 """Largest distance from the base to an offset resolved ahead of its turn, so that encoding takes no longer
 than a few milliseconds."""
+MAX_AHEAD_OPEN = 1_000
+"""Largest number of offsets delivered ahead of their turn and not resolved yet. Neighbours take no bits, but
+memory, for as long as no result can be written."""
 _SLACK_BITS = 64
 UNMARKED_DEATHS_LIMIT = 2
 RECORDS_PER_TURN = 256
@@ -123,7 +126,7 @@ class Ledger:
 
     def room_ahead(self, offset: int) -> bool:
         """Whether the checkpoint has room to resolve this offset ahead of its turn."""
-        if self._in_doubt or offset - self.checkpoint.base > MAX_AHEAD:
+        if self._in_doubt or offset - self.checkpoint.base > MAX_AHEAD or len(self._ahead) >= MAX_AHEAD_OPEN:
             return False
         room = min(MAX_AHEAD_BITS, MAX_SPAN + RESERVED_AHEAD_BITS - self._bits_delivered()) - self._bits_more(
             offset

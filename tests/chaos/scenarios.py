@@ -24,6 +24,9 @@ from tests.chaos.workloads import image_request
 from tests.fleet.arena import client_config
 from tests.fleet.workers import until
 from zimage_consumers.image_worker.failpoints import POINTS, VARIABLE
+from zimage_stream.events.cancellation import Cancellation
+from zimage_stream.events.codec import Codec
+from zimage_stream.events.image_result import Source
 from zimage_stream.stores.connections import TRANSFER_TIMEOUT_S
 
 ROOT = Path(__file__).parents[2]
@@ -376,6 +379,101 @@ def upgraded(stage: Stage, scale: float) -> None:
     stage.pause(3)
 
 
+def cancelled_at_every_stage(stage: Stage, scale: float) -> None:
+    """Requests are cancelled at random moments, while workers are killed, come and go."""
+    for number in range(40):
+        stage.send(image_request(f"early {number}"))
+    stage.flush()
+    # No worker has run yet, so none of these may be generated.
+    stage.cancel(stage.some(20, latest=1_000), strict=True)
+    stage.flush()
+    lives = itertools.cycle(POINTS)
+
+    def next_life() -> Mapping[str, str]:
+        return {VARIABLE: f"{next(lives)}:{stage.rng.randint(10, 60)}"} if stage.rng.random() < 0.3 else {}
+
+    stage.start_workers()
+    stage.next_life = next_life
+    guest = None
+    for number in range(round(10 * scale)):
+        if number % 3 == 0:
+            # More than the windows hold: some are fetched only because they are cancelled.
+            for each in range(200):
+                stage.send(image_request(f"burst {number} {each}"))
+            stage.flush()
+        # What waits, runs, is being stored, or has ended.
+        for _ in range(8):
+            stage.cancel(stage.some(4, latest=stage.rng.choice((3, 30, 300))))
+            stage.pause(0.05, 0.2)
+        match number % 4:
+            case 0:
+                victim = stage.rng.choice(stage.crew)
+                if victim.exit_code() is None:
+                    victim.kill()
+                    stage.fault()
+            case 1:
+                guest = stage.arena.fleet.start(f"guest-{number}")
+                stage.fault()
+            case 3 if guest is not None:
+                guest.signal(signal.SIGTERM)
+                stage.fault()
+    if guest is not None:
+        guest.signal(signal.SIGTERM)
+    stage.next_life = dict
+
+
+def cancellations_topic_missing(stage: Stage, scale: float) -> None:
+    """Workers are killed where the topic does not exist; they say so, and serve everything."""
+    stage.start_workers()
+    for _ in range(round(4 * scale)):
+        stage.pause(0.5, 2.0)
+        stage.rng.choice(stage.crew).kill()
+        stage.fault()
+
+    def serving() -> bool:
+        return all(
+            worker.exit_code() is None and worker.ready()[0] and worker.partitions() for worker in stage.crew
+        )
+
+    until(serving, 60, "all workers have partitions")
+    for worker in stage.crew:
+        assert any("no request can be cancelled" in line["message"] for line in worker.lines()), worker.name
+
+
+def cancellations_flooded(stage: Stage, scale: float) -> None:
+    """Somebody writes cancellations of what does not exist, of what has ended, and garbage, as fast as
+    possible."""
+    stage.start_workers()
+    codec, topics = Codec(), stage.arena.settings.topics
+    flood = Producer({**client_config(stage.arena.settings.kafka), "linger.ms": 20})
+    for _ in range(round(5 * scale)):
+        for number in range(10_000):
+            partition = number % stage.partitions
+            # Too low ones have ended or were nobody's; the others do not exist.
+            offset = stage.rng.choice((-1, 2**63 - 1, 10**9 + number, 10**6 + stage.rng.randint(0, 10**6)))
+            source = Source(topic=topics.requests, partition=partition, offset=offset)
+            value = codec.encode_cancellation(
+                Cancellation(request_id="any", source=source, requested_at=datetime.now(UTC)),
+                topics.cancellations,
+            )
+            if number % 10 == 0:
+                value = stage.rng.randbytes(100)
+            while True:
+                try:
+                    flood.produce(topics.cancellations, value, partition=partition)
+                except BufferError:
+                    flood.poll(0.1)
+                else:
+                    break
+            if number % 1_000 == 0:
+                stage.cancel(stage.some(3))
+        assert flood.flush(120) == 0
+        stage.fault()
+        if stage.rng.random() < 0.5:
+            stage.rng.choice(stage.crew).kill()
+            stage.fault()
+
+
 def _refused(stage: Stage, topic: str, times: int) -> None:
     stage.start_workers()
     for _ in range(times):
@@ -478,5 +576,14 @@ SCENARIOS = {
         Scenario("SIGTERM while draining", sigterm_while_draining, short=False),
         Scenario("clock stepped", clock_stepped, short=False),
         Scenario("upgraded", upgraded, short=False),
+        # With small windows, so that many are cancelled that are not fetched yet.
+        Scenario("cancelled at every stage", cancelled_at_every_stage, {"ZIMAGE_WORKER__WINDOW": "24"}),
+        Scenario(
+            "cancellations topic missing",
+            cancellations_topic_missing,
+            {"ZIMAGE_TOPICS__CANCELLATIONS": "there-is-no-such-topic"},
+            short=False,
+        ),
+        Scenario("cancellations flooded", cancellations_flooded, short=False),
     )
 }

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,7 +30,9 @@ from tests.services.native.cluster import KafkaCluster
 from tests.services.native.kafka import Kafka
 from tests.services.native.minio import Minio
 from zimage_stream import PromptRequest
+from zimage_stream.events.cancellation import Cancellation
 from zimage_stream.events.codec import Codec
+from zimage_stream.events.image_result import Source
 
 ANSWERED_WITHIN_S = 180.0
 STOPPED_WITHIN_S = 60.0
@@ -131,6 +134,8 @@ class Stage:
         self._producer = self._new_producer()
         self._sending = threading.Lock()
         self._accepted_file = (folder / "accepted").open("w", buffering=1)
+        self._cancelled_file = (folder / "cancelled").open("w", buffering=1)
+        self._cancelled: set[tuple[int, int]] = set()
         self._lock = threading.Lock()
         self._accepted: dict[tuple[int, int], float] = {}
         self._reading = threading.Lock()
@@ -232,6 +237,44 @@ class Stage:
             self._accepted[partition, offset] = time.time()
             self._accepted_file.write(json.dumps({**line, "partition": partition, "offset": offset}) + "\n")
 
+    def some(self, count: int, latest: int = 60) -> list[tuple[int, int]]:
+        """Up to this many records at random, among the latest that were accepted and are not cancelled."""
+        with self._lock:
+            known = [place for place in list(self._accepted)[-latest:] if place not in self._cancelled]
+        return self.rng.sample(known, min(count, len(known)))
+
+    def cancel(self, places: Collection[tuple[int, int]], *, strict: bool = False) -> None:
+        """Cancel the requests in these records. From then on they may end as CANCELLED.
+
+        Args:
+            strict: they must, since no worker has seen them.
+        """
+        topics = self.arena.settings.topics
+
+        def note(place: tuple[int, int], at: float | None) -> None:
+            line = {"partition": place[0], "offset": place[1], "at": at, "strict": strict}
+            self._cancelled_file.write(json.dumps(line) + "\n")
+
+        for partition, offset in places:
+            place = partition, offset
+            cancellation = Cancellation(
+                request_id="any",
+                source=Source(topic=topics.requests, partition=partition, offset=offset),
+                requested_at=datetime.now(UTC),
+            )
+            value = self._codec.encode_cancellation(cancellation, topics.cancellations)
+
+            def delivered(error: Any, message: Any, place: tuple[int, int] = place) -> None:
+                assert error is None, f"a cancellation could not be sent: {error}"
+                note(place, time.time())
+
+            with self._sending:
+                # Before it is sent: its acknowledgement may be late, or lost with a broker.
+                self._cancelled.add(place)
+                note(place, None)
+                self._producer.produce(topics.cancellations, value, b"any", partition, on_delivery=delivered)
+                self._producer.poll(0)
+
     def add_partitions(self, count: int) -> None:
         """Raise the number of partitions of the requests topic, and use the new ones."""
         topic = self.arena.settings.topics.requests
@@ -308,6 +351,7 @@ class Stage:
         self.stop_workers()
         self._over.set()
         self._accepted_file.close()
+        self._cancelled_file.close()
         assert self._judge.stdin is not None
         self._judge.stdin.close()
         assert self._judge.wait(300) == 0, (self.folder / "judge.log").read_text()[-3000:]
@@ -325,6 +369,7 @@ class Stage:
             self._judge.kill()
             self._judge.wait()
         self._accepted_file.close()
+        self._cancelled_file.close()
         if self._judge.stdin is not None:
             with suppress(BrokenPipeError):
                 self._judge.stdin.close()
@@ -382,7 +427,9 @@ class Stage:
             "store": {"path": str(store.path)}
             if store.kind == "directory"
             else {**keys, "bucket": store.bucket},
-            **{name: str(self.folder / name) for name in ("accepted", "cut", "events", "report")},
+            **{
+                name: str(self.folder / name) for name in ("accepted", "cancelled", "cut", "events", "report")
+            },
         }
         (self.folder / "plan").write_text(json.dumps(plan))
         with (self.folder / "judge.log").open("wb") as log:

@@ -10,6 +10,11 @@ The plan names the topics, the group, the store, the accepted records (a file of
 writes) and the file for the report. A line about an accepted record lists its permitted outcomes:
 ``SUCCEEDED``, ``FAILED/<code>``, or ``dead/<code>`` for a record that cannot be decoded.
 
+The plan's file ``cancelled`` has a line for each cancellation that was sent, and another one with the time of
+its
+acknowledgement. Such a request may also end as CANCELLED, and must if no worker had seen it before. No other
+request may.
+
 If the plan's file ``cut`` exists, Kafka has lost accepted requests and given their offsets to others. Then
 the
 judge also reads the requests, and expects no more than is possible: records in the log are answered once,
@@ -39,6 +44,10 @@ from minio import Minio
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "schemas" / "zimage.ImageResult.v1.avsc").read_text())
 SINGLE_OBJECT_HEADER, REGISTRY_HEADER = 10, 5
+CANCELLED = "CANCELLED/CANCELLED"
+HEEDED_WITHIN_S = 30.0
+"""Longest time from a cancellation's acknowledgement to the last upload for its request: a partition whose
+worker was killed has no other for some seconds."""
 STABLE_WITHIN_S = 180.0
 """Time within which the broker ends a dead worker's transaction: 20 s."""
 
@@ -168,6 +177,10 @@ def judge(plan: dict[str, Any], first: list[Event], second: list[Event]) -> Repo
     if Path(plan["cut"]).exists():
         lines, second = _judge_cut(report, plan, lines, second)
     accepted = {(line["partition"], line["offset"]): line for line in lines}
+    cancelled = _cancelled(plan)
+    for place in cancelled.keys() & accepted.keys():
+        line = accepted[place]
+        line["allowed"] = [CANCELLED] if cancelled[place]["strict"] else [*line["allowed"], CANCELLED]
     results: dict[LetterPosition, list[Event]] = defaultdict(list)
     dead: dict[LetterPosition, list[Event]] = defaultdict(list)
     for event in second:
@@ -178,6 +191,9 @@ def judge(plan: dict[str, Any], first: list[Event], second: list[Event]) -> Repo
         if results[place] or dead[place]:
             report.note("answers to records that were never sent", place)
     _judge_objects(report, plan, [event for found in results.values() for event in found])
+    _judge_unwanted(report, plan, accepted, cancelled)
+    if cancelled and not report.outcomes[CANCELLED]:
+        report.note("cancellations without effect", f"all {len(cancelled)}")
     _judge_group(report, plan, accepted)
     return report
 
@@ -268,6 +284,46 @@ def _judge_objects(report: Report, plan: dict[str, Any], results: list[Event]) -
             continue
         if (len(data), hashlib.sha256(data).hexdigest()) != (image["size_bytes"], image["sha256"]):
             report.note("images that differ from their result", image["uri"])
+
+
+def _cancelled(plan: dict[str, Any]) -> dict[LetterPosition, dict[str, Any]]:
+    """The cancellations that were sent, by record; the later line has the time of the acknowledgement."""
+    lines = [json.loads(line) for line in Path(plan["cancelled"]).read_text().splitlines()]
+    return {(line["partition"], line["offset"]): line for line in lines}
+
+
+def _judge_unwanted(
+    report: Report,
+    plan: dict[str, Any],
+    accepted: dict[LetterPosition, dict[str, Any]],
+    cancelled: dict[LetterPosition, dict[str, Any]],
+) -> None:
+    """Check that no image was stored for a request that was cancelled before its upload. From outside that is
+    certain where no worker had seen it, and likely where the image is much younger than the
+    cancellation."""
+    if "path" in plan["store"] or not cancelled:
+        return
+    store = plan["store"]
+    client = Minio(store["endpoint"], store["access_key"], store["secret_key"], secure=False)
+    uses = Counter((line["tenant"], line["request_id"]) for line in accepted.values())
+    stored = {
+        str(found.object_name).rpartition(".")[0]: found.last_modified.timestamp()
+        for found in client.list_objects(store["bucket"], recursive=True)
+        if found.last_modified is not None
+    }
+    for place, sent in cancelled.items():
+        line = accepted.get(place)
+        if line is None or uses[line["tenant"], line["request_id"]] > 1:
+            continue
+        at = stored.get(f"{line['tenant']}/{line['request_id']}")
+        if at is None:
+            continue
+        if sent["strict"]:
+            report.note("images of requests that were cancelled before any worker ran", _named(line))
+        elif sent["at"] is not None and at > sent["at"] + HEEDED_WITHIN_S:
+            report.note(
+                "images stored long after the cancellation", f"{_named(line)}: {at - sent['at']:.1f} s"
+            )
 
 
 def _getter(store: dict[str, Any]) -> Any:

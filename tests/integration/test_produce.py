@@ -180,6 +180,7 @@ def test_topics_are_checked(zimage: Run) -> None:
     said = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(one["severity"], one["setting"]) for one in said] == [
         ("error", "partitions"),
+        ("error", "partitions"),
         ("warning", "brokers"),
     ]
     done = zimage("topics", "check", "--partitions", "4")
@@ -189,4 +190,4 @@ def test_topics_are_checked(zimage: Run) -> None:
     assert verdict == "the topics meet all requirements"
     assert [line.split()[1:] for line in zimage("topics", "create").stdout.splitlines()] == [
         ["already", "existed"]
-    ] * 3
+    ] * 5

@@ -520,9 +520,15 @@ def test_its_turn_comes_while_what_was_taken_ahead_is_not_published(here: Here) 
 
 
 def test_another_record_with_the_same_id_is_served(here: Here) -> None:
+    here.engine.may_run.clear()
+    busy = here.desk.append(image_request("busy", width=128))
+    here.at(Stage.GENERATING, busy)
     one = here.desk.append(image_request(request_id="same"))
     again = here.desk.append(image_request(request_id="same"))
+    here.until(lambda: here.desk.stage(again) in (Stage.WAITING, Stage.MARKED))
     here.desk.cancel(one)
+    here.end(one)
+    here.engine.may_run.set()
     cancelled, served = here.ended(one, again)
     assert_cancelled(cancelled)
     assert served.status is Status.SUCCEEDED

@@ -43,8 +43,8 @@ WAIT_S, LONGEST_WAIT_S = 5.0, 60.0
 ANSWER_TIMEOUT_S = 5.0
 ASK_AGAIN_S, LOOK_AGAIN_S = 0.5, 30.0
 """Intervals, in seconds, of questions that failed, and of those for a topic that does not exist."""
-FORGET_S = 60.0
-"""Interval, in seconds, of forgetting offsets that resolved without a job."""
+MIN_TIDY = 1_000
+"""Number of cancelled offsets of a partition up to which it is not worth looking for those that are gaps."""
 _LATEST = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
 
@@ -62,6 +62,7 @@ class _Partition:
         asked: those of them that were there when the question for its end was asked, and the question.
         unread: cancellations whose schema is not available yet.
         skipped: number of those that cannot be read.
+        tidy_at: number of cancelled offsets at which those that turned out to be gaps are forgotten.
     """
 
     assignment: Assignment
@@ -76,6 +77,7 @@ class _Partition:
     unread: list[bytes | None] = field(default_factory=list)
     read_again_at: float = 0.0
     skipped: int = 0
+    tidy_at: int = MIN_TIDY
 
     @property
     def settled(self) -> bool:
@@ -107,7 +109,7 @@ class Cancellations:
         self._unassigned = False
         self._described: Future[Any] | None = None
         self._describe_at = 0.0
-        self._progress_at = self._forget_at = 0.0
+        self._progress_at = 0.0
         self._problem = ""
         self._consumer = Consumer(
             {
@@ -129,6 +131,9 @@ class Cancellations:
         self._held |= begun
         self._unsettled += begun.values()
         self._unassigned = True
+        if self._partitions and max(begun) >= self._partitions:
+            # Both topics may have been given more since it was asked.
+            self._partitions, self._describe_at = None, at
 
     def leave(self, numbers: Collection[int]) -> None:
         """Stop reading those of these partitions."""
@@ -136,6 +141,7 @@ class Cancellations:
         if read := [self._place(each.assignment.number) for each in left if each.reading]:
             self._consumer.incremental_unassign(read)
         self.ahead.leave(numbers)
+        self._unsettled = [each for each in self._unsettled if each not in left]
         for each in left:
             self._health.release(_key(each.assignment.number))
 
@@ -184,13 +190,12 @@ class Cancellations:
             found += self._read_again(held)
             found += self._settle(held)
             self._check_wait(held)
-        self._forget_resolved()
         return found
 
     # -- the topic
 
     def _describe(self) -> None:
-        """Ask how many partitions the topic has, until it is known."""
+        """Ask how many partitions the topic has, while it has fewer than are needed."""
         at = time.monotonic()
         if self._described is None:
             if at >= self._describe_at:
@@ -259,20 +264,15 @@ class Cancellations:
         unread, held.unread = held.unread, []
         return [each for value in unread for each in self._read_one(held, value)]
 
-    def _forget_resolved(self) -> None:
-        """Forget cancelled offsets that resolved without a job, such as those of transaction markers."""
-        if time.monotonic() < self._forget_at:
-            return
-        self._forget_at = time.monotonic() + FORGET_S
-        for held in self._held.values():
-            checkpoint, cancelled = held.assignment.ledger.checkpoint, held.assignment.cancelled
-            for offset in [offset for offset in cancelled if checkpoint.is_resolved(offset)]:
-                del cancelled[offset]
-
     def _cancel(self, held: _Partition, offset: int, reason: str | None) -> list[tuple[Assignment, int]]:
         if offset in held.assignment.cancelled:
             return []
-        held.assignment.cancelled[offset] = reason
+        cancelled, checkpoint = held.assignment.cancelled, held.assignment.ledger.checkpoint
+        cancelled[offset] = reason
+        if len(cancelled) >= held.tidy_at:
+            for gap in [each for each in cancelled if checkpoint.is_resolved(each)]:
+                del cancelled[gap]
+            held.tidy_at = max(MIN_TIDY, 2 * len(cancelled))
         if offset >= held.assignment.ledger.next:
             self.ahead.want(held.assignment, offset)
         return [(held.assignment, offset)]

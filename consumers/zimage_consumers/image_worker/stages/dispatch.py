@@ -183,7 +183,9 @@ class Dispatcher:
         for job in batch.jobs:
             if job.open and not job.gone:
                 self._marks.close(job, Mark(job.attempts, job.suspect))
-                self.add(job)
+                self._window.move(job, Stage.WAITING)
+                if not job.leaving:
+                    self._scheduler.put_back(job)
         return True
 
     def drop_engine_work(self) -> None:
@@ -257,7 +259,7 @@ class Dispatcher:
             self._marks.open(session, jobs, batches_out=bool(self._batches))
         except CommitRefusedError:
             for job in jobs:
-                self._scheduler.add(job)
+                self._scheduler.put_back(job)
             raise
 
     def _undelivered(self) -> int:

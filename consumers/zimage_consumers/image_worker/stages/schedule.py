@@ -66,7 +66,7 @@ class Scheduler:
         return any(job in self._waiting and job.not_before <= now for job in self._quarantined)
 
     def add(self, job: Job) -> None:
-        """Add a job to the window, or return it after a retry or a displaced batch."""
+        """Add a job to the window, or return it for a retry."""
         if not self._waiting:
             self._forget()
         self._added += 1
@@ -88,6 +88,16 @@ class Scheduler:
         """Drop the jobs whose partitions are being given up, or are gone."""
         self._waiting = {job for job in self._waiting if not job.leaving}
         self._tidy()
+
+    def put_back(self, job: Job) -> None:
+        """Return a job that was chosen and has not run. Its tenant is not charged, or whoever cancels a
+        companion of it would delay its tenant."""
+        tenant = None if job.runs_alone else self._tenants.get(job.decoded.tenant)
+        if tenant is not None:
+            tenant.clock = max(0.0, tenant.clock - cost(job.decoded) / tenant.weight)
+            self._turns = [(each.clock, tie, each) for _, tie, each in self._turns]
+            heapq.heapify(self._turns)
+        self.add(job)
 
     def remove(self, job: Job) -> bool:
         """Remove a job. Returns whether it was waiting."""

@@ -22,9 +22,15 @@ MAX_SPAN = 16_384
 that resolved offsets beyond take. A bitmap of this many bits always fits next to MAX_MARKS marks."""
 MAX_AHEAD_BITS = MAX_SPAN // 4
 """Bits of a checkpoint for offsets that are resolved ahead of their turn; room for 60 to 100 runs."""
+RESERVED_AHEAD_BITS = 1_536
+"""Bits that fit besides MAX_SPAN, for offsets resolved ahead of their turn while the span is used up, as it
+is behind any long backlog: room for about 20 runs."""
 MAX_AHEAD = 1 << 20
 """Largest distance from the base to an offset resolved ahead of its turn, so that encoding takes no longer
 than a few milliseconds."""
+MAX_AHEAD_OPEN = 1_000
+"""Largest number of offsets delivered ahead of their turn and not resolved yet. Neighbours take no bits, but
+memory, for as long as no result can be written."""
 _SLACK_BITS = 64
 UNMARKED_DEATHS_LIMIT = 2
 RECORDS_PER_TURN = 256
@@ -93,7 +99,7 @@ class Ledger:
         self._beyond = self._bits_beyond()
         """Upper bound on :meth:`_bits_beyond`."""
         # The previous owner may have filled it to the limit.
-        self._limit = max(MAX_SPAN, self._beyond + _SLACK_BITS)
+        self._limit = max(MAX_SPAN, self._beyond - RESERVED_AHEAD_BITS + _SLACK_BITS)
         self._in_doubt = checkpoint.deaths >= UNMARKED_DEATHS_LIMIT
         self._new = 0
 
@@ -106,18 +112,25 @@ class Ledger:
     def full(self) -> bool:
         """Whether fetching must stop until the oldest requests are resolved."""
         base = self.checkpoint.base
-        if self.next - base + self._beyond < self._limit or self.next == base:
+        if self.next - base + self._unreserved < self._limit or self.next == base:
             return False
         self._gaps = [(start, end) for start, end in self._gaps if start >= base]
         # Some of them have been delivered in their turn since.
         self._beyond = self._bits_beyond()
-        return self._bits_delivered() + self._beyond >= self._limit
+        return self._bits_delivered() + self._unreserved >= self._limit
+
+    @property
+    def _unreserved(self) -> int:
+        """Bits beyond ``next`` for which nothing is reserved."""
+        return max(0, self._beyond - RESERVED_AHEAD_BITS)
 
     def room_ahead(self, offset: int) -> bool:
         """Whether the checkpoint has room to resolve this offset ahead of its turn."""
-        if self._in_doubt or offset - self.checkpoint.base > MAX_AHEAD:
+        if self._in_doubt or offset - self.checkpoint.base > MAX_AHEAD or len(self._ahead) >= MAX_AHEAD_OPEN:
             return False
-        room = min(MAX_AHEAD_BITS, MAX_SPAN - self._bits_delivered()) - self._bits_more(offset)
+        room = min(MAX_AHEAD_BITS, MAX_SPAN + RESERVED_AHEAD_BITS - self._bits_delivered()) - self._bits_more(
+            offset
+        )
         if self._beyond > room:
             self._beyond = self._bits_beyond()
         return self._beyond <= room

@@ -526,7 +526,6 @@ def test_an_undecoded_suspect_that_was_cancelled_is_decoded_under_its_mark_and_e
     assert here.group.marks[suspect] == Mark(1, suspect=True)
 
 
-@pytest.mark.xfail(strict=True, reason="a batch that is withdrawn is charged again when it starts again")
 def test_a_tenant_that_cancels_on_deck_costs_no_other_tenant_its_share(here: Here) -> None:
     here.gate.may_run.clear()
     here.add(job(width=128, height=64))

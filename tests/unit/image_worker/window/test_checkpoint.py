@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from zimage_consumers.image_worker.window.ledger import (
+    MAX_AHEAD_OPEN,
     MAX_SPAN,
     RECORDS_PER_TURN,
     UNMARKED_DEATHS_LIMIT,
@@ -362,6 +363,23 @@ class TestLedgerEdges:
         ledger.adopt(ledger.after(taken))
         ledger.reach(taken[-1] + 1)
         assert ledger.take_ahead(scattered[-1])
+
+    def test_no_more_is_delivered_ahead_than_memory_should_hold_until_some_is_resolved(self) -> None:
+        ledger = Ledger(Checkpoint(0))
+        neighbours = range(100_000, 200_000)
+        taken = [offset for offset in neighbours if ledger.take_ahead(offset)]
+        assert len(taken) == MAX_AHEAD_OPEN
+        ledger.adopt(ledger.after(taken))
+        assert ledger.take_ahead(taken[-1] + 1)
+
+    def test_one_that_is_full_has_room_ahead(self) -> None:
+        ledger = Ledger(Checkpoint(0))
+        while not ledger.full:
+            ledger.observe(ledger.next)
+        taken = [offset for offset in range(100_000, 200_000, 200) if ledger.take_ahead(offset)]
+        assert 15 < len(taken) < 50
+        ledger.adopt(ledger.after([*range(1, ledger.next, 2), *taken]))
+        assert Checkpoint.decode(ledger.checkpoint.encode(), 0) == ledger.checkpoint
 
     def test_a_full_one_is_not_full_for_its_next_owner_before_it_has_any_work(self) -> None:
         ledger = Ledger(Checkpoint(0))

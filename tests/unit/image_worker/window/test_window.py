@@ -110,3 +110,11 @@ class AnyLife(RuleBasedStateMachine):
 
 
 TestAnyLife = AnyLife.TestCase
+
+
+def test_nothing_is_fetched_before_the_cancellations_are_known() -> None:
+    window = Window(100, 1 << 20)
+    window.begin(Assignment(0, Ledger(Checkpoint(0))))
+    assert window.to_pause() == {0}
+    window.assignments[0].informed = True
+    assert window.to_pause() == set()

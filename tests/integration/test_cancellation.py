@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 
 import pytest
 from confluent_kafka import Producer
@@ -480,5 +481,5 @@ def test_the_last_of_a_hundred_thousand_waiting_requests_ends_within_two_seconds
             assert client.wait(last, timeout=120).status is Status.CANCELLED
             took.append(time.monotonic() - began)
     sys.stdout.write(f"it took {', '.join(f'{each:.2f}' for each in took)} s\n")
-    assert min(took) < 2.0, took
+    assert median(took) < 2.0, took
     assert cancelled(worker) == {"fetched": 5}

@@ -216,6 +216,8 @@ def test_an_upload_that_has_begun_is_finished_and_one_that_has_not_is_dropped(
         with store.playing(Trouble.STALLED):
             # One is being uploaded; the other waits for the only thread that uploads.
             wait_counted(worker, "zimage_encode_seconds_count", 2)
+            # Whichever the store answered for first was generated first.
+            ids = [line["request_id"] for line in worker.lines() if line["message"] == "generated"]
             (third,) = arena.send([image_request("third")])
             cancel(arena, [*ids, third])
             # They are read in order, and the last one waits for its look-up or its turn.

@@ -37,7 +37,13 @@ from pathlib import Path
 from typing import Any
 
 import fastavro
-from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, IsolationLevel, TopicPartition
+from confluent_kafka import (
+    Consumer,
+    ConsumerGroupTopicPartitions,
+    IsolationLevel,
+    KafkaException,
+    TopicPartition,
+)
 from confluent_kafka import admin as kafka_admin
 from confluent_kafka.admin import AdminClient
 from minio import Minio
@@ -349,12 +355,20 @@ def _judge_group(report: Report, plan: dict[str, Any], accepted: dict[LetterPosi
     for partition, offset in accepted:
         last[partition] = max(offset, last.get(partition, -1))
     deadline = time.monotonic() + STABLE_WITHIN_S
-    while problems := [*_open_transactions(admin, plan), *_unresolved(admin, plan, last)]:
+    while problems := _group_problems(admin, plan, last):
         if time.monotonic() > deadline:
             for kind, what in problems:
                 report.note(kind, what)
             return
         time.sleep(0.5)
+
+
+def _group_problems(admin: AdminClient, plan: dict[str, Any], last: dict[int, int]) -> list[tuple[str, str]]:
+    try:
+        return [*_open_transactions(admin, plan), *_unresolved(admin, plan, last)]
+    except KafkaException as error:
+        # A leader that has just been elected may not know its epoch yet; only one that stays silent counts.
+        return [("brokers that do not answer", error.args[0].str())]
 
 
 def _unresolved(admin: AdminClient, plan: dict[str, Any], last: dict[int, int]) -> Iterator[tuple[str, str]]:

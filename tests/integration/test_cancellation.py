@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 
 import pytest
 from confluent_kafka import Producer
@@ -215,6 +216,8 @@ def test_an_upload_that_has_begun_is_finished_and_one_that_has_not_is_dropped(
         with store.playing(Trouble.STALLED):
             # One is being uploaded; the other waits for the only thread that uploads.
             wait_counted(worker, "zimage_encode_seconds_count", 2)
+            # Whichever the store answered for first was generated first.
+            ids = [line["request_id"] for line in worker.lines() if line["message"] == "generated"]
             (third,) = arena.send([image_request("third")])
             cancel(arena, [*ids, third])
             # They are read in order, and the last one waits for its look-up or its turn.
@@ -480,5 +483,5 @@ def test_the_last_of_a_hundred_thousand_waiting_requests_ends_within_two_seconds
             assert client.wait(last, timeout=120).status is Status.CANCELLED
             took.append(time.monotonic() - began)
     sys.stdout.write(f"it took {', '.join(f'{each:.2f}' for each in took)} s\n")
-    assert min(took) < 2.0, took
+    assert median(took) < 2.0, took
     assert cancelled(worker) == {"fetched": 5}

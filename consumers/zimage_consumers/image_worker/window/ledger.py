@@ -128,9 +128,8 @@ class Ledger:
         """Whether the checkpoint has room to resolve this offset ahead of its turn."""
         if self._in_doubt or offset - self.checkpoint.base > MAX_AHEAD or len(self._ahead) >= MAX_AHEAD_OPEN:
             return False
-        room = min(MAX_AHEAD_BITS, MAX_SPAN + RESERVED_AHEAD_BITS - self._bits_delivered()) - self._bits_more(
-            offset
-        )
+        left = MAX_SPAN + RESERVED_AHEAD_BITS - self._bits_delivered()
+        room = min(MAX_AHEAD_BITS, left) - self._bits_more(offset)
         if self._beyond > room:
             self._beyond = self._bits_beyond()
         return self._beyond <= room

@@ -54,6 +54,7 @@ def produce(
     image_format: options.ImageFormat = None,
     quality: options.Quality = None,
     priority: options.Priority = None,
+    previews: options.Previews = None,
     expires_at: options.ExpiresAt = None,
     attribute: options.Attribute = None,
     wait: options.Wait = False,
@@ -81,6 +82,7 @@ def produce(
         format=image_format,
         quality=quality,
         priority=priority,
+        previews=previews,
         expires_at=time_from_text("expires_at", expires_at) if expires_at else None,
         attributes=_attributes(attribute or []),
     )

@@ -264,7 +264,7 @@ class WorkerSettings(Group):
     drain_timeout_s: Seconds = 30.0
     progress: Literal["off", "stages", "steps"] = "stages"
     """What is published of requests before their results: nothing, their stages, or each denoising step as
-    well."""
+    well. Stages include the previews that a request asks for."""
     encode_threads: Positive = 2
     upload_threads: Positive = 4
 

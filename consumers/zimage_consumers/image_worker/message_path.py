@@ -127,10 +127,11 @@ class MessagePath:
         )
         self.window = Window(settings.worker.window, settings.worker.window_bytes)
         batches = BatchLimits(settings.engine.max_batch)
-        steps = settings.worker.progress == "steps"
+        told = settings.worker.progress
         self.engine = EngineThread(
-            engine, batches, self._delivery.deliver, reported.put, metrics, settings.engine, tell, steps
-        )
+            engine, batches, self._delivery.deliver, reported.put, metrics, settings.engine,
+            tell, told == "steps", told != "off",
+        )  # fmt: skip
         self._scheduler = Scheduler(settings.scheduler.tenant_weights, batches)
         limits = Limits(settings.engine.max_pixels, settings.engine.allow_guidance)
         intake = Intake(codec, limits, engine.count_tokens)

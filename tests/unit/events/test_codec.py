@@ -245,7 +245,7 @@ class TestVersions:
         for writer in published()[name]:
             written = schema_example(writer)
             for reader in published()[name]:
-                read = fastavro.schemaless_reader(io.BytesIO(written), writer.parsed, reader.parsed)
+                read: Any = fastavro.schemaless_reader(io.BytesIO(written), writer.parsed, reader.parsed)
                 own = {field["name"] for field in json.loads(writer.text)["fields"]}
                 for field in json.loads(reader.text)["fields"]:
                     if field["name"] not in own:

@@ -13,6 +13,7 @@ from PIL.Image import Image
 
 from zimage_consumers.image_worker.device.batching import BatchLimits, cost
 from zimage_consumers.image_worker.device.leaks import LeakWatch
+from zimage_consumers.image_worker.device.steps import TellingEngine
 from zimage_consumers.image_worker.failpoints import failpoint
 from zimage_consumers.image_worker.window.jobs import (
     BatchDone,
@@ -28,7 +29,7 @@ from zimage_consumers.image_worker.window.jobs import (
     notice_of,
     now,
 )
-from zimage_stream.engines.base import Engine, ImageSpec, SteppingEngine, reports_steps
+from zimage_stream.engines.base import Engine, ImageSpec
 from zimage_stream.errors import (
     ContextLostError,
     EngineError,
@@ -95,6 +96,7 @@ class EngineThread(threading.Thread):
         report: receives outcomes; called from this thread.
         tell: receives notices of progress, without blocking; called from this thread.
         tells_steps: whether to tell the steps of a generation too, if the engine reports them.
+        tells_previews: whether to tell the previews that requests ask for, if the engine makes them.
     """
 
     def __init__(
@@ -107,10 +109,11 @@ class EngineThread(threading.Thread):
         settings: EngineSettings,
         tell: Callable[[Notice], None] = untold,
         tells_steps: bool = False,
+        tells_previews: bool = False,
     ) -> None:
         super().__init__(name="engine", daemon=True)
         self._engine = engine
-        self._stepping: SteppingEngine | None = engine if tells_steps and reports_steps(engine) else None
+        self._telling = TellingEngine(engine, tell, tells_steps, tells_previews)
         self._tell = tell
         self._limits = limits
         self._hang_timeout_s = settings.hang_timeout_s
@@ -270,7 +273,7 @@ class EngineThread(threading.Thread):
         try:
             specs = [job.spec for job in jobs]
             self._tell(notice_of(ProgressStage.STARTED, jobs, 0, specs[0].steps))
-            images = self._images_of(specs, jobs)
+            images = self._telling.generate(specs, jobs)
         finally:
             elapsed = time.monotonic() - started
             self._metrics.engine_busy_seconds.inc(elapsed)
@@ -279,17 +282,6 @@ class EngineThread(threading.Thread):
         self._metrics.batch_size.observe(len(jobs))
         self.image_s += (elapsed / len(jobs) - self.image_s) * (_RECENT if self.image_s else 1.0)
         return images, elapsed
-
-    def _images_of(self, specs: Sequence[ImageSpec], jobs: Sequence[Job]) -> list[Image]:
-        def unwanted() -> bool:
-            return all(job.unwanted for job in jobs)
-
-        def stepped(step: int, steps: int) -> None:
-            self._tell(notice_of(ProgressStage.STEP, jobs, step, steps))
-
-        if self._stepping is None:
-            return self._engine.generate(specs, unwanted)
-        return self._stepping.generate(specs, unwanted, stepped=stepped)
 
     def _fail(self, job: Job, error: Exception, timings: Timings) -> None:
         if not isinstance(error, RequestError | OutOfMemoryError):

@@ -11,15 +11,17 @@ import logging
 import queue
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from zimage_consumers.image_worker.window.jobs import Notice
+from zimage_stream.engines.base import Encode
 from zimage_stream.errors import ZImageError
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.headers import progress_headers
-from zimage_stream.events.progress import Progress
+from zimage_stream.events.progress import MAX_PREVIEW_BYTES, Progress
 from zimage_stream.kafka.clients import progress_config
 from zimage_stream.settings import Settings
 from zimage_stream.telemetry.metrics import Metrics
@@ -28,6 +30,9 @@ log = logging.getLogger(__name__)
 
 MAX_NOTICES = 1_000
 """Maximum number of notices that wait to be published; each is of one batch at most."""
+MAX_NOTICES_WITH_PREVIEWS = 32
+"""Number of waiting notices from which on previews are left out. Until they are encoded they take memory, up
+to 2 MiB for each image."""
 LOOK_AGAIN_S = 30.0
 """How long progress is given up, in seconds, once the topic is missing or refuses it."""
 QUIET_S = 600.0
@@ -54,7 +59,7 @@ _REFUSED = frozenset(
 
 
 def events_of(notice: Notice, worker: str) -> list[Progress]:
-    """The events of a notice. Pure.
+    """The events of a notice. Makes their previews, in a few milliseconds each; one that fails is left out.
 
     Args:
         worker: the slot.
@@ -70,9 +75,25 @@ def events_of(notice: Notice, worker: str) -> list[Progress]:
             steps=notice.steps,
             worker=worker,
             at=notice.at,
+            preview=_preview(notice.previews.get(source)),
         )
         for source, request in notice.subjects
     ]
+
+
+def _preview(encode: Encode | None) -> bytes | None:
+    if encode is None:
+        return None
+    try:
+        preview = encode()
+    except Exception as error:
+        # Engines are not ours alone, and may raise anything.
+        log.debug("a preview is left out: %s: %s", type(error).__name__, error)
+        return None
+    if len(preview) > MAX_PREVIEW_BYTES:
+        log.debug("a preview is left out: it has %d bytes", len(preview))
+        return None
+    return preview
 
 
 class ProgressPublisher(threading.Thread):
@@ -100,10 +121,12 @@ class ProgressPublisher(threading.Thread):
 
     def tell(self, notice: Notice) -> None:
         """Publish this as soon as possible, or drop it if too many wait. Returns at once."""
-        if self._notices.qsize() >= MAX_NOTICES:
+        waiting = self._notices.qsize()
+        if waiting >= MAX_NOTICES:
             self._dropped.inc(len(notice.subjects))
         elif notice.subjects:
-            self._notices.put(notice)
+            crowded = notice.previews and waiting >= MAX_NOTICES_WITH_PREVIEWS
+            self._notices.put(replace(notice, previews={}) if crowded else notice)
 
     def stop(self) -> None:
         """Publish what is waiting, for a second at most, and end the thread."""
@@ -144,12 +167,12 @@ class ProgressPublisher(threading.Thread):
             self._producer.poll(0)
 
     def _publish(self, notice: Notice) -> None:
-        events = events_of(notice, self._slot)
         if not self._usable and time.monotonic() >= self._look_at:
             self._look()
         if self._producer is None or not self._usable:
-            self._failed.inc(len(events))
+            self._failed.inc(len(notice.subjects))
             return
+        events = events_of(notice, self._slot)
         for number, event in enumerate(events):
             try:
                 self._produce(self._producer, event)

@@ -11,7 +11,7 @@ from enum import Enum, auto
 
 from zimage_consumers.image_worker.window.assignment import Assignment
 from zimage_stream.checkpoint import Mark
-from zimage_stream.engines.base import ImageSpec
+from zimage_stream.engines.base import Encode, ImageSpec
 from zimage_stream.errors import ZImageError
 from zimage_stream.events.image_result import Code, Source, StoredImage
 from zimage_stream.events.progress import ProgressStage
@@ -295,6 +295,7 @@ class Notice:
         subjects: the requests, and where their records are.
         step, steps: steps of their generation that are done, and in all.
         at: when it happened.
+        previews: what makes the previews, by the place of the request's record.
     """
 
     stage: ProgressStage
@@ -302,12 +303,19 @@ class Notice:
     step: int
     steps: int
     at: datetime
+    previews: Mapping[Source, Encode] = field(default_factory=dict)
 
 
-def notice_of(stage: ProgressStage, jobs: Iterable[Job], step: int, steps: int) -> Notice:
+def notice_of(
+    stage: ProgressStage,
+    jobs: Iterable[Job],
+    step: int,
+    steps: int,
+    previews: Mapping[Source, Encode] | None = None,
+) -> Notice:
     """A notice of something that happens now to those of these jobs that are still wanted."""
     subjects = tuple((job.record.source, job.decoded) for job in jobs if not job.unwanted)
-    return Notice(stage, subjects, step, steps, now())
+    return Notice(stage, subjects, step, steps, now(), previews or {})
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,9 +28,10 @@ from zimage_consumers.image_worker.window.jobs import (
     RequestCancelledError,
     Stage,
 )
-from zimage_stream.engines.base import ImageSpec, never
+from zimage_stream.engines.base import ImageSpec, Previews, Stepped, never
 from zimage_stream.engines.simulated import SimulatedEngine, draw
 from zimage_stream.errors import EngineError
+from zimage_stream.events.progress import ProgressStage
 from zimage_stream.settings import EngineSettings
 from zimage_stream.simulated_faults import Fault
 from zimage_stream.telemetry.metrics import Metrics
@@ -42,7 +43,9 @@ KNOWN_GOOD = "a red circle on a white background"
 class Running:
     """A thread with a simulated engine, and the outcomes it reported."""
 
-    def __init__(self, engine: SimulatedEngine, settings: EngineSettings, tells_steps: bool) -> None:
+    def __init__(
+        self, engine: SimulatedEngine, settings: EngineSettings, tells_steps: bool, tells_previews: bool
+    ) -> None:
         self.told: list[Notice] = []
         self.images: list[tuple[Job, Image]] = []
         self.outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
@@ -56,6 +59,7 @@ class Running:
             settings,
             self.told.append,
             tells_steps,
+            tells_previews,
         )
 
     def outcome(self) -> Outcome:
@@ -75,10 +79,11 @@ def running(
     leak_limit_bytes: int = 64 * MIB,
     kind: type[SimulatedEngine] = SimulatedEngine,
     tells_steps: bool = False,
+    tells_previews: bool = False,
 ) -> Iterator[Running]:
     engine = kind(simulated_ms / 1e3, {piece: Fault.parse(text) for piece, text in (faults or {}).items()})
     settings = EngineSettings(kind="simulated", leak_limit_bytes=leak_limit_bytes)
-    here = Running(engine, settings, tells_steps)
+    here = Running(engine, settings, tells_steps, tells_previews)
     here.thread.start()
     try:
         yield here
@@ -138,6 +143,68 @@ def test_a_batch_that_is_split_begins_again_and_the_known_good_image_is_nobody_s
         assert here.outcome() == BatchDone(1)
     started, step, generated = ("STARTED", 1, 0, 1), ("STEP", 1, 1, 1), ("GENERATED", 1, 1, 1)
     assert told(here) == [("STARTED", 2, 0, 1), started, step, generated, started]
+
+
+def shown(here: Running) -> list[tuple[int, list[str]]]:
+    """Of each step that was told: its number, and the prompts of the requests, with ``+`` if previewed."""
+    found = []
+    for each in here.told:
+        if each.stage is ProgressStage.STEP:
+            words = [request.prompt + "+" * (source in each.previews) for source, request in each.subjects]
+            found.append((each.step, words))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("tells_steps", "tells_previews", "expected"),
+    [
+        (False, False, []),
+        (True, False, [(step, ["a", "b", "c"]) for step in (1, 2, 3, 4)]),
+        (False, True, [(1, ["a+"]), (2, ["a+", "c+"]), (3, ["a+"])]),
+        (
+            True,
+            True,
+            [(1, ["a+", "b", "c"]), (2, ["a+", "b", "c+"]), (3, ["a+", "b", "c"]), (4, ["a", "b", "c"])],
+        ),
+    ],
+)
+def test_previews_are_told_of_the_requests_that_ask_for_them_with_their_steps(
+    tells_steps: bool, tells_previews: bool, expected: list[tuple[int, list[str]]]
+) -> None:
+    with running(tells_steps=tells_steps, tells_previews=tells_previews) as here:
+        jobs = [
+            job(prompt=prompt, previews=previews, width=64, height=64, steps=4)
+            for prompt, previews in (("a", 3), ("b", 0), ("c", 1))
+        ]
+        here.thread.submit(Batch(1, tuple(jobs)))
+        assert here.outcome() == BatchDone(1)
+    assert shown(here) == expected
+    others = [each.stage.value for each in here.told if each.stage is not ProgressStage.STEP]
+    assert others == ["STARTED", "GENERATED"]
+
+
+class Asked(SimulatedEngine):
+    """Notes what it is asked to report."""
+
+    reports: list[tuple[Stepped | None, Previews | None]]
+
+    def generate(
+        self,
+        specs: Sequence[ImageSpec],
+        cancelled: Callable[[], bool] = never,
+        stepped: Stepped | None = None,
+        previews: Previews | None = None,
+    ) -> list[Image]:
+        self.reports.append((stepped, previews))
+        return super().generate(specs, cancelled)
+
+
+def test_an_engine_reports_nothing_where_no_request_asks_for_previews() -> None:
+    Asked.reports = []
+    with running(kind=Asked, tells_previews=True) as here:
+        here.thread.submit(Batch(1, (job(width=64, height=64),)))
+        assert here.outcome() == BatchDone(1)
+    assert Asked.reports == [(None, None)]
 
 
 def test_requests_that_are_not_wanted_any_more_are_not_told() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -14,12 +15,17 @@ from prometheus_client import CollectorRegistry
 
 from tests.unit.image_worker.jobs import job
 from zimage_consumers.image_worker.group import progress
-from zimage_consumers.image_worker.group.progress import MAX_NOTICES, ProgressPublisher, events_of
+from zimage_consumers.image_worker.group.progress import (
+    MAX_NOTICES,
+    MAX_NOTICES_WITH_PREVIEWS,
+    ProgressPublisher,
+    events_of,
+)
 from zimage_consumers.image_worker.window.jobs import Notice, notice_of
 from zimage_stream import Settings
 from zimage_stream.errors import SchemaMissingError
 from zimage_stream.events.codec import Codec
-from zimage_stream.events.progress import Progress, ProgressStage
+from zimage_stream.events.progress import MAX_PREVIEW_BYTES, Progress, ProgressStage
 from zimage_stream.kafka.embedded import EmbeddedBroker
 from zimage_stream.kafka.reader import TopicReader
 from zimage_stream.settings import KafkaSettings
@@ -151,6 +157,62 @@ def producer(monkeypatch: pytest.MonkeyPatch) -> type[FakeProducer]:
         monkeypatch.setattr(kind, name, getattr(kind, name))
     monkeypatch.setattr(progress, "Producer", kind)
     return kind
+
+
+def with_previews(*encodes: Callable[[], bytes]) -> Notice:
+    jobs = [job() for _ in encodes]
+    previews = {each.record.source: encode for each, encode in zip(jobs, encodes, strict=True)}
+    return notice_of(ProgressStage.STEP, jobs, 3, 8, previews)
+
+
+def test_a_preview_that_fails_or_is_too_large_is_left_out_of_its_event(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail() -> bytes:
+        raise RuntimeError("no such colour")
+
+    caplog.set_level(logging.DEBUG)
+    told = with_previews(lambda: b"one", fail, lambda: bytes(MAX_PREVIEW_BYTES + 1), lambda: b"four")
+    assert [event.preview for event in events_of(told, "slot")] == [b"one", None, None, b"four"]
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
+        (logging.DEBUG, "a preview is left out: RuntimeError: no such colour"),
+        (logging.DEBUG, f"a preview is left out: it has {MAX_PREVIEW_BYTES + 1} bytes"),
+    ]
+
+
+def test_previews_are_made_on_the_publisher_s_thread_and_only_if_they_can_be_published(
+    start: Callable[..., Here], producer: type[FakeProducer]
+) -> None:
+    made: list[str] = []
+
+    def encode() -> bytes:
+        made.append(threading.current_thread().name)
+        return b"jpeg"
+
+    here = start()
+    here.publisher.tell(with_previews(encode, encode))
+    here.counted("published", 2)
+    assert made == ["progress"] * 2
+    here.publisher._usable, here.publisher._look_at = False, float("inf")
+    here.publisher.tell(with_previews(encode))
+    here.counted("failed", 1)
+    assert len(made) == 2
+
+
+def test_when_many_notices_wait_no_more_previews_are_kept(producer: type[FakeProducer]) -> None:
+    made: list[int] = []
+
+    def encoder(number: int) -> Callable[[], bytes]:
+        return lambda: bytes(made.append(number) or 1)  # type: ignore[func-returns-value]
+
+    here = Here()
+    count = MAX_NOTICES_WITH_PREVIEWS + 5
+    for number in range(count):
+        here.publisher.tell(with_previews(encoder(number)))
+    here.publisher.start()
+    here.counted("published", count)
+    here.publisher.stop()
+    assert made == list(range(MAX_NOTICES_WITH_PREVIEWS))
 
 
 def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:

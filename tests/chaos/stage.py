@@ -25,6 +25,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewPartitions
 
 from tests.fleet.arena import Arena, client_config
+from tests.fleet.checker import position_of
 from tests.fleet.workers import WorkerProcess, until
 from tests.services.native.cluster import KafkaCluster
 from tests.services.native.kafka import Kafka
@@ -223,7 +224,8 @@ class Stage:
 
         def delivered(error: Any, message: Any) -> None:
             assert error is None, f"the workload could not be sent: {error}"
-            self.accept(message.partition(), message.offset(), line)
+            kafka = client_config(self.arena.settings.kafka)
+            self.accept(*position_of(kafka, message, self._accepted), line)
 
         topic = self.arena.settings.topics.requests
         with self._sending:

@@ -25,6 +25,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewPartitions
 
 from tests.fleet.arena import Arena, client_config
+from tests.fleet.checker import position_of
 from tests.fleet.workers import WorkerProcess, until
 from tests.services.native.cluster import KafkaCluster
 from tests.services.native.kafka import Kafka
@@ -34,7 +35,8 @@ from zimage_stream.events.cancellation import Cancellation
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.image_result import Source
 
-ANSWERED_WITHIN_S = 180.0
+ANSWERED_WITHIN_S = 120.0
+"""Even on a busy machine less than the time that pytest gives a test."""
 STOPPED_WITHIN_S = 60.0
 """Timeout for :meth:`WorkerProcess.wait`."""
 SUCCEEDED = ("SUCCEEDED",)
@@ -222,7 +224,8 @@ class Stage:
 
         def delivered(error: Any, message: Any) -> None:
             assert error is None, f"the workload could not be sent: {error}"
-            self.accept(message.partition(), message.offset(), line)
+            kafka = client_config(self.arena.settings.kafka)
+            self.accept(*position_of(kafka, message, self._accepted), line)
 
         topic = self.arena.settings.topics.requests
         with self._sending:
@@ -327,7 +330,33 @@ class Stage:
     def wait_answered(self) -> None:
         """Wait until every accepted record is answered."""
         self.flush()
-        until(lambda: not self.unanswered(), ANSWERED_WITHIN_S, "all that was accepted is answered")
+        try:
+            until(self._all_answered, ANSWERED_WITHIN_S, "all that was accepted is answered")
+        except AssertionError as error:
+            error.add_note(self._findings())
+            raise
+
+    def _all_answered(self) -> bool:
+        judge_ended = self._judge.poll()
+        assert judge_ended is None, f"the judge has ended with {judge_ended}"
+        return not self.unanswered()
+
+    def _findings(self) -> str:
+        """What is known of the requests that wait: where they are, and what the workers say of the first."""
+        with self._lock:
+            waiting = sorted(self._accepted.keys() - self._answers().keys())
+        lines = [
+            f"{len(waiting)} of {len(self._accepted)} are not answered, the first at {waiting[:5]}",
+            *(f"{worker.name} in /readyz: {worker.ready()}" for worker in self.crew),
+            f"judge: {(self.folder / 'judge.log').read_text()[-2000:]}",
+        ]
+        if waiting:
+            partition, offset = waiting[0]
+            for worker in self.crew:
+                about = [each for each in worker.lines() if each.get("partition") == partition]
+                lines += [f"{worker.name}: {each}" for each in about if each.get("offset") == offset][-20:]
+                lines += [f"{worker.name}, last: {each}" for each in worker.lines()[-5:]]
+        return "\n".join(lines)
 
     # -- faults
 

@@ -11,13 +11,11 @@ writes) and the file for the report. A line about an accepted record lists its p
 ``SUCCEEDED``, ``FAILED/<code>``, or ``dead/<code>`` for a record that cannot be decoded.
 
 The plan's file ``cancelled`` has a line for each cancellation that was sent, and another one with the time of
-its
-acknowledgement. Such a request may also end as CANCELLED, and must if no worker had seen it before. No other
-request may.
+its acknowledgement. Such a request may also end as CANCELLED, and must if no worker had seen it before. No
+other request may.
 
 If the plan's file ``cut`` exists, Kafka has lost accepted requests and given their offsets to others. Then
-the
-judge also reads the requests, and expects no more than is possible: records in the log are answered once,
+the judge also reads the requests, and expects no more than is possible: records in the log are answered once,
 lost ones at most once. The file names the partitions that workers reported as stopped; only there may
 requests wait, and each partition that lost an answered request must be among them.
 """
@@ -106,10 +104,20 @@ class Reader:
         places = [
             TopicPartition(topic, number, 0)
             for topic in topics or (plan["results"], plan["dead_letters"])
-            for number in self._consumer.list_topics(topic, timeout=120).topics[topic].partitions
+            for number in self._partitions(topic)
         ]
         self._open = {(place.topic, place.partition) for place in places}
         self._consumer.assign(places)
+
+    def _partitions(self, topic: str) -> list[int]:
+        """The topic's partitions; waits until the broker that answers has heard of the topic."""
+        deadline = time.monotonic() + STABLE_WITHIN_S
+        while True:
+            found = self._consumer.list_topics(topic, timeout=120).topics[topic]
+            if found.partitions and found.error is None:
+                return list(found.partitions)
+            assert time.monotonic() < deadline, f"no partitions of {topic}: {found.error}"
+            time.sleep(0.2)
 
     def events(self, stop: threading.Event | None = None) -> Iterator[Event]:
         """Yield events as they arrive, until ``stop`` is set; without it, to the current end."""

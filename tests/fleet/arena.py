@@ -9,9 +9,9 @@ from typing import Any
 
 from minio import Minio
 
-from tests.fleet.checker import LetterPosition, Report, Watcher, check
+from tests.fleet.checker import LetterPosition, Report, Watcher, check, position_of_key
 from tests.fleet.workers import Fleet, until
-from zimage_stream import PromptClient, PromptRequest
+from zimage_stream import PromptClient, PromptRequest, SubmitError
 from zimage_stream.settings import KafkaSettings, Settings, StoreSettings, TopicSettings, environment_of
 
 
@@ -30,8 +30,14 @@ class Arena:
         with PromptClient(self.settings) as client:
             futures = [(request, client.submit_nowait(request)) for request in requests]
             for request, future in futures:
-                source = future.result(60)
-                self.accepted[source.partition, source.offset] = request.request_id
+                try:
+                    source = future.result(60)
+                    place = source.partition, source.offset
+                except SubmitError:
+                    # Unless it was stored and its offset was not reported, this fails.
+                    kafka, topic = client_config(self.settings.kafka), self.settings.topics.requests
+                    place = position_of_key(kafka, topic, request.request_id.encode())
+                self.accepted[place] = request.request_id
         return [request.request_id for request in requests]
 
     def report(self) -> Report:

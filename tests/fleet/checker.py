@@ -10,7 +10,7 @@ import io
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Set
+from collections.abc import Callable, Container, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,45 @@ def check(kafka: dict[str, Any], results_topic: str, dead_letters_topic: str, st
         for found in results.values():
             report.mismatched.extend(result["image"]["uri"] for result in found if not _true(result, store))
     return report
+
+
+def position_of(
+    kafka: dict[str, Any], acknowledged: Message, taken: Container[LetterPosition] = ()
+) -> LetterPosition:
+    """The position of a record that the brokers have acknowledged.
+
+    The acknowledgement has no offset if they had stored the record at an earlier attempt whose response was
+    lost. The record is then looked for in the topic.
+
+    Args:
+        kafka: as for :func:`check`.
+        taken: positions of other records.
+    """
+    topic, partition, offset = acknowledged.topic(), acknowledged.partition(), acknowledged.offset()
+    assert topic is not None
+    assert partition is not None
+    if offset is not None and offset >= 0:
+        return partition, offset
+    sent = partition, acknowledged.key(), acknowledged.value()
+    return _find(kafka, topic, lambda found: (found.partition(), found.key(), found.value()) == sent, taken)
+
+
+def position_of_key(kafka: dict[str, Any], topic: str, key: bytes) -> LetterPosition:
+    """The position of the first record with this key; arguments as for :func:`check`."""
+    return _find(kafka, topic, lambda found: found.key() == key)
+
+
+def _find(
+    kafka: dict[str, Any],
+    topic: str,
+    wanted: Callable[[Message], bool],
+    taken: Container[LetterPosition] = (),
+) -> LetterPosition:
+    for message in filter(wanted, _read(kafka, topic)):
+        place = message.partition() or 0, message.offset() or 0
+        if place not in taken:
+            return place
+    raise AssertionError(f"the record is not in {topic}")
 
 
 def _true(result: dict[str, Any], store: Minio) -> bool:

@@ -14,7 +14,8 @@ import pytest
 from confluent_kafka import Message, Producer
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 
-from tests.fleet.arena import Arena, open_arena
+from tests.fleet.arena import Arena, client_config, open_arena
+from tests.fleet.checker import position_of
 from tests.fleet.topics import topics_named
 from tests.integration.bad_input import CASES, MAX_PIXELS, Case, written
 from tests.services import KafkaAddress, MinioAddress, RegistryAddress
@@ -87,10 +88,7 @@ def served(arena: Arena, registry: RegistryAddress) -> Served:
     def send(name: str, key: bytes, value: bytes | None) -> Place:
         def delivered(error: Any, message: Message) -> None:
             assert error is None, error
-            partition, offset = message.partition(), message.offset()
-            assert partition is not None
-            assert offset is not None
-            sent[name] = partition, offset
+            sent[name] = position_of(client_config(arena.settings.kafka), message, sent.values())
 
         producer.produce(
             topics.requests, key=key, value=value, headers=OWN, on_delivery=delivered, partition=0

@@ -20,6 +20,7 @@ from confluent_kafka.schema_registry import SchemaRegistryClient
 from PIL import Image
 
 from tests.fleet.arena import Arena, client_config
+from tests.fleet.checker import position_of
 from tests.fleet.workers import WorkerProcess, until
 from tests.integration.test_health import samples
 from tests.services import KafkaAddress, MinioAddress, RegistryAddress, SecureKafka
@@ -40,11 +41,12 @@ def publish(
     arena: Arena, value: bytes | None, headers: list[tuple[str, str | bytes | None]] | None = None
 ) -> None:
     """Send a record to the requests topic without using the client."""
-    producer = Producer(client_config(arena.settings.kafka) | {"message.max.bytes": 4 << 20})
+    kafka = client_config(arena.settings.kafka)
+    producer = Producer(kafka | {"message.max.bytes": 4 << 20})
 
     def delivered(error: object, message: Any) -> None:
         assert error is None
-        arena.accepted[message.partition(), message.offset()] = f"record {len(arena.accepted)}"
+        arena.accepted[position_of(kafka, message, arena.accepted)] = f"record {len(arena.accepted)}"
 
     producer.produce(
         arena.settings.topics.requests, value, key=b"\xff\x00", headers=headers or [], on_delivery=delivered
@@ -223,11 +225,12 @@ def test_a_sick_engine_gives_its_requests_back(arena: Arena) -> None:
 
 def flood(arena: Arena, count: int) -> None:
     """Send this many records of an unknown schema, from one producer, into one partition."""
-    producer = Producer(client_config(arena.settings.kafka))
+    kafka = client_config(arena.settings.kafka)
+    producer = Producer(kafka)
 
     def delivered(error: object, message: Any) -> None:
         assert error is None
-        arena.accepted[message.partition(), message.offset()] = "flood"
+        arena.accepted[position_of(kafka, message, arena.accepted)] = "flood"
 
     for number in range(count):
         value = b"\x00\x00\x00\x00\x07 of a registry that this worker does not know, %d" % number

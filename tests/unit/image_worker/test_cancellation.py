@@ -421,8 +421,12 @@ def test_one_that_waits_for_its_retry_ends_at_once(here: Here) -> None:
 def test_one_that_is_held_back_ends_and_is_no_longer_reported(make_here: Callable[..., Here]) -> None:
     here = make_here(max_attempts=1)
     flood = [here.desk.append(image_request(f"{number} fails")) for number in range(LIMIT_PER_SUBJECT + 1)]
-    here.until(lambda: len(here.desk.results) == LIMIT_PER_SUBJECT)
-    (held,) = [each for each in flood if here.desk.stage(each) is Stage.HELD_BACK]
+
+    def held_back() -> list[Record]:
+        return [each for each in flood if here.desk.stage(each) is Stage.HELD_BACK]
+
+    here.until(held_back)
+    (held,) = held_back()
     assert not here.health.ready()[0]
     here.desk.cancel(held)
     assert_cancelled(here.end(held), attempts=1)

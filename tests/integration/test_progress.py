@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import pty
@@ -25,6 +26,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourcePatternType,
     ResourceType,
 )
+from PIL import Image
 
 from tests.fleet.arena import Arena
 from tests.fleet.workers import WorkerProcess, until
@@ -101,9 +103,32 @@ class TestAWorker:
         expected = [f"STARTED 0/{STEPS}", *steps, f"GENERATED {STEPS}/{STEPS}"]
         assert stages(events(arena)[request_id]) == expected
 
+    @pytest.mark.parametrize("level", ["stages", "steps"])
+    def test_shows_previews_to_those_who_ask_for_them(self, arena: Arena, level: str) -> None:
+        worker = self.start(arena, ZIMAGE_WORKER__PROGRESS=level)
+        with PromptClient(arena.settings) as client:
+            asked = [image_request("a", previews=3), image_request("b", previews=1), image_request("c")]
+            ids = [client.submit(request) for request in asked]
+            assert all(client.wait(each, timeout=120).succeeded for each in ids)
+        many = 2 * 3 + (3 * STEPS if level == "steps" else 3 + 1)
+        until(lambda: counts(worker).get("published") == many, 30, "all is published")
+        found = events(arena)
+        for request_id, after in zip(ids, ([1, 2, 3], [2], []), strict=True):
+            seen = [event for event in found[request_id] if event.preview is not None]
+            assert [(event.stage, event.step) for event in seen] == [("STEP", step) for step in after]
+            told = range(1, STEPS + 1) if level == "steps" else after
+            assert stages(found[request_id]) == [
+                f"STARTED 0/{STEPS}",
+                *(f"STEP {step}/{STEPS}" for step in told),
+                f"GENERATED {STEPS}/{STEPS}",
+            ]
+            for event in seen:
+                image = Image.open(io.BytesIO(event.preview or b""))
+                assert (image.format, image.size) == ("JPEG", (64, 64))
+
     def test_says_nothing_where_that_is_off(self, arena: Arena) -> None:
         worker = self.start(arena, ZIMAGE_WORKER__PROGRESS="off")
-        arena.send([image_request()])
+        arena.send([image_request(previews=3)])
         arena.wait_answered(60)
         worker.signal(15)
         assert worker.wait(60) == 0
@@ -229,6 +254,13 @@ class TestAClient:
             steps = [f"STEP {step}/{STEPS}" for step in range(1, STEPS + 1)]
             # The result may be read before the last event.
             assert stages(each)[: STEPS + 1] == [f"STARTED 0/{STEPS}", *steps]
+
+    def test_sees_the_previews_that_it_asked_for(self, arena: Arena, slow: WorkerProcess) -> None:
+        with PromptClient(arena.settings) as client:
+            request_id = client.submit(image_request(previews=2))
+            found = list(client.progress([request_id], timeout=120))
+            assert client.wait(request_id, timeout=120).succeeded
+        assert [event.step for event in found if event.preview] == [1, 3]
 
     def test_follows_requests_of_others_from_where_they_have_got_to(
         self, arena: Arena, slow: WorkerProcess

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -181,6 +182,39 @@ def test_previews_are_told_of_the_requests_that_ask_for_them_with_their_steps(
     assert shown(here) == expected
     others = [each.stage.value for each in here.told if each.stage is not ProgressStage.STEP]
     assert others == ["STARTED", "GENERATED"]
+
+
+class Previewing(SimulatedEngine):
+    """Its previews note the thread that makes them."""
+
+    makers: list[str]
+
+    def generate(
+        self,
+        specs: Sequence[ImageSpec],
+        cancelled: Callable[[], bool] = never,
+        stepped: Stepped | None = None,
+        previews: Previews | None = None,
+    ) -> list[Image]:
+        def encode() -> bytes:
+            self.makers.append(threading.current_thread().name)
+            return b"jpeg"
+
+        assert previews is not None
+        assert stepped is not None
+        previews.show(0, 1, encode)
+        stepped(1, 2)
+        return super().generate(specs, cancelled)
+
+
+def test_previews_are_made_by_whoever_is_told_and_not_on_the_engine_s_thread() -> None:
+    Previewing.makers = []
+    with running(kind=Previewing, tells_previews=True) as here:
+        here.thread.submit(Batch(1, (job(width=64, height=64, previews=1),)))
+        assert here.outcome() == BatchDone(1)
+    (encode,) = (encode for each in here.told for encode in each.previews.values())
+    assert Previewing.makers == []
+    assert encode() == b"jpeg"
 
 
 class Asked(SimulatedEngine):

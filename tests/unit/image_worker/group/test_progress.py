@@ -118,6 +118,15 @@ def test_more_than_fits_into_the_queue_is_dropped_and_nobody_waits() -> None:
     assert here.count("dropped") == 6
 
 
+def test_telling_waits_for_nobody() -> None:
+    here = Here()
+    started = time.monotonic()
+    for _ in range(3):
+        here.publisher.tell(notice(2))
+    # Nothing publishes them: the thread is not started.
+    assert time.monotonic() - started < 1.0
+
+
 class FakeProducer:
     """A producer without a broker, to which everything can happen."""
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zimage_stream.client.prompt_client import PromptClient
     from zimage_stream.client.submitting import Submitted
-    from zimage_stream.engines.base import Engine, ImageSpec, SteppingEngine
+    from zimage_stream.engines.base import Engine, ImageSpec, PreviewingEngine, Previews, SteppingEngine
     from zimage_stream.errors import (
         BrokerUnavailableError,
         ContextLostError,
@@ -70,6 +70,8 @@ __all__ = [
     "ImageSpec",
     "ImageStore",
     "OutOfMemoryError",
+    "PreviewingEngine",
+    "Previews",
     "Progress",
     "ProgressStage",
     "PromptClient",
@@ -111,7 +113,9 @@ _HOMES = {
     "PromptRequest": "events.prompt_request",
     "new_request_id": "events.prompt_request",
     **dict.fromkeys(("Progress", "ProgressStage"), "events.progress"),
-    **dict.fromkeys(("Engine", "ImageSpec", "SteppingEngine"), "engines.base"),
+    **dict.fromkeys(
+        ("Engine", "ImageSpec", "PreviewingEngine", "Previews", "SteppingEngine"), "engines.base"
+    ),
     **dict.fromkeys(("ImageStore", "Put", "StoredObject"), "stores.base"),
     **dict.fromkeys(
         ("Code", "Failure", "ImageResult", "Source", "Status", "StoredImage", "Timing"), "events.image_result"

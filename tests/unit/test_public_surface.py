@@ -19,6 +19,8 @@ PUBLIC = {
     "ImageSpec",
     "ImageStore",
     "OutOfMemoryError",
+    "PreviewingEngine",
+    "Previews",
     "Progress",
     "ProgressStage",
     "PromptClient",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.chaos import broker_scenarios, hostile, scenarios
 from tests.chaos.broker_scenarios import RECOVERY_S, BrokerScenario
-from tests.chaos.scenarios import SESSION_S
+from tests.chaos.scenarios import CLIENTS
 from tests.chaos.stage import Row, Services, open_stage
 from tests.chaos.workloads import WORKLOADS
 from tests.fleet.arena import open_arena
@@ -63,18 +63,10 @@ def play(
         request_partitions=PARTITIONS,
         replication_factor=COPIES if on_cluster else 1,
     )
-    kafka = {
-        "extra": {
-            "session.timeout.ms": str(int(SESSION_S * 1e3)),
-            "heartbeat.interval.ms": "1000",
-            # Notice added partitions soon.
-            "topic.metadata.refresh.interval.ms": "1000",
-        }
-    }
     store = services.minio.address.settings(name)
     if chosen.directory:
         store = StoreSettings(kind="directory", path=folder / "objects")
-    arena = open_arena(broker.settings, store, topics, folder, {"kafka": kafka})
+    arena = open_arena(broker.settings, store, topics, folder, {"kafka": {"extra": CLIENTS}})
     if not chosen.directory:
         arena.store.make_bucket(name)
     with (

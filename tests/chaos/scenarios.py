@@ -33,6 +33,8 @@ from zimage_stream.stores.connections import TRANSFER_TIMEOUT_S
 
 ROOT = Path(__file__).parents[2]
 SESSION_S = 4.0
+CLIENTS = {"session.timeout.ms": str(int(SESSION_S * 1e3)), "heartbeat.interval.ms": "1000"}
+"""The workers' ``kafka.extra``."""
 """Session timeout of the arena's workers: how long until a dead one is missed."""
 POISON = {"raising": "raise", "huge": "oom:0", "deadly": "kill", "endless": "hang", "cursed": "lost"}
 
@@ -634,7 +636,13 @@ SCENARIOS = {
         Scenario("poison", poison, _poison_settings(), short=False),
         # With full windows, so that partitions are paused when they leave.
         Scenario("rebalance storm", rebalance_storm, {"ZIMAGE_WORKER__WINDOW": "8"}, short=False),
-        Scenario("partitions added", partitions_added, short=False),
+        Scenario(
+            "partitions added",
+            partitions_added,
+            # By default a consumer looks for new partitions every five minutes.
+            {"ZIMAGE_KAFKA__EXTRA": json.dumps(CLIENTS | {"topic.metadata.refresh.interval.ms": "1000"})},
+            short=False,
+        ),
         Scenario("gaps in the log", gaps_in_the_log),
         Scenario("stale metadata", stale_metadata, short=False),
         Scenario("sizes at the limits", sizes_at_the_limits, short=False),

@@ -438,6 +438,7 @@ class TestACutDeadLetter:
         for value in (self.VALUE, b"something else"):
             producer.produce(settings.topics.requests, key=key, value=value, partition=3)
         assert producer.flush(120) == 0
+        first = ((3, 0), (3, 1))
         cut: list[Header] = [
             ("zimage.key-bytes", str(len(key)).encode()),
             ("zimage.headers-left-out", headers_left_out),
@@ -448,7 +449,7 @@ class TestACutDeadLetter:
         assert done.returncode == 1
         assert "0:1 - is not sent" in done.stderr
         assert "is another one" in done.stderr
-        *_, again = sent(settings)
+        (again,) = [record for record in sent(settings) if (record.partition, record.offset) not in first]
         assert (again.key, again.value) == (key, self.VALUE)
 
     def test_is_refused_if_its_record_is_gone(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from collections.abc import Callable
 
-from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from tests.fleet.arena import Arena, client_config
 from tests.fleet.workers import until
 from tests.integration.test_health import samples
 from tests.services.addresses import KafkaAddress, MinioAddress
+from tests.services.native.kafka import Kafka
 from zimage_consumers.image_worker.group.roster import draw_nonce
 from zimage_consumers.image_worker.window.ledger import RECORDS_PER_TURN, UNMARKED_DEATHS_LIMIT
 from zimage_stream import PromptRequest
@@ -82,3 +85,36 @@ def test_a_log_emptied_behind_a_transaction_marker_is_still_served(
     arena.send([image_request("after the log was emptied")])
     report = arena.wait_answered(30)
     arena.assert_exactly_once(report)
+
+
+def test_partitions_return_to_a_worker_that_knows_an_older_epoch_of_their_leader(
+    own_arena: Arena, own_kafka: Kafka
+) -> None:
+    first = own_arena.fleet.start("first").wait_ready()
+    admin = AdminClient({**client_config(own_arena.settings.kafka)})
+    place = TopicPartition(own_arena.settings.topics.requests, 0)
+    latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+
+    def is_outdated() -> bool:
+        """Whether a client that knows what the worker's knows is refused."""
+        try:
+            admin.list_offsets({place: latest}, request_timeout=30)[place].result()
+        except KafkaException as error:
+            return bool(error.args[0].code() == KafkaError.FENCED_LEADER_EPOCH)
+        return False
+
+    def begin_an_epoch() -> bool:
+        # A broker that misses its heartbeats is no leader any more, and is elected again once it returns.
+        own_kafka.pause()
+        time.sleep(4)
+        own_kafka.resume()
+        return is_outdated()
+
+    assert not is_outdated()
+    until(begin_an_epoch, 60, "the leader's epoch is a new one")
+    second = own_arena.fleet.start("second").wait_ready()
+    second.signal(signal.SIGTERM)
+    assert second.wait(40) == 0
+    own_arena.send([image_request() for _ in range(24)])
+    own_arena.assert_exactly_once(own_arena.wait_answered(60))
+    assert any("cannot be read yet" in line["message"] for line in first.lines())

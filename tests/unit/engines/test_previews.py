@@ -198,7 +198,19 @@ class TestColours:
                 assert distance <= COLOURS_AGREE
                 assert distance < np.abs(seen[own] - true[other]).mean()
 
-    def test_a_preview_is_upright(self, engine: ZImageEngine) -> None:
+    def test_a_pixel_is_where_its_latent_is(self) -> None:
+        latents = np.zeros((16, 4, 6), np.float16)
+        latents[7, 1, 4] = 1.0
+        weights = np.zeros((16, 3), np.float32)
+        weights[7] = 100, 200, 300
+        picture = ColourMap(weights, np.array([10, 0, 0], np.float32)).picture(latents)
+        assert (picture.mode, picture.size) == ("RGB", (6, 4))
+        expected = np.zeros((4, 6, 3), np.uint8)
+        expected[:, :, 0] = 10
+        expected[1, 4] = 110, 200, 255
+        assert np.array_equal(np.asarray(picture), expected)
+
+    def test_a_preview_has_the_shape_of_its_image(self, engine: ZImageEngine) -> None:
         shown = Shown(1)
         (image,) = engine.generate(
             [ImageSpec("a black circle on a white background", 96, 64, STEPS, 0.0, 3)],
@@ -262,6 +274,16 @@ class TestAGeneration:
         assert [each for each in shown.order if each.startswith("preview")] == [
             f"preview 0 after {step}" for step in (1, 2, 3)
         ]
+
+    def test_costs_nothing_once_nobody_wants_previews(
+        self, engine: ZImageEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        captured: list[object] = []
+        monkeypatch.setattr(LatentPreviews, "capture", lambda _, *made: captured.append(made))
+        engine.generate(specs(), previews=Shown(1).previews)
+        assert len(captured) == 4
+        engine.generate(specs())
+        assert len(captured) == 4
 
     def test_leaves_out_a_preview_that_fails(
         self, engine: ZImageEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -110,8 +110,8 @@ def create_admin(settings: KafkaSettings, connection: ConnectionStatus | None = 
     Raises:
         SettingsError: as :func:`common_config`.
     """
-    # With librdkafka 2.16, an answer that a leader's epoch is outdated does not make this client ask who leads
-    # now. By default it would name the same epoch for a quarter of an hour, and be refused each time.
+    # With librdkafka 2.16, an answer that a leader's epoch is outdated does not make an admin client ask who
+    # leads now. By default it would name the same epoch for a quarter of an hour, and be refused each time.
     config = common_config(settings) | {"metadata.max.age.ms": METADATA_AGE_MS} | settings.extra
     return AdminClient(_with_error_callback(config, connection))
 

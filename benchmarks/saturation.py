@@ -8,12 +8,18 @@ share one machine. All requests are queued before the start.
   the last one. Anything that keeps the device waiting lowers it.
 - *images/s*: measured until the last object is stored.
 
+With `--progress`, this project is compared with itself instead: `worker.progress` off, stages and steps take
+turns, and the figures are the medians of their rounds.
+
     python -m tests.services run --no-registry -- python -m benchmarks.saturation
 """
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from benchmarks.report import Plot, Report, parser, publish
 from benchmarks.seed_stack import SeedStack
@@ -23,6 +29,10 @@ from zimage_stream.settings import Settings
 
 SERVICE_MS = (320.0, 850.0)
 """Of an H200 and an L40S for one 1024x1024 picture at 8 steps."""
+LEVELS = ("off", "stages", "steps")
+"""Of ``worker.progress``."""
+ALLOWED = 0.005
+"""Share of the device's busy time that progress may cost."""
 OURS, THEIRS = "this project", "Redis and RQ, sequential"
 
 
@@ -45,7 +55,12 @@ class Run:
 def main() -> None:
     options = parser(__doc__, "few and fast images")
     options.add_argument("--pictures", type=int, default=200)
+    options.add_argument("--progress", action="store_true", help="compare worker.progress off, stages, steps")
+    options.add_argument("--rounds", type=int, default=5, help="of each setting, with --progress")
     arguments = options.parse_args()
+    if arguments.progress:
+        compare_progress(arguments)
+        return
     service, pictures = ((50.0,), 20) if arguments.quick else (SERVICE_MS, arguments.pictures)
     rows: list[tuple[float, str, float, float]] = []
     for milliseconds in service:
@@ -74,6 +89,45 @@ def main() -> None:
         ),
         arguments,
     )
+
+
+def compare_progress(arguments: argparse.Namespace) -> None:
+    """Report how busy the device is with each setting of ``worker.progress``."""
+    quick = arguments.quick
+    milliseconds, pictures, rounds = (50.0, 20, 1) if quick else (320.0, arguments.pictures, arguments.rounds)
+    engine = {"kind": "simulated", "simulated_ms": milliseconds, "simulated_scenery": True}
+    seen: dict[str, list[Run]] = {level: [] for level in LEVELS}
+    for number in range(rounds):
+        # Each begins a round as often as the others: a machine may become slower.
+        for level in (*LEVELS[number % 3 :], *LEVELS[: number % 3]):
+            with fresh_settings(engine=engine, worker={"progress": level}) as settings:
+                seen[level].append(ours(settings, pictures))
+    busy = {level: [run.busy(milliseconds / 1e3) for run in runs] for level, runs in seen.items()}
+    rows = [
+        (level, median(busy[level]), min(busy[level]), max(busy[level]), median(map(_images_a_second, runs)))
+        for level, runs in seen.items()
+    ]
+    columns = ("worker.progress", "busy", "least", "most", "images/s")
+    publish(Report(columns, rows, [cost_of_progress(busy)]), arguments)
+
+
+def cost_of_progress(busy: Mapping[str, Sequence[float]]) -> str:
+    """What progress costs, in a sentence. Pure.
+
+    Args:
+        busy: shares of the device's busy time by setting, one for each round.
+    """
+    off = median(busy["off"])
+    costs = {level: 1 - median(busy[level]) / off for level in LEVELS if level != "off"}
+    told = " and ".join(f"{cost:.2%} with {level}" for level, cost in costs.items())
+    verdict = "within" if max(costs.values()) <= ALLOWED else "MORE THAN"
+    return (
+        f"Without progress the device is busy {off:.2%} of the time. Lost: {told}, {verdict} {ALLOWED:.1%}."
+    )
+
+
+def _images_a_second(run: Run) -> float:
+    return run.images_a_second
 
 
 def ours(settings: Settings, pictures: int) -> Run:

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from tests.integration.bad_input import CASES
-from zimage_stream.events.schemas import CANCELLATION, IMAGE_RESULT, PROGRESS, PROMPT_REQUEST, current
+from zimage_stream.events.schemas import (
+    CANCELLATION,
+    IMAGE_RESULT,
+    PROGRESS,
+    PROMPT_REQUEST,
+    current,
+    published,
+)
 from zimage_stream.kafka.topics import TopicSpec, released_topic, replayed_topic, required_topics
 from zimage_stream.settings import TopicSettings
 
@@ -35,6 +42,7 @@ def rendered(page: str) -> str:
         "cancellation": schema_table(CANCELLATION),
         "progress": schema_table(PROGRESS),
         "bad-input": bad_input_table(),
+        "versions": versions_table(),
     }
     return _MARKED.sub(lambda match: f"{match[1]}{tables[match[2]]}{match[3]}", page)
 
@@ -125,6 +133,20 @@ def bad_input_table() -> str:
         for case in CASES
     )
     return "| sent | outcome | result | the message says |\n|---|---|---|---|\n" + "".join(rows)
+
+
+def versions_table() -> str:
+    """Return the table of the schemas that have several versions, with what each version added."""
+    rows = []
+    for name, versions in sorted(published().items()):
+        known: list[str] = []
+        for schema in versions if len(versions) > 1 else ():
+            fields = [field["name"] for field in json.loads(schema.text)["fields"]]
+            added = ", ".join(f"`{field}`" for field in fields if field not in known)
+            mark, number = schema.fingerprint.hex(" "), schema.version
+            rows.append(f"| {name} | {number} | `{mark}` | {added if number > 1 else ''} |\n")
+            known = fields
+    return "| schema | version | fingerprint | new fields |\n|---|---|---|---|\n" + "".join(rows)
 
 
 def _cell(text: str) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zimage_stream.client.prompt_client import PromptClient
     from zimage_stream.client.submitting import Submitted
-    from zimage_stream.engines.base import Engine, ImageSpec
+    from zimage_stream.engines.base import Engine, ImageSpec, PreviewingEngine, Previews, SteppingEngine
     from zimage_stream.errors import (
         BrokerUnavailableError,
         ContextLostError,
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         StoredImage,
         Timing,
     )
+    from zimage_stream.events.progress import Progress, ProgressStage
     from zimage_stream.events.prompt_request import PromptRequest, new_request_id
     from zimage_stream.settings import Settings, load_settings
     from zimage_stream.stores.base import ImageStore, Put, StoredObject
@@ -69,6 +70,10 @@ __all__ = [
     "ImageSpec",
     "ImageStore",
     "OutOfMemoryError",
+    "PreviewingEngine",
+    "Previews",
+    "Progress",
+    "ProgressStage",
     "PromptClient",
     "PromptRequest",
     "Put",
@@ -80,6 +85,7 @@ __all__ = [
     "SettingsError",
     "Source",
     "Status",
+    "SteppingEngine",
     "StoreError",
     "StoreMisconfiguredError",
     "StoreRejectedError",
@@ -106,7 +112,10 @@ _HOMES = {
     "load_settings": "settings",
     "PromptRequest": "events.prompt_request",
     "new_request_id": "events.prompt_request",
-    **dict.fromkeys(("Engine", "ImageSpec"), "engines.base"),
+    **dict.fromkeys(("Progress", "ProgressStage"), "events.progress"),
+    **dict.fromkeys(
+        ("Engine", "ImageSpec", "PreviewingEngine", "Previews", "SteppingEngine"), "engines.base"
+    ),
     **dict.fromkeys(("ImageStore", "Put", "StoredObject"), "stores.base"),
     **dict.fromkeys(
         ("Code", "Failure", "ImageResult", "Source", "Status", "StoredImage", "Timing"), "events.image_result"

@@ -262,6 +262,9 @@ class WorkerSettings(Group):
     """Maximum number of attempts. A mark can count to 15; the extra one identifies a request that kills every
     worker that reads it."""
     drain_timeout_s: Seconds = 30.0
+    progress: Literal["off", "stages", "steps"] = "stages"
+    """What is published of requests before their results: nothing, their stages, or each denoising step as
+    well. Stages include the previews that a request asks for."""
     encode_threads: Positive = 2
     upload_threads: Positive = 4
 

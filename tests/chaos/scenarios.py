@@ -27,6 +27,8 @@ from zimage_consumers.image_worker.failpoints import POINTS, VARIABLE
 from zimage_stream.events.cancellation import Cancellation
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.image_result import Source
+from zimage_stream.kafka.reader import TopicReader
+from zimage_stream.kafka.topics import TopicError, create_topics
 from zimage_stream.stores.connections import TRANSFER_TIMEOUT_S
 
 ROOT = Path(__file__).parents[2]
@@ -442,6 +444,71 @@ def cancellations_topic_missing(stage: Stage, scale: float) -> None:
         assert any("no request can be cancelled" in line["message"] for line in worker.lines()), worker.name
 
 
+def progress_topic_refused(stage: Stage, scale: float) -> None:
+    """The topic takes no records, then is deleted, while steps and previews are told. Nothing waits."""
+    stage.start_workers()
+    topics = stage.arena.settings.topics
+    admin = AdminClient({**client_config(stage.arena.settings.kafka)})
+
+    def topic_is_there() -> bool:
+        return topics.progress in admin.list_topics(timeout=60).topics
+
+    def made() -> bool:
+        # A topic that is still being deleted cannot be created.
+        with suppress(TopicError):
+            create_topics(stage.arena.settings.kafka, topics, replication_factor=1)
+        return topic_is_there()
+
+    for _ in range(round(2 * scale)):
+        stage.pause(1)
+        _set_largest(stage, topics.progress, "200")
+        stage.fault()
+        _send_with_previews(stage)
+        _complain_of_progress(stage)
+        until(
+            lambda: all(worker.ready()[0] for worker in stage.crew), 60, "workers without progress are ready"
+        )
+        admin.delete_topics([topics.progress])[topics.progress].result(120)
+        stage.fault()
+        until(lambda: not topic_is_there(), 60, "the topic is gone")
+        _send_with_previews(stage)
+        # Its successor finds no topic.
+        stage.rng.choice(stage.crew).kill()
+        stage.fault()
+        _send_with_previews(stage)
+        _complain_of_progress(stage)
+        until(made, 60, "the topic is there again")
+    # Workers that are started with the topic publish to it: it was refused for no other reason.
+    _rest_all(stage)
+    for worker in stage.crew:
+        stage.wake(worker)
+    _send_with_previews(stage)
+    with TopicReader(stage.arena.settings.kafka, topics.progress, uncommitted=True) as reader:
+        reader.start()
+
+        def previewed() -> bool:
+            record = reader.poll(1.0)
+            return record is not None and Codec().decode_progress(record.value).preview is not None
+
+        until(previewed, 60, "previews are published")
+
+
+def _send_with_previews(stage: Stage) -> None:
+    for previews in range(4):
+        stage.send(image_request(previews=previews))
+    stage.pause(0.5, 1.5)
+
+
+def _complain_of_progress(stage: Stage) -> None:
+    """Wait until a worker has said that no progress is published."""
+
+    def said() -> bool:
+        lines = itertools.chain.from_iterable(worker.lines() for worker in stage.crew)
+        return any("no progress is published" in line["message"] for line in lines)
+
+    until(said, 60, "a worker says that no progress is published")
+
+
 def cancellations_flooded(stage: Stage, scale: float) -> None:
     """Somebody writes cancellations of what does not exist, of what has ended, and garbage, as fast as
     possible."""
@@ -590,6 +657,12 @@ SCENARIOS = {
             "cancellations topic missing",
             cancellations_topic_missing,
             {"ZIMAGE_TOPICS__CANCELLATIONS": "there-is-no-such-topic"},
+            short=False,
+        ),
+        Scenario(
+            "progress topic refused",
+            progress_topic_refused,
+            {"ZIMAGE_WORKER__PROGRESS": "steps"},
             short=False,
         ),
         Scenario("cancellations flooded", cancellations_flooded, short=False),

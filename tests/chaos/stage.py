@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+import io
 import itertools
 import json
 import random
@@ -20,6 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import fastavro
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewPartitions
@@ -32,8 +34,9 @@ from tests.services.native.kafka import Kafka
 from tests.services.native.minio import Minio
 from zimage_stream import PromptRequest
 from zimage_stream.events.cancellation import Cancellation
-from zimage_stream.events.codec import Codec
+from zimage_stream.events.codec import SINGLE_OBJECT, Codec
 from zimage_stream.events.image_result import Source
+from zimage_stream.events.schemas import PROMPT_REQUEST, published
 
 ANSWERED_WITHIN_S = 120.0
 """Even on a busy machine less than the time that pytest gives a test."""
@@ -207,13 +210,25 @@ class Stage:
 
     def send(self, request: PromptRequest, allowed: Sequence[str] = SUCCEEDED) -> None:
         """Produce a request to any partition."""
-        value = self._codec.encode_request(request, self.arena.settings.topics.requests)
+        value = self._encoded(request)
         known = {
             "request_id": request.request_id,
             "tenant": request.tenant,
             "attributes": dict(request.attributes),
         }
         self.send_bytes(value, allowed, known)
+
+    def _encoded(self, request: PromptRequest) -> bytes:
+        """The request as a producer that is upgraded after the workers writes it: in the first version of its
+        schema, unless it uses a field that is newer."""
+        if request.previews:
+            return self._codec.encode_request(request, self.arena.settings.topics.requests)
+        first = published()[PROMPT_REQUEST][0]
+        out = io.BytesIO(SINGLE_OBJECT + first.fingerprint)
+        out.seek(0, io.SEEK_END)
+        fields = {name: getattr(request, name) for name in request.__dataclass_fields__}
+        fastavro.schemaless_writer(out, first.parsed, fields)
+        return out.getvalue()
 
     def send_bytes(
         self, value: bytes, allowed: Sequence[str], known: Mapping[str, Any] | None = None

@@ -21,7 +21,7 @@ from tests.fleet.workers import until
 from tests.services import KafkaAddress, MinioAddress, RegistryAddress
 from zimage_stream import PromptRequest
 from zimage_stream.engines.tiny.captions import COMBINATIONS, caption, variants
-from zimage_stream.events.schemas import IMAGE_RESULT, PROMPT_REQUEST, current
+from zimage_stream.events.schemas import IMAGE_RESULT, PROMPT_REQUEST, Schema, published
 from zimage_stream.kafka.topics import RESULT_PARTITIONS
 from zimage_stream.settings import environment_of
 
@@ -139,13 +139,17 @@ def test_the_java_producer_is_answered(
     assert {result["status"] for result in results} == {"SUCCEEDED"}
 
 
-@pytest.mark.parametrize("name", [PROMPT_REQUEST, IMAGE_RESULT])
-def test_java_sees_the_same_fingerprint(name: str, java_producer: Sequence[str]) -> None:
-    file = ROOT / "schemas" / f"{name}.v1.avsc"
+@pytest.mark.parametrize(
+    "schema",
+    [*published()[PROMPT_REQUEST], *published()[IMAGE_RESULT]],
+    ids=lambda schema: f"{schema.name}.v{schema.version}",
+)
+def test_java_sees_the_same_fingerprint(schema: Schema, java_producer: Sequence[str]) -> None:
+    file = ROOT / "schemas" / f"{schema.name}.v{schema.version}.avsc"
     done = subprocess.run(
         [*java_producer, "fingerprint", str(file)], capture_output=True, text=True, timeout=120, check=True
     )
-    assert bytes.fromhex(done.stdout.strip()) == current(name).fingerprint
+    assert bytes.fromhex(done.stdout.strip()) == schema.fingerprint
 
 
 @pytest.fixture

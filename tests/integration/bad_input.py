@@ -247,6 +247,7 @@ CASES = (
     ),
     _invalid("a negative seed", "seed: got -1, takes", seed=-1),
     _invalid("a priority of 11", "priority: got 11, takes a whole number from -10 to 10", priority=11),
+    _invalid("four previews", "previews: got 4, takes a whole number from 0 to 3", previews=4),
     Case(
         "an expiry in the past",
         written(request_id="expired", expires_at=datetime.now(UTC) - timedelta(days=1)),

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from confluent_kafka.schema_registry import SchemaRegistryClient, topic_subject_name_strategy
+from confluent_kafka.schema_registry import Schema, SchemaRegistryClient, topic_subject_name_strategy
 from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 
@@ -20,7 +20,7 @@ from zimage_stream.errors import RegistryUnavailableError, SchemaMissingError, U
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.prompt_request import PromptRequest
 from zimage_stream.events.registry import Registry
-from zimage_stream.events.schemas import PROMPT_REQUEST, current
+from zimage_stream.events.schemas import PROMPT_REQUEST, current, published
 from zimage_stream.settings import RegistrySettings
 
 REQUEST = PromptRequest(prompt="一座灯塔", tenant="studio", attributes={"sku": "A-1"})
@@ -68,6 +68,19 @@ def test_confluents_serializer_and_ours_understand_each_other(
         deserialize: Any = AvroDeserializer(client, conf=by_topic)
         ours = deserialize(codec_for(registry).encode_request(REQUEST, topic), context)
         assert (ours["prompt"], ours["attributes"]) == ("一座灯塔", {"sku": "A-1"})
+
+
+@pytest.mark.parametrize("name", sorted(published()))
+def test_a_registry_takes_every_version_as_fully_compatible(
+    registry: RegistryAddress, topic: str, name: str
+) -> None:
+    subject = f"{topic}-{name}-value"
+    with SchemaRegistryClient({"url": registry.url, "timeout": 10}) as client:
+        for number, schema in enumerate(published()[name]):
+            client.register_schema(subject, Schema(schema.text, "AVRO"))
+            if number == 0:
+                client.set_compatibility(subject, "FULL_TRANSITIVE")
+        assert len(client.get_versions(subject)) == len(published()[name])
 
 
 def test_a_schema_that_is_not_registered_is_named(

@@ -65,6 +65,11 @@ class Awaited(Generic[T]):
             del self._sent[sent]
         return result
 
+    def find(self, request_id: str, source: Source) -> T | None:
+        """Return the pending request whose record is there, if it has this id."""
+        sent = self._located.get(source)
+        return sent if sent is not None and sent.request_id == request_id else None
+
     def drop(self, sent: T) -> None:
         """Remove a request, if it is present."""
         if sent not in self._sent:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from zimage_stream.client.awaited import Awaited
 from zimage_stream.events.image_result import ImageResult, Source
+from zimage_stream.events.progress import Progress
 
 REMEMBERED = 65_536
 KEPT = 4_096
@@ -21,6 +23,7 @@ class Submission:
         since: end offsets of the results topic before the submission; the result cannot lie below them.
         source: location of the record, set once the brokers have acknowledged it.
         result: the result, once it has arrived.
+        at: when it was submitted.
         dropped: whether the mailbox no longer keeps the submission or its result; a caller that still needs
             the result must read the topic from ``since``.
     """
@@ -31,15 +34,16 @@ class Submission:
     source: Source | None = None
     result: ImageResult | None = None
     dropped: bool = False
+    at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @property
     def pending(self) -> bool:
         """Whether the result may still arrive here."""
         return self.result is None and not self.dropped
 
-    def answered_by(self, result: ImageResult) -> bool:
-        """Whether a result answers this submission, and not an older record with the same id."""
-        return result.request_id == self.request_id and self.source in (None, result.source)
+    def is_subject_of(self, event: ImageResult | Progress) -> bool:
+        """Whether an event is about this submission, and not about an older record with the same id."""
+        return event.request_id == self.request_id and self.source in (None, event.source)
 
 
 class Mailbox:

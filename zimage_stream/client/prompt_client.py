@@ -6,9 +6,10 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from zimage_stream import forks
+from zimage_stream.client.following import follow_progress
 from zimage_stream.client.mailbox import Mailbox, Submission
 from zimage_stream.client.submitting import Submitted, submit_each
 from zimage_stream.deadline import Deadline
@@ -17,9 +18,11 @@ from zimage_stream.events.cancellation import Cancellation, check_reason
 from zimage_stream.events.codec import create_codec
 from zimage_stream.events.headers import Header, request_headers
 from zimage_stream.events.image_result import ImageResult, Source
+from zimage_stream.events.progress import Progress
 from zimage_stream.events.prompt_request import PromptRequest
 from zimage_stream.events.rules import Limits, check_request
 from zimage_stream.kafka.canceller import Canceller
+from zimage_stream.kafka.progress import ProgressReader
 from zimage_stream.kafka.reader import POLL_S, ResultReader
 from zimage_stream.kafka.submitter import ACCEPT_TIMEOUT_S, Submitter
 from zimage_stream.settings import Settings, load_settings
@@ -28,6 +31,10 @@ log = logging.getLogger(__name__)
 
 SOURCE = "/zimage/client"
 """Value of the header ``ce_source`` of our requests."""
+
+_PROGRESS_KEPT = timedelta(hours=1)
+_CLOCKS = timedelta(minutes=1)
+"""How far the clocks of workers may be behind ours."""
 
 Headers = Mapping[str, str] | Iterable[Header]
 
@@ -287,6 +294,42 @@ class PromptClient:
                         raise ResultTimeoutError(wanted, deadline.timeout_s)
                     return
 
+    def progress(self, request_ids: Iterable[str], *, timeout: float | None = None) -> Iterator[Progress]:
+        """Yield what workers report of these requests, until each of them has its result.
+
+        Progress may be lost, repeated or late, and there is none if the workers publish none or the progress
+        topic does not exist; the iteration ends with the last result all the same. For requests that this
+        client sent, it begins when they were sent; for others, an hour ago.
+
+        Args:
+            timeout: for the whole iteration, in seconds.
+
+        Raises:
+            ResultTimeoutError: results are missing after ``timeout``.
+            BrokerUnavailableError: no broker answers, or none answered within ``timeout``.
+            TopicMissingError, RegistryUnavailableError: as :meth:`wait`.
+        """
+        deadline = Deadline(timeout)
+        self._note_start()
+        with self._news:
+            wanted = {request_id: self._mailbox.get(request_id) for request_id in request_ids}
+        since = datetime.now(UTC) - _PROGRESS_KEPT
+        if all(wanted.values()):
+            since = min((each.at for each in wanted.values() if each), default=since) - _CLOCKS
+        with (
+            self.open_reader(_earliest(wanted.values(), self._start or {})) as results,
+            self.open_progress_reader(since) as progress,
+        ):
+            yield from follow_progress(wanted, results, progress, deadline)
+
+    def open_progress_reader(self, since: datetime | None = None) -> ProgressReader:
+        """Create a reader of all progress. It is not thread-safe, and the caller must close it.
+
+        Args:
+            since: where to start, by the workers' clocks; by default where the topic ends.
+        """
+        return ProgressReader(self._settings.kafka, self._settings.topics.progress, self._codec, since)
+
     def open_reader(self, since: Mapping[int, int] | None = None) -> ResultReader:
         """Create a reader of all results. It is not thread-safe, and the caller must close it.
 
@@ -370,7 +413,7 @@ def _matches(
     if result.request_id not in wanted:
         return False
     submission = wanted[result.request_id]
-    return submission is None or submission.answered_by(result)
+    return submission is None or submission.is_subject_of(result)
 
 
 def _earliest(submissions: Iterable[Submission | None], start: Mapping[int, int]) -> Mapping[int, int]:

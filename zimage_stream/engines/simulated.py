@@ -18,12 +18,13 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 
 from PIL import Image, ImageDraw, ImageFont
 
-from zimage_stream.engines.base import ImageSpec, never
+from zimage_stream.engines.base import ImageSpec, Previews, Stepped, never
+from zimage_stream.engines.previews import encode_preview, preview_steps
 from zimage_stream.engines.scenery import SIDE, scenery
 from zimage_stream.errors import (
     ContextLostError,
@@ -126,20 +127,37 @@ class SimulatedEngine:
         return -(-len(prompt) // _CHARACTERS_A_TOKEN)
 
     def generate(
-        self, specs: Sequence[ImageSpec], cancelled: Callable[[], bool] = never
+        self,
+        specs: Sequence[ImageSpec],
+        cancelled: Callable[[], bool] = never,
+        stepped: Stepped | None = None,
+        previews: Previews | None = None,
     ) -> list[Image.Image]:
-        """See :class:`~zimage_stream.engines.base.Engine`."""
+        """See :class:`~zimage_stream.engines.base.PreviewingEngine`; the steps are equally long.
+
+        Previews show the finished image.
+        """
         for spec in specs:
             for fault in self._faults_of(spec):
                 self._inject(fault, spec, len(specs))
         # The time for drawing is included: a real device would not use the CPU for it.
-        end = self._clock() + service_seconds(specs, self._reference_s)
+        began, takes_s = self._clock(), service_seconds(specs, self._reference_s)
         images = [self._draw(spec) for spec in specs]
+        steps = specs[0].steps if specs and (stepped is not None or previews is not None) else 0
+        for step in range(1, steps + 1):
+            self._sleep_until(began + takes_s * step / steps, cancelled)
+            if previews is not None:
+                _show(images, step, steps, previews)
+            if stepped is not None:
+                stepped(step, steps)
+        self._sleep_until(began + takes_s, cancelled)
+        return images
+
+    def _sleep_until(self, end: float, cancelled: Callable[[], bool]) -> None:
         while (left := end - self._clock()) > 0:
             if cancelled():
                 raise GenerationCancelledError("the images are no longer wanted")
             self._sleep(min(left, _CANCELLABLE_S))
-        return images
 
     def _faults_of(self, spec: ImageSpec) -> list[Fault]:
         return [fault for piece, fault in self._faults.items() if piece in spec.prompt]
@@ -171,6 +189,12 @@ class SimulatedEngine:
                 self._leaked += int(fault.number * 2**20)
             case FaultKind.LOST:
                 raise ContextLostError("the device context is lost (simulated)")
+
+
+def _show(images: Sequence[Image.Image], step: int, steps: int, previews: Previews) -> None:
+    for index, (image, count) in enumerate(zip(images, previews.counts, strict=True)):
+        if step in preview_steps(steps, count):
+            previews.show(index, step, partial(encode_preview, image))
 
 
 @cache

@@ -18,8 +18,9 @@ from diffusers.utils import logging as diffusers_logging
 from PIL.Image import Image, fromarray
 from transformers.utils import logging as transformers_logging
 
-from zimage_stream.engines.base import MAX_PROMPT_TOKENS, ImageSpec, never
+from zimage_stream.engines.base import MAX_PROMPT_TOKENS, ImageSpec, Previews, Stepped, never
 from zimage_stream.engines.failures import failure_of
+from zimage_stream.engines.latents import ColourMap, LatentPreviews, WatchedScheduler, fit_colours
 from zimage_stream.engines.memory import UNUSED_CACHE_BYTES, DeviceMemory, memory_of
 from zimage_stream.errors import EngineError, GenerationCancelledError, OutOfMemoryError, SettingsError
 from zimage_stream.settings import EngineSettings
@@ -65,6 +66,8 @@ class ZImageEngine:
         self._clock = clock
         self._pipeline: Any = None
         self._decoded = DecodedCheck()
+        self._scheduler: Any = None
+        self._colours: ColourMap | None = None
         self._tokenizer: Any = None
         self._tokenizing = threading.Lock()
         self._away = False
@@ -85,16 +88,25 @@ class ZImageEngine:
         # Tokenizers are not thread-safe, and the engine's thread uses that of the pipeline.
         self._tokenizer = copy.deepcopy(pipeline.tokenizer)
         pipeline.vae.decoder.register_forward_hook(self._decoded.note)
+        self._scheduler = WatchedScheduler(pipeline.scheduler)
         self._pipeline = pipeline
         self._place()
         self._switch()
         self._warm_up()
+        self._colours = _fit_colours(pipeline, self._device)
         log.info("%s loaded on %s in %.1f s", self.model, self._device, time.monotonic() - started)
 
-    def generate(self, specs: Sequence[ImageSpec], cancelled: Callable[[], bool] = never) -> list[Image]:
-        """See :class:`~zimage_stream.engines.base.Engine`."""
+    def generate(
+        self,
+        specs: Sequence[ImageSpec],
+        cancelled: Callable[[], bool] = never,
+        stepped: Stepped | None = None,
+        previews: Previews | None = None,
+    ) -> list[Image]:
+        """See :class:`~zimage_stream.engines.base.PreviewingEngine`."""
         try:
-            images = self._generate(specs, cancelled)
+            latents = _latent_previews(self._colours, specs[0].steps, previews)
+            images = self._generate(specs, cancelled, stepped, latents)
             if self._memory.reserved() - self._memory.allocated() > UNUSED_CACHE_BYTES:
                 self._memory.release()
         except Exception as error:
@@ -150,7 +162,13 @@ class ZImageEngine:
         with contextlib.suppress(RuntimeError):
             self._memory.release()
 
-    def _generate(self, specs: Sequence[ImageSpec], cancelled: Callable[[], bool]) -> list[Image]:
+    def _generate(
+        self,
+        specs: Sequence[ImageSpec],
+        cancelled: Callable[[], bool],
+        stepped: Stepped | None,
+        previews: LatentPreviews | None,
+    ) -> list[Image]:
         first = specs[0]
         if self._away:
             self._move(self._device)
@@ -161,7 +179,9 @@ class ZImageEngine:
         else:
             self._pipeline.vae.disable_tiling()
         self._decoded.clear()
-        with torch.inference_mode():
+        reporting = stepped is not None or previews is not None
+        report = StepReports(first.steps, stepped, self._device, previews) if reporting else None
+        with torch.inference_mode(), self._scheduler.seen_by(previews and previews.capture):
             decoded = self._pipeline(
                 prompt=[spec.prompt for spec in specs],  # a new list: encode_prompt writes into it
                 height=first.height,
@@ -171,7 +191,7 @@ class ZImageEngine:
                 # On the CPU, so that a seed gives the same noise on any device.
                 generator=[torch.Generator("cpu").manual_seed(spec.seed) for spec in specs],
                 max_sequence_length=MAX_PROMPT_TOKENS,
-                callback_on_step_end=_between_steps(first.steps, cancelled),
+                callback_on_step_end=_between_steps(first.steps, cancelled, report),
                 output_type="pt",
             ).images
             self._decoded.check()
@@ -316,11 +336,64 @@ def to_images(decoded: torch.Tensor) -> list[Image]:
     return [fromarray(image) for image in host.numpy()]
 
 
-def _between_steps(steps: int, cancelled: Callable[[], bool]) -> Callable[..., dict[str, Any]]:
+class StepReports:
+    """Reports steps once the device has done them.
+
+    On a GPU, Python is ahead of the device, by the whole generation if a step is a single graph. So a step is
+    reported after the next one has been queued: the device always has work, and Python is ahead by one step.
+
+    Args:
+        steps: number of steps of the generation.
+        stepped: receives the reports; ``None`` if only previews are wanted.
+        previews: the previews of the generation, each shown before its step is reported.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        stepped: Stepped | None,
+        device: torch.device,
+        previews: LatentPreviews | None = None,
+    ) -> None:
+        self._steps = steps
+        self._stepped = stepped
+        self._device = device
+        self._previews = previews
+        self._queued: list[torch.cuda.Event] = []
+        self._reported = 0
+
+    def queued(self) -> None:
+        """Note that a step has been queued, and report those before it. Waits for the device to do them."""
+        if self._device.type != "cuda":
+            self._report()
+            return
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
+        self._queued.append(event)
+        if len(self._queued) > 1:
+            self._queued.pop(0).synchronize()
+            self._report()
+
+    def finished(self) -> None:
+        """Report the last steps: the device has done them."""
+        while self._reported < self._steps:
+            self._report()
+
+    def _report(self) -> None:
+        self._reported += 1
+        if self._previews is not None:
+            self._previews.show(self._reported)
+        if self._stepped is not None:
+            self._stepped(self._reported, self._steps)
+
+
+def _between_steps(
+    steps: int, cancelled: Callable[[], bool], report: StepReports | None
+) -> Callable[..., dict[str, Any]]:
     """Build the callback that diffusers runs after each step.
 
     It ends a generation that is cancelled, and one whose latents are NaN or infinity, which would give a
-    black image.
+    black image, and reports steps.
     """
 
     def check(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -329,9 +402,29 @@ def _between_steps(steps: int, cancelled: Callable[[], bool]) -> Callable[..., d
         # Only at the last step, because the check waits for the device.
         if step == steps - 1:
             _check_finite(torch.isfinite(tensors["latents"]).flatten(1).all(1))
+            if report is not None:
+                report.finished()
+        elif report is not None:
+            report.queued()
         return {}
 
     return check
+
+
+def _fit_colours(pipeline: Any, device: torch.device) -> ColourMap | None:
+    """The colours of the model's latents; ``None`` if they cannot be found out."""
+    try:
+        colours = fit_colours(pipeline.vae, device)
+        pipeline.maybe_free_model_hooks()
+    except Exception as error:
+        # Images can be generated all the same.
+        log.warning("this model makes no previews: %s", error)
+        return None
+    return colours
+
+
+def _latent_previews(colours: ColourMap | None, steps: int, wanted: Previews | None) -> LatentPreviews | None:
+    return LatentPreviews(colours, steps, wanted) if colours is not None and wanted is not None else None
 
 
 def _silence(library: Any) -> None:

@@ -50,6 +50,7 @@ class PromptRequest:
     batch_id: str | None = None
     created_at: datetime | None = None
     attributes: Mapping[str, str] = field(default_factory=dict)
+    previews: int = 0
 
     @property
     def chosen_seed(self) -> int:
@@ -64,7 +65,7 @@ class PromptRequest:
         """SHA-256 (hex) of the parameters that determine the image.
 
         Model, tenant and date are not included: after an upgrade between upload and commit, a worker must
-        still recognise its own object.
+        still recognise its own object. ``previews`` are not either: they change nothing about the image.
         """
         parameters = [
             self.prompt,

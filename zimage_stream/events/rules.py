@@ -30,6 +30,7 @@ SIDE_STEP, MIN_SIDE, MAX_SIDE = 16, 64, 2048
 MAX_STEPS = 50
 MAX_SEED = 2**63 - 1
 PRIORITIES = (-10, 10)
+MAX_PREVIEWS = 3
 
 _ALLOWED_CONTROLS = "\t\n\r"
 
@@ -85,6 +86,7 @@ def check_request(
     if request.quality is not None:
         _check_int("quality", request.quality, 1, 100)
     _check_int("priority", request.priority, *PRIORITIES)
+    _check_int("previews", request.previews, 0, MAX_PREVIEWS)
     _check_time("expires_at", request.expires_at)
     _check_time("created_at", request.created_at)
     check_batch_id(request.batch_id)

@@ -14,7 +14,7 @@ from zimage_stream.events.prompt_request import PromptRequest
 
 FIELDS = frozenset(field.name for field in fields(PromptRequest))
 
-_INT_FIELDS = frozenset(("width", "height", "seed", "steps", "quality", "priority"))
+_INT_FIELDS = frozenset(("width", "height", "seed", "steps", "quality", "priority", "previews"))
 _TIME_FIELDS = frozenset(("expires_at", "created_at"))
 _NAME_FIELDS = frozenset(("request_id", "tenant", "batch_id"))
 

@@ -194,6 +194,30 @@ def producer_config(settings: KafkaSettings) -> dict[str, Any]:
     }
 
 
+def progress_config(settings: KafkaSettings) -> dict[str, Any]:
+    """Configuration of the producer of progress, which may be lost.
+
+    One replica acknowledges, what is not accepted within 10 seconds is given up, and a full queue refuses
+    more. The client itself logs nothing.
+    """
+    return {
+        **common_config(settings),
+        "acks": 1,
+        "linger.ms": 20,
+        "compression.type": "lz4",
+        "message.timeout.ms": 10_000,
+        "queue.buffering.max.messages": 4_000,
+        "queue.buffering.max.kbytes": 4_096,
+        "log_level": 0,
+        "error_cb": _unheard,
+        **settings.extra,
+    }
+
+
+def _unheard(_: KafkaError) -> None:
+    """Do nothing: delivery reports tell."""
+
+
 def transactional_config(settings: KafkaSettings, transactional_id: str) -> dict[str, Any]:
     """Configuration of a worker's transactional producer.
 

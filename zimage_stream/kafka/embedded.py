@@ -41,7 +41,7 @@ class EmbeddedBroker:
 
     def __init__(self, topics: TopicSettings | None = None) -> None:
         topics = topics or TopicSettings()
-        self._topics: Iterable[str] = (topics.requests, topics.results, topics.dead_letters)
+        self._topics: Iterable[str] = (topics.requests, topics.results, topics.dead_letters, topics.progress)
         self._cluster: Producer | None = None
         self._bootstrap_servers = ""
 

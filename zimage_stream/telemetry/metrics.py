@@ -101,6 +101,13 @@ class Metrics:
             ["stage"],
             registry=registry,
         )
+        self.progress_events = Counter(
+            "zimage_progress_events_total",
+            "Progress events, by outcome: published; dropped, because a queue was full; failed, because the "
+            "topic is missing or the brokers did not accept them.",
+            ["outcome"],
+            registry=registry,
+        )
         self.transactions = Counter(
             "zimage_transactions_total",
             "Publications, by outcome: committed, aborted, lost.",

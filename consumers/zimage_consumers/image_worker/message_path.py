@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from zimage_consumers.dead_letters.release import read_releases
 from zimage_consumers.image_worker.device.batching import BatchLimits
 from zimage_consumers.image_worker.device.errors import EngineHungError, EngineLostError
-from zimage_consumers.image_worker.device.generate import EngineThread
+from zimage_consumers.image_worker.device.generate import EngineThread, untold
 from zimage_consumers.image_worker.failpoints import failpoint
 from zimage_consumers.image_worker.group.publish import CommitRefusedError
 from zimage_consumers.image_worker.group.session import Session
@@ -40,19 +40,22 @@ from zimage_consumers.image_worker.window.jobs import (
     Job,
     LookedUp,
     MemoryLeaked,
+    Notice,
     Outcome,
     RequestCancelledError,
     Resolution,
     Stage,
     Stored,
     Timings,
+    job_of,
+    notice_of,
     now,
 )
 from zimage_consumers.image_worker.window.ledger import RECORDS_PER_TURN, OffsetStatus
 from zimage_consumers.image_worker.window.window import Window
-from zimage_stream.checkpoint import Mark
 from zimage_stream.engines.base import Engine
 from zimage_stream.events.codec import Codec
+from zimage_stream.events.progress import ProgressStage
 from zimage_stream.events.rules import Limits
 from zimage_stream.kafka.record import Record
 from zimage_stream.settings import Settings
@@ -93,6 +96,7 @@ class MessagePath:
     Args:
         engine: not loaded yet; it is loaded, used and closed on a thread of its own.
         slot: this worker's stable name.
+        tell: receives notices of progress, without blocking; called from this thread and the engine's.
     """
 
     def __init__(
@@ -103,6 +107,7 @@ class MessagePath:
         codec: Codec,
         *,
         slot: str,
+        tell: Callable[[Notice], None] = untold,
         health: Health,
         metrics: Metrics,
         tracer: Tracer,
@@ -122,9 +127,11 @@ class MessagePath:
         )
         self.window = Window(settings.worker.window, settings.worker.window_bytes)
         batches = BatchLimits(settings.engine.max_batch)
+        told = settings.worker.progress
         self.engine = EngineThread(
-            engine, batches, self._delivery.deliver, reported.put, metrics, settings.engine
-        )
+            engine, batches, self._delivery.deliver, reported.put, metrics, settings.engine,
+            tell, told == "steps", told != "off",
+        )  # fmt: skip
         self._scheduler = Scheduler(settings.scheduler.tenant_weights, batches)
         limits = Limits(settings.engine.max_pixels, settings.engine.allow_guidance)
         intake = Intake(codec, limits, engine.count_tokens)
@@ -151,6 +158,7 @@ class MessagePath:
             self._outbox,
             max_attempts=settings.worker.max_attempts,
             metrics=metrics,
+            tell=tell,
         )
         self._gauges = Gauges(metrics, settings.telemetry)
         self._clock = ClockGuard(now().timestamp(), time.monotonic())
@@ -240,15 +248,7 @@ class MessagePath:
 
     def _enter(self, assignment: Assignment, record: Record) -> int:
         """Make a job of a new record. Returns the bytes that it takes."""
-        mark = assignment.ledger.mark(record.offset)
-        job = Job(
-            record,
-            assignment,
-            attempts=mark.attempts,
-            suspect=mark.suspect,
-            decode_under_mark=assignment.ledger.decode_under_mark,
-            ever_started=mark != Mark(),
-        )
+        job = job_of(record, assignment)
         self.window.enter(job)
         self._outcomes.cancel(job)
         self._metrics.requests_taken.inc()
@@ -345,6 +345,7 @@ class Outcomes:
     Args:
         reported: filled by other threads.
         max_attempts: attempts that a request has.
+        tell: receives notices of progress.
     """
 
     def __init__(
@@ -358,8 +359,10 @@ class Outcomes:
         *,
         max_attempts: int,
         metrics: Metrics,
+        tell: Callable[[Notice], None],
     ) -> None:
         self._reported = reported
+        self._tell = tell
         self._window = window
         self._admission = admission
         self._dispatcher = dispatcher
@@ -418,6 +421,8 @@ class Outcomes:
         if verdict.action is Action.RETRY:
             log.warning("the attempt failed and will be retried: %s", error, extra=job.log)
             self._metrics.attempts.labels("retried").inc()
+            if job.request is not None:
+                self._tell(notice_of(ProgressStage.RETRYING, [job], 0, job.request.steps))
             self._dispatcher.retry(job, backoff_s(job.attempts))
             return
         fault = verdict.deployment_fault

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from confluent_kafka import KafkaException
 
 from zimage_consumers.image_worker.device.errors import EngineHungError, EngineLostError
+from zimage_consumers.image_worker.device.generate import untold
 from zimage_consumers.image_worker.exits import ExitCode
+from zimage_consumers.image_worker.group.progress import ProgressPublisher
 from zimage_consumers.image_worker.group.publish import ClientsLostError, FencedError
 from zimage_consumers.image_worker.group.roster import draw_nonce
 from zimage_consumers.image_worker.group.session import Session
@@ -58,8 +60,19 @@ class Worker:
         self._metrics = metrics
         self._owner = draw_nonce(slot)
         self._admin = create_admin(settings.kafka)
+        self._progress = (
+            None if settings.worker.progress == "off" else ProgressPublisher(settings, codec, slot, metrics)
+        )
         self._path = MessagePath(
-            settings, engine, store, codec, slot=slot, health=health, metrics=metrics, tracer=tracer
+            settings,
+            engine,
+            store,
+            codec,
+            slot=slot,
+            tell=self._progress.tell if self._progress else untold,
+            health=health,
+            metrics=metrics,
+            tracer=tracer,
         )
         self._stop = threading.Event()
         self._stopped_at = 0.0
@@ -95,8 +108,12 @@ class Worker:
             self._path.engine.wait_loaded()
             self._health.set_started()
             loaded()
+            if self._progress is not None:
+                self._progress.start()
             return self._serve(session)
         finally:
+            if self._progress is not None:
+                self._progress.stop()
             self._path.close()
             self._path.engine.stop()
 

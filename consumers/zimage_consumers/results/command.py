@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -12,10 +12,13 @@ import typer
 from zimage_consumers.results.follow import ResultFilter, follow
 from zimage_stream.cli.context import settings_of
 from zimage_stream.cli.printing import print_result
+from zimage_stream.cli.running import RunningLines, live_lines, progress_as_line
 from zimage_stream.cli.terminal import print_line
 from zimage_stream.client.saving import Saver
 from zimage_stream.events.codec import create_codec
 from zimage_stream.events.image_result import ImageResult, Status
+from zimage_stream.events.progress import Progress
+from zimage_stream.kafka.progress import ProgressReader
 from zimage_stream.kafka.reader import ResultReader
 from zimage_stream.settings import Settings
 from zimage_stream.stores import create_store
@@ -44,6 +47,9 @@ def results(
     timeout: Annotated[
         float | None, typer.Option(min=0, metavar="SECONDS", help="Stop after this many seconds.")
     ] = None,
+    progress: Annotated[
+        bool, typer.Option("--progress", help="With --follow: show on stderr what is being generated.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
     """Show the results of requests: all in the topic or, with --follow, new ones.
@@ -52,17 +58,24 @@ def results(
 
     Example: zimage results --batch cats --status FAILED
     """
+    if progress and not follow_:
+        raise typer.BadParameter("this requires --follow", param_hint="--progress")
     settings = settings_of(context)
     wanted = ResultFilter.of(id_, batch, tenant, status)
     # A request selected by its id may have ended long before.
     earlier = from_beginning or not follow_ or bool(id_)
     found = 0
-    with _saver(settings, out) as saver:
-        for result in _read(settings, wanted, earlier, follow_, timeout):
+    with _saver(settings, out) as saver, _lines(progress) as lines:
+        for event in _read(settings, wanted, earlier, follow_, timeout, progress):
+            if isinstance(event, Progress):
+                _show(event, lines)
+                continue
             found += 1
-            print_result(result, json=json)
+            if lines is not None:
+                lines.ended(event.source)
+            print_result(event, json=json)
             if saver is not None:
-                saver.save(result)
+                saver.save(event)
     if found == 0 and not follow_:
         print_line("there are no such results", err=True)
     missed = bool(id_) and found == 0
@@ -81,12 +94,35 @@ def _saver(settings: Settings, out: Path | None) -> Iterator[Saver | None]:
         print_line(f"not saved: {problem}", err=True)
 
 
+@contextmanager
+def _lines(progress: bool) -> Iterator[RunningLines | None]:
+    """The lines of what is being generated, if they are asked for and there is a terminal."""
+    live = live_lines()
+    if not progress or live.disable:
+        yield None
+        return
+    with RunningLines(live) as lines:
+        yield lines
+
+
+def _show(event: Progress, lines: RunningLines | None) -> None:
+    if lines is None:
+        print_line(progress_as_line(event), err=True)
+    else:
+        lines.note(event, event.request_id)
+
+
 def _read(
-    settings: Settings, wanted: ResultFilter, earlier: bool, on: bool, timeout: float | None
-) -> Iterator[ImageResult]:
-    with (
-        create_codec(settings.registry) as codec,
-        ResultReader(settings.kafka, settings.topics.results, codec, patient=False) as reader,
-    ):
+    settings: Settings, wanted: ResultFilter, earlier: bool, on: bool, timeout: float | None, progress: bool
+) -> Iterator[ImageResult | Progress]:
+    topics = settings.topics
+    with ExitStack() as stack:
+        codec = stack.enter_context(create_codec(settings.registry))
+        reader = stack.enter_context(ResultReader(settings.kafka, topics.results, codec, patient=False))
+        running = None
+        if progress:
+            running = stack.enter_context(ProgressReader(settings.kafka, topics.progress, codec))
+            if not running.reads:
+                print_line(f"topic {topics.progress} cannot be read, so no progress is shown", err=True)
         reader.topic.start(None if earlier else reader.topic.end_offsets(), growing=on)
-        yield from follow(reader, wanted, until_end=not on, timeout_s=timeout)
+        yield from follow(reader, wanted, until_end=not on, timeout_s=timeout, progress=running)

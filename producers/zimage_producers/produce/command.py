@@ -21,6 +21,7 @@ from zimage_producers.produce.run import InvalidLine, Run
 from zimage_producers.produce.tally import Tally
 from zimage_stream.cli.context import settings_of
 from zimage_stream.cli.printing import print_json, print_result
+from zimage_stream.cli.running import RunningLines, live_lines
 from zimage_stream.cli.terminal import print_line
 from zimage_stream.client.prompt_client import PromptClient
 from zimage_stream.client.saving import Saver
@@ -53,6 +54,7 @@ def produce(
     image_format: options.ImageFormat = None,
     quality: options.Quality = None,
     priority: options.Priority = None,
+    previews: options.Previews = None,
     expires_at: options.ExpiresAt = None,
     attribute: options.Attribute = None,
     wait: options.Wait = False,
@@ -80,6 +82,7 @@ def produce(
         format=image_format,
         quality=quality,
         priority=priority,
+        previews=previews,
         expires_at=time_from_text("expires_at", expires_at) if expires_at else None,
         attributes=_attributes(attribute or []),
     )
@@ -125,6 +128,7 @@ class _Job:
                     print_line(request.request_id)
                 return True
             try:
+                _show_running(client, request, self.timeout)
                 result = client.wait(request.request_id, self.timeout)
             except KeyboardInterrupt:
                 print_line(err=True)
@@ -188,6 +192,16 @@ class _Job:
         store = create_store(self.settings.store)
         stack.callback(store.close)
         return stack.enter_context(Saver(store, self.out, title))
+
+
+def _show_running(client: PromptClient, request: PromptRequest, timeout_s: float | None) -> None:
+    """Show how far a request has come, on a terminal, until it has its result."""
+    live = live_lines()
+    if live.disable:
+        return
+    with RunningLines(live) as lines:
+        for event in client.progress([request.request_id], timeout=timeout_s):
+            lines.note(event, request.prompt)
 
 
 def _counting(reading: Reading, tally: Tally, stopped: list[rows.InputError]) -> Iterator[rows.Row]:

@@ -32,6 +32,7 @@ Guidance = Annotated[float | None, _option(_ONE, "0 for Turbo.", "--guidance-sca
 ImageFormat = Annotated[str | None, _option(_ONE, "png, webp or jpeg; default: png.", "--format")]
 Quality = Annotated[int | None, _option(_ONE, "For webp and jpeg, 1 to 100.")]
 Priority = Annotated[int | None, _option(_ONE, "Within the tenant, -10 to 10.")]
+Previews = Annotated[int | None, _option(_ONE, "Sent with its progress, 0 to 3; default: 0.")]
 ExpiresAt = Annotated[str | None, _option(_ONE, "Expires if not begun by then.", metavar="ISO-8601")]
 Attribute = Annotated[list[str] | None, _option(_ONE, "Returned in the result.", metavar="NAME=VALUE")]
 

@@ -6,6 +6,7 @@ import queue
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +15,8 @@ from zimage_stream.client.awaited import Awaited
 from zimage_stream.client.prompt_client import PromptClient
 from zimage_stream.errors import BrokerUnavailableError, RequestError, SubmitError, ZImageError
 from zimage_stream.events.image_result import ImageResult, Source
+from zimage_stream.events.progress import Progress
+from zimage_stream.kafka.progress import ProgressReader
 from zimage_stream.kafka.reader import ResultReader
 
 MAX_OUTSTANDING = 20_000
@@ -23,7 +26,7 @@ MAX_IN_FLIGHT = 2_000
 _POLL_S = 0.1
 
 
-class Progress(Protocol):
+class Observer(Protocol):
     """Callbacks for the events of a run, called on its thread."""
 
     def refused(self, line: int, error: ZImageError) -> None:
@@ -32,6 +35,15 @@ class Progress(Protocol):
 
     def accepted(self, item: Item) -> None:
         """Note that the brokers have accepted a request."""
+        ...
+
+    @property
+    def shows_running(self) -> bool:
+        """Whether :meth:`running` is to be called; it costs reading the progress of all requests."""
+        ...
+
+    def running(self, item: Item, event: Progress) -> None:
+        """Note how far a request has come."""
         ...
 
     def answered(self, item: Item, result: ImageResult) -> None:
@@ -56,17 +68,18 @@ class Run:
 
     Args:
         client: sends the requests.
-        progress: receives the events.
+        observer: receives the events.
         timeout_s: give up after this many seconds without a response from brokers or workers; ``None`` means
             never.
     """
 
-    def __init__(self, client: PromptClient, progress: Progress, timeout_s: float | None = None) -> None:
+    def __init__(self, client: PromptClient, observer: Observer, timeout_s: float | None = None) -> None:
         self._client = client
-        self._progress = progress
+        self._observer = observer
         self._timeout_s = timeout_s
         self._outstanding: Awaited[Item] = Awaited()
         self._settled: queue.SimpleQueue[tuple[Item, Future[Source]]] = queue.SimpleQueue()
+        self._running: ProgressReader | None = None
         self._heard_at = time.monotonic()
 
     def submit(self, items: Iterable[Item | InvalidLine]) -> None:
@@ -91,7 +104,10 @@ class Run:
 
         Raises as :meth:`submit`.
         """
-        with self._client.open_reader() as reader:
+        with ExitStack() as stack:
+            reader = stack.enter_context(self._client.open_reader())
+            if self._observer.shows_running:
+                self._running = stack.enter_context(self._client.open_progress_reader())
             for item in items:
                 self._send(item)
                 self._read(reader, 0.0)
@@ -105,14 +121,14 @@ class Run:
     def _send(self, item: Item | InvalidLine) -> None:
         self._heard_at = time.monotonic()
         if isinstance(item, InvalidLine):
-            self._progress.refused(item.line, item.error)
+            self._observer.refused(item.line, item.error)
             return
         self._outstanding.sending(item)
         try:
             future = self._client.submit_nowait(item.request)
         except (RequestError, SubmitError) as error:
             self._outstanding.drop(item)
-            self._progress.refused(item.line, error)
+            self._observer.refused(item.line, error)
         else:
             future.add_done_callback(lambda done: self._settled.put((item, done)))
 
@@ -125,26 +141,37 @@ class Run:
                 error = future.exception()
                 if isinstance(error, SubmitError):
                     self._outstanding.drop(item)
-                    self._progress.refused(item.line, error)
+                    self._observer.refused(item.line, error)
                     if isinstance(error.__cause__, BrokerUnavailableError):
                         raise error.__cause__
                     continue
                 result = self._outstanding.accepted(item, future.result())
                 if reader is None:
                     self._outstanding.drop(item)
-                self._progress.accepted(item)
+                self._observer.accepted(item)
                 if result is not None:
-                    self._progress.answered(item, result)
+                    self._observer.answered(item, result)
         except queue.Empty:
             return
 
     def _read(self, reader: ResultReader, wait_s: float) -> None:
         self._settle(0.0, reader)
-        result = reader.poll(wait_s)
+        running = self._running if self._running is not None and self._running.reads else None
+        result = reader.poll(wait_s if running is None else 0.0)
         item = result and self._outstanding.arrived(result)
         if result and item:
             self._heard_at = time.monotonic()
-            self._progress.answered(item, result)
+            self._observer.answered(item, result)
+        elif running is not None:
+            self._show_running(running.poll(wait_s), reader)
+
+    def _show_running(self, event: Progress | None, reader: ResultReader) -> None:
+        # Else the event's request may not be known to be ours yet.
+        self._settle(0.0, reader)
+        item = event and self._outstanding.find(event.request_id, event.source)
+        if event and item:
+            self._heard_at = time.monotonic()
+            self._observer.running(item, event)
 
     def _check_silence(self, reader: ResultReader | None = None) -> None:
         if self._timeout_s is None or time.monotonic() - self._heard_at < self._timeout_s:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
 from types import TracebackType
 
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
-
 from zimage_producers.produce.item import Item
-from zimage_stream.cli.printing import age, console, print_json, print_result, result_as_line
+from zimage_stream.cli.printing import age, print_json, print_result, result_as_line
+from zimage_stream.cli.running import RunningLines, live_lines
 from zimage_stream.cli.terminal import print_line
 from zimage_stream.client.saving import Saver
 from zimage_stream.errors import ZImageError
 from zimage_stream.events.image_result import ImageResult
+from zimage_stream.events.progress import Progress
 
 _REFRESH_S = 0.2
 
@@ -48,19 +47,9 @@ class Tally:
         self._total: int | None = None
         self._total_is_exact = False
         self._first_answer_at: float | None = None
-        shown_on = console(stderr=True)
-        self._live = Progress(
-            SpinnerColumn(),
-            BarColumn(bar_width=16),
-            TextColumn("{task.description}"),
-            console=shown_on,
-            transient=True,
-            # A live line is useless in a pipe or log.
-            disable=not shown_on.is_terminal,
-            # On a terminal, other output is printed above the live line; to a pipe it must go unchanged.
-            redirect_stdout=sys.stdout.isatty(),
-        )
+        self._live = live_lines()
         self._task = self._live.add_task("", total=None)
+        self._running = RunningLines(self._live)
 
     def __enter__(self) -> Tally:
         self._live.__enter__()
@@ -87,7 +76,16 @@ class Tally:
             print_json({"request_id": item.request.request_id, "line": item.line})
         self._show()
 
+    @property
+    def shows_running(self) -> bool:
+        """Whether there is a terminal that shows what is being generated."""
+        return not self._live.disable
+
+    def running(self, item: Item, event: Progress) -> None:
+        self._running.note(event, item.name or item.request.prompt)
+
     def answered(self, item: Item, result: ImageResult) -> None:
+        self._running.ended(result.source)
         if self._first_answer_at is None:
             self._first_answer_at = self._clock()
         if result.succeeded:

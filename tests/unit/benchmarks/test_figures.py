@@ -15,7 +15,7 @@ from benchmarks.overhead import STAGES, WORKER_STAGES, stages_of
 from benchmarks.page import FOLDER, PAGE, TITLES, section, table
 from benchmarks.report import Plot, Report, publish, shown
 from benchmarks.report import table as for_people
-from benchmarks.saturation import Run
+from benchmarks.saturation import Run, cost_of_progress
 from benchmarks.workers import percentile
 
 REPORT = Report(("stack", "images/s"), [("ours", 3.14159), ("theirs", None)], ["It is 3 times as fast."])
@@ -33,6 +33,15 @@ def test_the_busy_share_of_a_device() -> None:
     assert Run([10.0, 11.0, 12.0], [11.5, 12.5, 13.5]).busy(1.0) == 1.0
     assert Run([10.0, 12.0], [12.0, 14.0]).busy(1.0) == pytest.approx(2 / 3)
     assert Run([10.0, 12.0], [12.0, 14.0]).images_a_second == 0.5
+
+
+@pytest.mark.parametrize(
+    ("steps", "verdict"), [((0.99, 0.95, 0.99), "1.00% with steps, MORE THAN 0.5%"), ((1.0,), "within 0.5%")]
+)
+def test_progress_is_compared_by_its_medians(steps: tuple[float, ...], verdict: str) -> None:
+    told = cost_of_progress({"off": (0.2, 1.0, 1.0), "stages": (1.0, 0.1, 1.0), "steps": steps})
+    assert told.startswith("Without progress the device is busy 100.00% of the time. Lost: 0.00% with stages")
+    assert told.endswith(f"{verdict}.")
 
 
 def test_stages_add_up_to_the_total_in_any_order() -> None:

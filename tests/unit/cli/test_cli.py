@@ -20,7 +20,10 @@ from typing import IO
 import pytest
 
 from zimage_stream.cli.main import main
+from zimage_stream.events.codec import Codec
 from zimage_stream.kafka.embedded import EmbeddedBroker
+from zimage_stream.kafka.reader import TopicReader
+from zimage_stream.settings import KafkaSettings, Settings
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,7 @@ def test_help_fits_a_terminal(zimage: Run, words: tuple[str, ...]) -> None:
         (("produce", "--file", "a.csv", "--request-id", "a"), "have their own ids"),
         (("produce", "a", "--attribute", "colour"), "NAME=VALUE"),
         (("produce", "a", "--width", "1000"), "width: got 1000, takes a multiple of 16"),
+        (("produce", "a", "--previews", "4"), "previews: got 4, takes a whole number from 0 to 3"),
         (("produce", "a", "--expires-at", "soon"), "expires_at"),
         (("results", "--status", "nosuch"), "nosuch"),
         (("cancel",), "either IDs, --batch or --file"),
@@ -249,11 +253,16 @@ def test_any_encoding_of_the_terminal_works(encoding: str) -> None:
 def test_one_prompt_prints_its_id() -> None:
     with EmbeddedBroker() as broker:
         process = start(
-            *("produce", "雾中的灯塔", "--request-id", "fog"),
+            *("produce", "雾中的灯塔", "--request-id", "fog", "--previews", "2"),
             ZIMAGE_KAFKA__BOOTSTRAP_SERVERS=broker.bootstrap_servers,
         )
         done = finish(process)
+        kafka = KafkaSettings(bootstrap_servers=broker.bootstrap_servers)
+        with TopicReader(kafka, Settings().topics.requests) as reader:
+            reader.start()
+            (request,) = (Codec().decode_request(record.value) for record in reader.read_to_end())
     assert (done.returncode, done.stdout, done.stderr) == (0, "fog\n", "")
+    assert (request.request_id, request.prompt, request.previews) == ("fog", "雾中的灯塔", 2)
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.1, 0.3, 0.6])

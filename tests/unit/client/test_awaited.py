@@ -97,3 +97,15 @@ def test_only_a_few_results_of_older_records_are_kept() -> None:
     for offset in range(1_000):
         awaited.arrived(result("a", offset))
     assert awaited.accepted(once_more, source(0)) is None
+
+
+def test_a_request_is_found_by_its_place_while_it_is_awaited() -> None:
+    awaited: Awaited[Asked] = Awaited()
+    one = Asked("a")
+    awaited.sending(one)
+    assert awaited.find("a", source(1)) is None
+    awaited.accepted(one, source(1))
+    assert awaited.find("a", source(1)) is one
+    assert awaited.find("b", source(1)) is None
+    awaited.arrived(result("a", 1))
+    assert awaited.find("a", source(1)) is None

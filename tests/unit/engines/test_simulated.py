@@ -170,6 +170,28 @@ def test_a_running_generation_can_be_cancelled() -> None:
     assert 0 < sum(slept) < 0.32
 
 
+def test_steps_are_reported_at_equal_intervals_and_take_no_time() -> None:
+    simulated, slept = engine()
+    reports: list[tuple[int, int, float]] = []
+    simulated.generate(
+        [spec(width=1024, height=1024, steps=4)] * 2,
+        stepped=lambda step, steps: reports.append((step, steps, sum(slept))),
+    )
+    assert [report[:2] for report in reports] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert [at for _, _, at in reports] == pytest.approx([0.08, 0.16, 0.24, 0.32])
+    assert sum(slept) == pytest.approx(0.32)
+
+
+def test_a_generation_that_reports_its_steps_is_cancelled_on_its_way() -> None:
+    simulated, _ = engine()
+    steps: list[int] = []
+    with pytest.raises(GenerationCancelledError):
+        simulated.generate(
+            [spec(width=1024, height=1024)], lambda: len(steps) == 3, lambda step, _: steps.append(step)
+        )
+    assert steps == [1, 2, 3]
+
+
 def test_kill_ends_the_process_at_once() -> None:
     program = (
         "from zimage_stream.engines import ImageSpec\n"

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 import zimage_stream.engines
 from zimage_stream.engines import ImageSpec
 from zimage_stream.engines.memory import UNUSED_CACHE_BYTES
-from zimage_stream.engines.zimage import ZImageEngine, to_images
+from zimage_stream.engines.zimage import StepReports, ZImageEngine, to_images
 from zimage_stream.errors import EngineError, GenerationCancelledError, OutOfMemoryError, SettingsError
 from zimage_stream.settings import EngineSettings
 
@@ -185,6 +185,42 @@ def test_a_generation_is_cancelled_between_steps_and_the_next_one_is_correct(
         engine.generate(specs(PROMPTS[:2], steps=8), cancelled)
     assert asked == step
     assert engine.generate(specs(PROMPTS[:1]))[0].tobytes() == before.tobytes()
+
+
+def test_steps_are_reported_and_change_no_picture(engine: ZImageEngine) -> None:
+    reports: list[tuple[int, int]] = []
+    asked = specs(PROMPTS[:2], steps=5)
+    before = engine.generate(asked)
+    images = engine.generate(asked, stepped=lambda step, steps: reports.append((step, steps)))
+    assert reports == [(step, 5) for step in range(1, 6)]
+    assert [image.tobytes() for image in images] == [image.tobytes() for image in before]
+
+
+def test_on_a_gpu_a_step_is_reported_once_the_device_has_done_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    class Event:
+        """Notes what it is asked to do."""
+
+        made = 0
+
+        def __init__(self) -> None:
+            Event.made += 1
+            self.step = Event.made
+
+        def record(self, _: object) -> None:
+            said.append(f"step {self.step} queued")
+
+        def synchronize(self) -> None:
+            said.append(f"step {self.step} done")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: None)
+    reports = StepReports(3, lambda step, steps: said.append(f"{step}/{steps}"), torch.device("cuda"))
+    for _ in range(2):
+        reports.queued()
+    reports.finished()
+    assert said == ["step 1 queued", "step 2 queued", "step 1 done", "1/3", "2/3", "3/3"]
 
 
 def test_nan_is_an_error_and_not_a_black_image(tmp_path: Path) -> None:

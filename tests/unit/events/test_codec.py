@@ -11,6 +11,7 @@ from typing import Any
 import fastavro
 import pytest
 from fastavro.schema import fingerprint, to_parsing_canonical_form
+from fastavro.utils import generate_one
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -54,6 +55,7 @@ requests = st.builds(
     batch_id=st.none() | words,
     created_at=st.none() | times,
     attributes=st.dictionaries(words, words, max_size=5),
+    previews=ints,
 )
 results = st.builds(
     ImageResult,
@@ -225,10 +227,44 @@ def as_written_by(name: str, change: Any, record: dict[str, Any]) -> tuple[Any, 
     return schema, b"\xc3\x01" + mark + out.getvalue()
 
 
+def schema_example(schema: schemas.Schema) -> bytes:
+    """An event of a schema, without its frame. Every field has a value of its type."""
+    out = io.BytesIO()
+    fastavro.schemaless_writer(out, schema.parsed, generate_one(schema.parsed))
+    return out.getvalue()
+
+
 class TestVersions:
     def test_all_published_schemas_are_found_by_their_fingerprints(self) -> None:
         for versions in published().values():
             assert [schema.version for schema in versions] == list(range(1, len(versions) + 1))
+
+    @pytest.mark.parametrize("name", sorted(published()))
+    def test_every_version_reads_what_any_other_wrote(self, name: str) -> None:
+        """FULL_TRANSITIVE, as the registry demands it: a new field has a default, and none is lost."""
+        for writer in published()[name]:
+            written = schema_example(writer)
+            for reader in published()[name]:
+                read: Any = fastavro.schemaless_reader(io.BytesIO(written), writer.parsed, reader.parsed)
+                own = {field["name"] for field in json.loads(writer.text)["fields"]}
+                for field in json.loads(reader.text)["fields"]:
+                    if field["name"] not in own:
+                        assert read[field["name"]] == field["default"]
+
+    def test_a_request_of_the_first_version_asks_for_no_previews(self) -> None:
+        first = published()[PROMPT_REQUEST][0]
+        out = io.BytesIO()
+        fastavro.schemaless_writer(out, first.parsed, {"request_id": "a", "prompt": "p", "priority": 3})
+        read = codec.decode_request(b"\xc3\x01" + first.fingerprint + out.getvalue())
+        assert read == PromptRequest(request_id="a", prompt="p", priority=3, previews=0)
+
+    def test_a_reader_of_the_first_version_reads_a_request_for_previews(self) -> None:
+        first = published()[PROMPT_REQUEST][0]
+        data = codec.encode_request(PromptRequest(request_id="a", prompt="p", priority=3, previews=2), "t")
+        body = io.BytesIO(data[10:])
+        read: Any = fastavro.schemaless_reader(body, current(PROMPT_REQUEST).parsed, first.parsed)
+        assert (read["request_id"], read["prompt"], read["priority"]) == ("a", "p", 3)
+        assert "previews" not in read
 
     def test_an_older_request_is_read_with_the_current_defaults(
         self, monkeypatch: pytest.MonkeyPatch

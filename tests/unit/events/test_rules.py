@@ -52,6 +52,9 @@ GOOD = PromptRequest(prompt="a lighthouse")
         ("quality", 0),
         ("quality", 101),
         ("priority", 11),
+        ("previews", -1),
+        ("previews", 4),
+        ("previews", True),
         ("expires_at", datetime(2026, 1, 1)),  # noqa: DTZ001
         ("batch_id", ""),
         ("batch_id", "b" * 129),
@@ -144,10 +147,15 @@ class TestDerivedValues:
 
     def test_the_digest_covers_exactly_what_determines_the_image(self) -> None:
         digest = GOOD.parameter_digest
-        for same in ({"priority": 3}, {"attributes": {"a": "b"}}, {"batch_id": "b"}):
+        for same in ({"priority": 3}, {"attributes": {"a": "b"}}, {"batch_id": "b"}, {"previews": 3}):
             assert replace(GOOD, **same).parameter_digest == digest
         for other in ({"prompt": "x"}, {"seed": 1}, {"steps": 4}, {"width": 512}, {"format": "webp"}):
             assert replace(GOOD, **other).parameter_digest != digest
+
+    def test_the_digest_of_a_request_never_changes_with_our_version(self) -> None:
+        # A request that is sent again must find the image that an earlier version stored.
+        old = PromptRequest(prompt="a lighthouse", request_id="r", tenant="t", format="webp", quality=80)
+        assert old.parameter_digest == "ba89f7d09f87b7ecf011f0a8a8e0035c2793aff49572f87addaf99fb182dbc6e"
 
     def test_ids_are_version_7_uuids_in_order_of_time(self) -> None:
         ids = [new_request_id() for _ in range(50)]

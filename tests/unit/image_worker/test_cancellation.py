@@ -24,7 +24,7 @@ from zimage_consumers.image_worker.window.assignment import Assignment
 from zimage_consumers.image_worker.window.jobs import Job, Stage
 from zimage_consumers.image_worker.window.ledger import Ledger
 from zimage_stream.checkpoint import Checkpoint, Mark
-from zimage_stream.engines.base import ImageSpec, never
+from zimage_stream.engines.base import ImageSpec, Previews, Stepped, never
 from zimage_stream.engines.simulated import SimulatedEngine
 from zimage_stream.errors import GenerationCancelledError
 from zimage_stream.events.codec import Codec
@@ -63,7 +63,13 @@ class Gated(SimulatedEngine):
     def begun(self) -> list[str]:
         return [prompt for batch in self.batches for prompt in batch]
 
-    def generate(self, specs: Sequence[ImageSpec], cancelled: Callable[[], bool] = never) -> list[Image]:
+    def generate(
+        self,
+        specs: Sequence[ImageSpec],
+        cancelled: Callable[[], bool] = never,
+        stepped: Stepped | None = None,
+        previews: Previews | None = None,
+    ) -> list[Image]:
         self.batches.append([spec.prompt for spec in specs])
         while not self.may_run.wait(0.002):
             if self.heeds and cancelled():

@@ -32,6 +32,13 @@ def test_cells_become_fields_and_other_columns_attributes() -> None:
     assert (request.request_id, request.batch_id) == ("r", "b")
 
 
+def test_a_column_asks_for_previews_and_an_empty_cell_for_what_the_option_says() -> None:
+    asked, unset = rows_of("prompt,previews\na heron,2\na crane,\n")
+    assert request_of(asked, "b", "r", {"previews": 1}).previews == 2
+    assert request_of(unset, "b", "r", {"previews": 1}).previews == 1
+    assert request_of(unset, "b", "r", {}).previews == 0
+
+
 def test_a_row_with_an_id_keeps_it() -> None:
     (row,) = rows_of('{"prompt": "x", "request_id": "mine", "attributes": {"k": "v"}, "n": 3}\n', "jsonl")
     request = request_of(row, "b", "r", {})
@@ -44,6 +51,7 @@ def test_a_row_with_an_id_keeps_it() -> None:
     [
         ("width", "wide"),
         ("seed", "1.5"),
+        ("previews", "some"),
         ("seed", "1_000"),
         ("seed", "1,024"),
         ("seed", "1.23457E+15"),

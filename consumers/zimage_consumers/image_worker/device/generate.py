@@ -13,6 +13,7 @@ from PIL.Image import Image
 
 from zimage_consumers.image_worker.device.batching import BatchLimits, cost
 from zimage_consumers.image_worker.device.leaks import LeakWatch
+from zimage_consumers.image_worker.device.steps import TellingEngine
 from zimage_consumers.image_worker.failpoints import failpoint
 from zimage_consumers.image_worker.window.jobs import (
     BatchDone,
@@ -22,8 +23,10 @@ from zimage_consumers.image_worker.window.jobs import (
     Generating,
     Job,
     MemoryLeaked,
+    Notice,
     Outcome,
     Timings,
+    notice_of,
     now,
 )
 from zimage_stream.engines.base import Engine, ImageSpec
@@ -34,6 +37,7 @@ from zimage_stream.errors import (
     OutOfMemoryError,
     RequestError,
 )
+from zimage_stream.events.progress import ProgressStage
 from zimage_stream.settings import EngineSettings
 from zimage_stream.telemetry.metrics import Metrics
 
@@ -74,6 +78,10 @@ def check_images(specs: Sequence[ImageSpec], images: Sequence[Image]) -> None:
         raise EngineError(f"the engine made {got} where {due} was requested")
 
 
+def untold(_: Notice) -> None:
+    """Do nothing: where no progress is published."""
+
+
 class _SickError(Exception):
     """The known-good image failed."""
 
@@ -86,6 +94,9 @@ class EngineThread(threading.Thread):
         limits: batch limits; told which batches did not fit.
         deliver: receives each finished image, without blocking.
         report: receives outcomes; called from this thread.
+        tell: receives notices of progress, without blocking; called from this thread.
+        tells_steps: whether to tell the steps of a generation too, if the engine reports them.
+        tells_previews: whether to tell the previews that requests ask for, if the engine makes them.
     """
 
     def __init__(
@@ -96,9 +107,14 @@ class EngineThread(threading.Thread):
         report: Callable[[Outcome], None],
         metrics: Metrics,
         settings: EngineSettings,
+        tell: Callable[[Notice], None] = untold,
+        tells_steps: bool = False,
+        tells_previews: bool = False,
     ) -> None:
         super().__init__(name="engine", daemon=True)
         self._engine = engine
+        self._telling = TellingEngine(engine, tell, tells_steps, tells_previews)
+        self._tell = tell
         self._limits = limits
         self._hang_timeout_s = settings.hang_timeout_s
         self._leaks = LeakWatch(settings.leak_limit_bytes)
@@ -224,6 +240,7 @@ class EngineThread(threading.Thread):
                 continue
             self._limits.fitted(first.width, first.height, len(part))
             self._report(Generated(tuple(part)))
+            self._tell(notice_of(ProgressStage.GENERATED, part, first.steps, first.steps))
             for job, image, began in zip(part, images, timings, strict=True):
                 log.debug("generated", extra=job.log)
                 made = replace(began.after("generate", elapsed), generate_ms=elapsed * 1e3)
@@ -255,7 +272,8 @@ class EngineThread(threading.Thread):
         failpoint("generating")
         try:
             specs = [job.spec for job in jobs]
-            images = self._engine.generate(specs, lambda: all(job.unwanted for job in jobs))
+            self._tell(notice_of(ProgressStage.STARTED, jobs, 0, specs[0].steps))
+            images = self._telling.generate(specs, jobs)
         finally:
             elapsed = time.monotonic() - started
             self._metrics.engine_busy_seconds.inc(elapsed)

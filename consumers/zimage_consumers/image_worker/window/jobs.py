@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum, auto
 
 from zimage_consumers.image_worker.window.assignment import Assignment
-from zimage_stream.engines.base import ImageSpec
+from zimage_stream.checkpoint import Mark
+from zimage_stream.engines.base import Encode, ImageSpec
 from zimage_stream.errors import ZImageError
-from zimage_stream.events.image_result import Code, StoredImage
+from zimage_stream.events.image_result import Code, Source, StoredImage
+from zimage_stream.events.progress import ProgressStage
 from zimage_stream.events.prompt_request import PromptRequest
 from zimage_stream.kafka.record import Record
 
@@ -203,6 +205,19 @@ class Job:
         }
 
 
+def job_of(record: Record, assignment: Assignment) -> Job:
+    """A job made of a new record, with what its mark says of earlier attempts."""
+    mark = assignment.ledger.mark(record.offset)
+    return Job(
+        record,
+        assignment,
+        attempts=mark.attempts,
+        suspect=mark.suspect,
+        decode_under_mark=assignment.ledger.decode_under_mark,
+        ever_started=mark != Mark(),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
     """The job's image is in the store. ``reused``: it was there before this attempt."""
@@ -270,6 +285,37 @@ class MemoryLeaked:
 
 
 Outcome = Stored | Failed | LookedUp | Generating | Generated | BatchDone | EngineLost | MemoryLeaked
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What progress says of some requests. Made on the thread where it happens.
+
+    Attributes:
+        subjects: the requests, and where their records are.
+        step, steps: steps of their generation that are done, and in all.
+        at: when it happened.
+        previews: what makes the previews, by the place of the request's record.
+    """
+
+    stage: ProgressStage
+    subjects: tuple[tuple[Source, PromptRequest], ...]
+    step: int
+    steps: int
+    at: datetime
+    previews: Mapping[Source, Encode] = field(default_factory=dict)
+
+
+def notice_of(
+    stage: ProgressStage,
+    jobs: Iterable[Job],
+    step: int,
+    steps: int,
+    previews: Mapping[Source, Encode] | None = None,
+) -> Notice:
+    """A notice of something that happens now to those of these jobs that are still wanted."""
+    subjects = tuple((job.record.source, job.decoded) for job in jobs if not job.unwanted)
+    return Notice(stage, subjects, step, steps, now(), previews or {})
 
 
 @dataclass(frozen=True, slots=True)

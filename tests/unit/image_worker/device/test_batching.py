@@ -12,6 +12,7 @@ from zimage_consumers.image_worker.device.batching import (
     BatchLimits,
     deck_has_room,
     largest_batch,
+    shape_of,
 )
 from zimage_consumers.image_worker.device.generate import hang_bound_s
 
@@ -19,6 +20,11 @@ from zimage_consumers.image_worker.device.generate import hang_bound_s
 @pytest.mark.parametrize(("side", "most"), [(1024, 1), (512, 8), (768, 3), (64, 8), (2048, 1)])
 def test_the_largest_batch_of_a_size_fills_the_device(side: int, most: int) -> None:
     assert largest_batch(side, side, 8) == most
+
+
+def test_requests_with_and_without_previews_share_a_batch() -> None:
+    shapes = {shape_of(job(width=64, height=64, previews=previews).decoded, 9) for previews in range(4)}
+    assert len(shapes) == 1
 
 
 def test_a_batch_that_did_not_fit_is_halved_at_once_and_only_for_its_size() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import queue
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -23,13 +24,15 @@ from zimage_consumers.image_worker.window.jobs import (
     Generating,
     Job,
     MemoryLeaked,
+    Notice,
     Outcome,
     RequestCancelledError,
     Stage,
 )
-from zimage_stream.engines.base import ImageSpec
+from zimage_stream.engines.base import ImageSpec, Previews, Stepped, never
 from zimage_stream.engines.simulated import SimulatedEngine, draw
 from zimage_stream.errors import EngineError
+from zimage_stream.events.progress import ProgressStage
 from zimage_stream.settings import EngineSettings
 from zimage_stream.simulated_faults import Fault
 from zimage_stream.telemetry.metrics import Metrics
@@ -41,7 +44,10 @@ KNOWN_GOOD = "a red circle on a white background"
 class Running:
     """A thread with a simulated engine, and the outcomes it reported."""
 
-    def __init__(self, engine: SimulatedEngine, settings: EngineSettings) -> None:
+    def __init__(
+        self, engine: SimulatedEngine, settings: EngineSettings, tells_steps: bool, tells_previews: bool
+    ) -> None:
+        self.told: list[Notice] = []
         self.images: list[tuple[Job, Image]] = []
         self.outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self.registry = CollectorRegistry()
@@ -52,6 +58,9 @@ class Running:
             self.outcomes.put,
             Metrics(self.registry),
             settings,
+            self.told.append,
+            tells_steps,
+            tells_previews,
         )
 
     def outcome(self) -> Outcome:
@@ -70,10 +79,12 @@ def running(
     simulated_ms: float = 0.0,
     leak_limit_bytes: int = 64 * MIB,
     kind: type[SimulatedEngine] = SimulatedEngine,
+    tells_steps: bool = False,
+    tells_previews: bool = False,
 ) -> Iterator[Running]:
     engine = kind(simulated_ms / 1e3, {piece: Fault.parse(text) for piece, text in (faults or {}).items()})
     settings = EngineSettings(kind="simulated", leak_limit_bytes=leak_limit_bytes)
-    here = Running(engine, settings)
+    here = Running(engine, settings, tells_steps, tells_previews)
     here.thread.start()
     try:
         yield here
@@ -105,6 +116,156 @@ def test_of_a_batch_only_what_is_wanted_is_generated() -> None:
         assert here.outcome() == Failed(cancelled, cancelled.cancelled)
         assert here.outcome() == BatchDone(1)
     assert [each for each, _ in here.images] == [wanted]
+
+
+def told(here: Running) -> list[tuple[str, int, int, int]]:
+    """Stage, number of requests, step and steps of what was told."""
+    return [(each.stage.value, len(each.subjects), each.step, each.steps) for each in here.told]
+
+
+@pytest.mark.parametrize("tells_steps", [False, True])
+def test_a_batch_is_told_when_it_begins_at_each_step_and_when_its_images_are_generated(
+    tells_steps: bool,
+) -> None:
+    with running(tells_steps=tells_steps) as here:
+        jobs = job(width=64, height=64, steps=3), job(width=64, height=64, steps=3)
+        here.thread.submit(Batch(1, jobs))
+        assert here.outcome() == BatchDone(1)
+    steps = [("STEP", 2, step, 3) for step in (1, 2, 3)] if tells_steps else []
+    assert told(here) == [("STARTED", 2, 0, 3), *steps, ("GENERATED", 2, 3, 3)]
+    assert here.told[0].subjects == tuple((each.record.source, each.decoded) for each in jobs)
+
+
+def test_a_batch_that_is_split_begins_again_and_the_known_good_image_is_nobody_s_progress() -> None:
+    with running({"poison": "raise"}, tells_steps=True) as here:
+        jobs = tuple(job(prompt=word, width=64, height=64, steps=1) for word in ("medicine", "poison"))
+        here.thread.submit(Batch(1, jobs))
+        assert isinstance(here.outcome(), Failed)
+        assert here.outcome() == BatchDone(1)
+    started, step, generated = ("STARTED", 1, 0, 1), ("STEP", 1, 1, 1), ("GENERATED", 1, 1, 1)
+    assert told(here) == [("STARTED", 2, 0, 1), started, step, generated, started]
+
+
+def shown(here: Running) -> list[tuple[int, list[str]]]:
+    """Of each step that was told: its number, and the prompts of the requests, with ``+`` if previewed."""
+    found = []
+    for each in here.told:
+        if each.stage is ProgressStage.STEP:
+            words = [request.prompt + "+" * (source in each.previews) for source, request in each.subjects]
+            found.append((each.step, words))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("tells_steps", "tells_previews", "expected"),
+    [
+        (False, False, []),
+        (True, False, [(step, ["a", "b", "c"]) for step in (1, 2, 3, 4)]),
+        (False, True, [(1, ["a+"]), (2, ["a+", "c+"]), (3, ["a+"])]),
+        (
+            True,
+            True,
+            [(1, ["a+", "b", "c"]), (2, ["a+", "b", "c+"]), (3, ["a+", "b", "c"]), (4, ["a", "b", "c"])],
+        ),
+    ],
+)
+def test_previews_are_told_of_the_requests_that_ask_for_them_with_their_steps(
+    tells_steps: bool, tells_previews: bool, expected: list[tuple[int, list[str]]]
+) -> None:
+    with running(tells_steps=tells_steps, tells_previews=tells_previews) as here:
+        jobs = [
+            job(prompt=prompt, previews=previews, width=64, height=64, steps=4)
+            for prompt, previews in (("a", 3), ("b", 0), ("c", 1))
+        ]
+        here.thread.submit(Batch(1, tuple(jobs)))
+        assert here.outcome() == BatchDone(1)
+    assert shown(here) == expected
+    others = [each.stage.value for each in here.told if each.stage is not ProgressStage.STEP]
+    assert others == ["STARTED", "GENERATED"]
+
+
+class Previewing(SimulatedEngine):
+    """Its previews note the thread that makes them."""
+
+    makers: list[str]
+
+    def generate(
+        self,
+        specs: Sequence[ImageSpec],
+        cancelled: Callable[[], bool] = never,
+        stepped: Stepped | None = None,
+        previews: Previews | None = None,
+    ) -> list[Image]:
+        def encode() -> bytes:
+            self.makers.append(threading.current_thread().name)
+            return b"jpeg"
+
+        assert previews is not None
+        assert stepped is not None
+        previews.show(0, 1, encode)
+        stepped(1, 2)
+        return super().generate(specs, cancelled)
+
+
+def test_previews_are_made_by_whoever_is_told_and_not_on_the_engine_s_thread() -> None:
+    Previewing.makers = []
+    with running(kind=Previewing, tells_previews=True) as here:
+        here.thread.submit(Batch(1, (job(width=64, height=64, previews=1),)))
+        assert here.outcome() == BatchDone(1)
+    (encode,) = (encode for each in here.told for encode in each.previews.values())
+    assert Previewing.makers == []
+    assert encode() == b"jpeg"
+
+
+class Asked(SimulatedEngine):
+    """Notes what it is asked to report."""
+
+    reports: list[tuple[Stepped | None, Previews | None]]
+
+    def generate(
+        self,
+        specs: Sequence[ImageSpec],
+        cancelled: Callable[[], bool] = never,
+        stepped: Stepped | None = None,
+        previews: Previews | None = None,
+    ) -> list[Image]:
+        self.reports.append((stepped, previews))
+        return super().generate(specs, cancelled)
+
+
+def test_an_engine_reports_nothing_where_no_request_asks_for_previews() -> None:
+    Asked.reports = []
+    with running(kind=Asked, tells_previews=True) as here:
+        here.thread.submit(Batch(1, (job(width=64, height=64),)))
+        assert here.outcome() == BatchDone(1)
+    assert Asked.reports == [(None, None)]
+
+
+def test_requests_that_are_not_wanted_any_more_are_not_told() -> None:
+    with running(simulated_ms=1_000) as here:
+        jobs = job(width=512, height=512), job(width=512, height=512)
+        here.thread.submit(Batch(1, jobs))
+        while not here.told:
+            time.sleep(0.001)
+        jobs[0].assignment.gone = True
+        assert here.outcome() == BatchDone(1)
+    assert told(here) == [("STARTED", 2, 0, 8), ("GENERATED", 1, 8, 8)]
+
+
+class Older(SimulatedEngine):
+    """Knows nothing of steps."""
+
+    def generate(  # type: ignore[override]
+        self, specs: Sequence[ImageSpec], cancelled: Callable[[], bool] = never
+    ) -> list[Image]:
+        return super().generate(specs, cancelled)
+
+
+def test_an_engine_that_reports_no_steps_serves_as_before() -> None:
+    with running(kind=Older, tells_steps=True) as here:
+        here.thread.submit(Batch(1, (job(width=64, height=64),)))
+        assert here.outcome() == BatchDone(1)
+    assert told(here) == [("STARTED", 1, 0, 8), ("GENERATED", 1, 8, 8)]
 
 
 def test_half_an_image_fails_only_its_own_request() -> None:

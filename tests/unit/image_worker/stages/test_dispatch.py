@@ -37,7 +37,7 @@ from zimage_consumers.image_worker.window.jobs import (
 )
 from zimage_consumers.image_worker.window.window import Window
 from zimage_stream.checkpoint import MAX_MARKS, Mark
-from zimage_stream.engines.base import ImageSpec, never
+from zimage_stream.engines.base import ImageSpec, Previews, Stepped, never
 from zimage_stream.engines.simulated import SimulatedEngine
 from zimage_stream.events.codec import Codec
 from zimage_stream.events.rules import Limits
@@ -89,7 +89,13 @@ class Gated(SimulatedEngine):
         self.runs, self.may_run = threading.Event(), threading.Event()
         self.may_run.set()
 
-    def generate(self, specs: Sequence[ImageSpec], cancelled: Callable[[], bool] = never) -> list[Image]:
+    def generate(
+        self,
+        specs: Sequence[ImageSpec],
+        cancelled: Callable[[], bool] = never,
+        stepped: Stepped | None = None,
+        previews: Previews | None = None,
+    ) -> list[Image]:
         self.runs.set()
         assert self.may_run.wait(120)
         return super().generate(specs)

@@ -44,6 +44,7 @@ WILD: dict[str, st.SearchStrategy[Any]] = {
     "format": st.sampled_from(["png", "webp", "jpeg", "gif", "PNG", ""]),
     "quality": st.none() | ints,
     "priority": ints | st.just(0),
+    "previews": ints | st.just(0),
     "batch_id": st.none() | st.text(max_size=140),
 }
 # Few at a time, or hardly any request would get past the other fields.

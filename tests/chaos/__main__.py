@@ -48,6 +48,7 @@ def main() -> int:
                 except Exception as error:
                     broke = {"runs that broke off": [f"{type(error).__name__}: {error}"]}
                     row = Row(scenario, 0, 0, {}, [], broke)
+                    sys.stdout.writelines(f"{note}\n" for note in getattr(error, "__notes__", ()))
                     services.reset()
                 rows.append(row)
                 sys.stdout.write(f"{row}\n")

@@ -8,16 +8,20 @@ clock, so they add up to the whole; time between two spans is counted as *hand-o
 - *overhead*: from the call that submits to the result in the reader's hands, minus the generation.
 - *idle*: the processor time that the same worker uses while there is nothing to do.
 
+With `--progress`, this project is compared with itself instead: a worker with `worker.progress=off` and one
+with `steps` take turns.
+
     python -m tests.services run --no-registry -- python -m benchmarks.overhead
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from statistics import median
@@ -30,6 +34,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from benchmarks.report import Cell, Report, parser, publish
 from benchmarks.workers import Workers, fresh_settings, percentile, until
 from zimage_stream import PromptClient, PromptRequest
+from zimage_stream.kafka.reader import ResultReader
 from zimage_stream.settings import Settings
 
 SERVICE_S = 0.1
@@ -37,6 +42,8 @@ WARM_UP = 100
 SIDES = (1024, 64)
 IDLE_S = 20.0
 WORKER_STAGES = ("decode", "mark", "look up", "wait", "generate", "encode", "upload", "publish")
+LEVELS = ("off", "steps")
+"""Of ``worker.progress``."""
 STAGES = ("produce", "fetch", *(stage for stage in WORKER_STAGES if stage != "wait"), "read", "hand-over")
 
 Spans = dict[str, tuple[float, float]]
@@ -46,7 +53,11 @@ Spans = dict[str, tuple[float, float]]
 def main() -> None:
     options = parser(__doc__, "few requests")
     options.add_argument("--requests", type=int, default=200, help="of each size")
+    options.add_argument("--progress", action="store_true", help="compare worker.progress off and steps")
     arguments = options.parse_args()
+    if arguments.progress:
+        compare_progress(arguments)
+        return
     count, warm_up, idle_s = (5, 5, 1.0) if arguments.quick else (arguments.requests, WARM_UP, IDLE_S)
     rows: list[list[Cell]] = []
     findings = []
@@ -79,6 +90,50 @@ def main() -> None:
     publish(Report(("image", "stage", "median, ms", "p99, ms"), rows, findings), arguments)
 
 
+def compare_progress(arguments: argparse.Namespace) -> None:
+    """Report what progress adds to the time of one request."""
+    count, warm_up = (5, 5) if arguments.quick else (arguments.requests, WARM_UP)
+    rows: list[list[Cell]] = []
+    findings = []
+    for side in SIDES:
+        engine = {"kind": "simulated", "simulated_ms": SERVICE_S * 1e3 * (1024 / side) ** 2, "max_batch": 1}
+        with ExitStack() as stack:
+            asking = {}
+            for level in LEVELS:
+                settings = stack.enter_context(fresh_settings(engine=engine, worker={"progress": level}))
+                workers = stack.enter_context(Workers(settings))
+                client = stack.enter_context(PromptClient(settings))
+                asking[level] = client, stack.enter_context(client.open_reader())
+                until(lambda workers=workers: workers.lines("took over partitions"), "it is in the group")  # type: ignore[misc]
+            seen: dict[str, list[float]] = {level: [] for level in LEVELS}
+            for number in range(warm_up + count):
+                for level in LEVELS if number % 2 else LEVELS[::-1]:
+                    request = PromptRequest(prompt=f"picture {number}", width=side, height=side)
+                    sent, _, read = round_trip(*asking[level], request)
+                    seen[level].append(1e3 * (read - sent - SERVICE_S))
+        off, steps = (times[warm_up:] for times in seen.values())
+        rows += [[f"{side}x{side}", level, *_two(seen[level][warm_up:])] for level in LEVELS]
+        added = median(with_it - without for with_it, without in zip(steps, off, strict=True))
+        findings.append(
+            f"{side}x{side}: with steps the median is {median(steps) - median(off):+.2f} ms; of pairs, the "
+            f"median difference is {added:+.2f} ms."
+        )
+    columns = ("image", "worker.progress", "median, ms", "p99, ms")
+    publish(Report(columns, rows, findings), arguments)
+
+
+def round_trip(
+    client: PromptClient, reader: ResultReader, request: PromptRequest
+) -> tuple[float, float, float]:
+    """When a request is sent, accepted, and its result read, in UNIX time."""
+    sent = time.time()
+    client.submit(request)
+    accepted = time.time()
+    while (result := reader.poll(1.0)) is None or result.request_id != request.request_id:
+        pass
+    return sent, accepted, time.time()
+
+
 def one_by_one(
     settings: Settings, side: int, count: int, warm_up: int, idle_s: float, traces: dict[str, Spans]
 ) -> tuple[list[dict[str, float]], float]:
@@ -91,12 +146,8 @@ def one_by_one(
     ):
         until(lambda: workers.lines("took over partitions"), "the worker is in the group")
         for number in range(warm_up + count):
-            sent = time.time()
-            request_id = client.submit(PromptRequest(prompt=f"picture {number}", width=side, height=side))
-            accepted = time.time()
-            while (result := reader.poll(1.0)) is None or result.request_id != request_id:
-                pass
-            clocks[request_id] = sent, accepted, time.time()
+            request = PromptRequest(prompt=f"picture {number}", width=side, height=side)
+            clocks[request.request_id] = round_trip(client, reader, request)
         wanted = list(clocks)[warm_up:]
         until(lambda: all(name in traces for name in wanted), "the spans are here")
         (pid,) = workers.processes().values()

@@ -56,7 +56,7 @@ def play(
     broker = services.cluster if on_cluster else services.kafka
     services.use(broker)
     if isinstance(chosen, BrokerScenario) and chosen.copies:
-        services.cluster.make_topic(name, chosen.copies, chosen.config)
+        services.cluster.make_topic(topics.requests, chosen.copies, chosen.config)
     create_topics(
         broker.settings,
         topics,

@@ -19,7 +19,7 @@ from tests.chaos.tables import write_table
 from tests.chaos.workloads import WORKLOADS
 
 HEAD = f"{'scenario':<34}{'faults':>7}{'accepted':>9}  {'recovery s':>12}  verdict"
-PLAYED_OVER_ALL = ("killed at every point", "killed at random", "broker killed")
+PLAYED_OVER_ALL = ("killed at every point", "killed at random", "broker killed", "cancelled at every stage")
 """Scenarios that are run with every workload."""
 
 

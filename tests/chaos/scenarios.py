@@ -399,7 +399,8 @@ def cancelled_at_every_stage(stage: Stage, scale: float) -> None:
     stage.start_workers()
     stage.next_life = next_life
     guest = None
-    for number in range(round(10 * scale)):
+    rounds, several = (round(10 * scale), 4) if scale < 2 else (round(18 * scale), 6)
+    for number in range(rounds):
         if number % 3 == 0:
             # More than the windows hold: some are fetched only because they are cancelled.
             for each in range(200):
@@ -407,7 +408,7 @@ def cancelled_at_every_stage(stage: Stage, scale: float) -> None:
             stage.flush()
         # What waits, runs, is being stored, or has ended.
         for _ in range(8):
-            stage.cancel(stage.some(4, latest=stage.rng.choice((3, 30, 300))))
+            stage.cancel(stage.some(several, latest=stage.rng.choice((3, 30, 300))))
             stage.pause(0.05, 0.2)
         match number % 4:
             case 0:

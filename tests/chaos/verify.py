@@ -359,7 +359,7 @@ def _getter(store: dict[str, Any]) -> Any:
 def _judge_group(report: Report, plan: dict[str, Any], accepted: dict[LetterPosition, Any]) -> None:
     """Check that the group has resolved everything, and that no transaction is open."""
     # What it knows of leaders it would otherwise believe for a quarter of an hour.
-    admin = AdminClient({**plan["kafka"], "metadata.max.age.ms": 1_000})
+    admin = AdminClient({**plan["kafka"], "metadata.max.age.ms": 10_000})
     last: dict[int, int] = {}
     for partition, offset in accepted:
         last[partition] = max(offset, last.get(partition, -1))

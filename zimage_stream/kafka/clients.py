@@ -22,8 +22,8 @@ MAX_MESSAGE_BYTES = 4 << 20
 
 
 CONTACT_TIMEOUT_S = 10.0
-METADATA_AGE_MS = 1_000
-"""How long an admin client believes what it knows of a topic's leaders."""
+METADATA_AGE_MS = 10_000
+"""How long an admin client believes what it knows of a topic's leaders; longer than a slow broker answers."""
 _TRY_S = 1.0
 
 _ACCESS_DENIED = (KafkaError._AUTHENTICATION, KafkaError._SSL)
